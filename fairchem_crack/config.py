@@ -1,0 +1,160 @@
+"""The `task.distill` block and the distillation terms of `loss_functions`, typed and checked. Standard library only."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import types
+import typing
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from typing import Any, Literal, Optional, Union
+
+from fairchem_crack import keys
+
+Anchor = Literal["student", "teacher", "symmetric"]
+Negatives = Literal["batch", "system"]
+RelationGraph = Literal["teacher", "student"]
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """Where the frozen teacher comes from."""
+
+    checkpoint: str  # a fairchem checkpoint file, or a name in fairchem's registry of pretrained models
+    local_cache: str = "pretrained_models"  # where a pretrained checkpoint is downloaded to
+    use_ema: bool = True  # take the checkpoint's EMA weights when it has them
+
+
+@dataclass(frozen=True)
+class RelationsConfig:
+    """Which relations are formed, and what each is contrasted with."""
+
+    graph: RelationGraph = "teacher"  # whose edges make the pairs
+    negatives: Negatives = "batch"
+    anchor: Anchor = "student"
+    max_pairs: Optional[int] = None  # anchors per step, a random subset; None takes all
+    false_negative_threshold: Optional[float] = None  # leave out negatives whose |cosine| to the anchor exceeds it
+
+    def __post_init__(self) -> None:
+        if self.max_pairs is not None:
+            _require(self.max_pairs > 0, "max_pairs", "a positive integer or null", self.max_pairs)
+        if self.false_negative_threshold is not None:
+            is_cosine = 0 < self.false_negative_threshold <= 1
+            _require(is_cosine, "false_negative_threshold", "in (0, 1] or null", self.false_negative_threshold)
+
+
+@dataclass(frozen=True)
+class ProjectionConfig:
+    """The trainable map from the student's width D_s to the teacher's width D; dropped after training."""
+
+    kind: Literal["linear", "mlp"] = "linear"
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """The whole `task.distill` block."""
+
+    teacher: TeacherConfig
+    relations: RelationsConfig = field(default_factory=RelationsConfig)
+    projection: ProjectionConfig = field(default_factory=ProjectionConfig)
+
+
+@dataclass(frozen=True)
+class TermConfig:
+    """One distillation term of `loss_functions`: coefficient * fn(student's, teacher's)."""
+
+    key: str
+    fn: str
+    coefficient: float
+    reduction: Optional[str] = None  # fairchem's, "mean" or "sum"
+    temperature: float = 0.15  # of `crack` only; Lim et al. 2025, between 0.05 and 0.2 makes no difference there
+
+    def __post_init__(self) -> None:
+        _require(self.temperature > 0 and math.isfinite(self.temperature), "temperature", "positive", self.temperature)
+        _require(self.coefficient >= 0 and math.isfinite(self.coefficient), "coefficient", ">= 0", self.coefficient)
+        if (self.fn == "crack") is not (self.key == keys.RELATIONS):
+            raise ValueError(
+                f"fn: the term `{self.key}` cannot use `{self.fn}`: `{keys.RELATIONS}` takes `crack`, "
+                "and the other terms take an elementwise loss of fairchem such as `mse`, `mae` or `l2mae`."
+            )
+
+
+def split_loss_functions(loss_functions: list[dict]) -> tuple[list[dict], list[TermConfig]]:
+    """Separate the student's own terms, returned as they are, from the distillation terms.
+
+    Raises:
+        ValueError: a distillation term has an unknown option or an impossible value.
+    """
+    own: list[dict] = []
+    terms: list[TermConfig] = []
+    for index, entry in enumerate(loss_functions or []):
+        for key, options in entry.items():
+            if key not in keys.DISTILLATION_TERMS:
+                own.append({key: options})
+                continue
+            parsed = parse(TermConfig, {"key": key, **(options or {})}, f"loss_functions[{index}].{key}")
+            if any(term.key == key for term in terms):
+                raise ValueError(f"loss_functions[{index}].{key}: the term is given twice.")
+            terms.append(parsed)
+    return own, terms
+
+
+def parse(cls: type, values: Any, path: str) -> Any:
+    """Build the frozen dataclass `cls` from a YAML mapping, or fail with the dotted path of what is wrong.
+
+    Raises:
+        ValueError: unknown or missing option, wrong type or value.
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected a mapping with the options {_names(cls)}, found {values!r}.")
+    known = {one.name: one for one in fields(cls)}
+    hints = typing.get_type_hints(cls)
+    for name in values:
+        if name not in known:
+            raise ValueError(f"{path}.{name}: unknown option. {_suggestion(name, list(known))}")
+    for name, one in known.items():
+        is_required = one.default is MISSING and one.default_factory is MISSING
+        if is_required and name not in values:
+            raise ValueError(f"{path}.{name}: missing. `{path}` takes the options {_names(cls)}.")
+    converted = {name: _convert(hints[name], value, f"{path}.{name}") for name, value in values.items()}
+    try:
+        return cls(**converted)
+    except ValueError as error:
+        raise ValueError(f"{path}.{error}") from None
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    if is_dataclass(hint):
+        return parse(hint, value, path)  # type: ignore[arg-type]
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        choices = typing.get_args(hint)
+        if value not in choices:
+            listed = ", ".join(map(str, choices))
+            raise ValueError(f"{path}: expected one of {listed}, found {value!r}. {_suggestion(str(value), choices)}")
+        return value
+    if origin in (Union, getattr(types, "UnionType", Union)):  # Optional[...] is the only union in use
+        if value is None:
+            return None
+        hint = next(one for one in typing.get_args(hint) if one is not type(None))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise ValueError(f"{path}: expected {hint.__name__}, found {value!r}.")
+    return value
+
+
+def _require(condition: bool, option: str, expected: str, found: Any) -> None:
+    if not condition:
+        raise ValueError(f"{option}: expected {expected}, found {found!r}.")
+
+
+def _names(cls: type) -> str:
+    return ", ".join(f"`{one.name}`" for one in fields(cls))
+
+
+def _suggestion(name: str, known: Any) -> str:
+    nearest = difflib.get_close_matches(str(name), [str(one) for one in known], n=1, cutoff=0.5)
+    if nearest:
+        return f"Did you mean `{nearest[0]}`?"
+    return "Known are " + ", ".join(f"`{one}`" for one in known) + "."

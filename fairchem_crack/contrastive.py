@@ -1,0 +1,196 @@
+r"""The CRACK loss: InfoNCE over relations, exact, at linear memory. Pure torch.
+
+With s_e, t_e the unit relations of student and teacher of pair e, both directions of every pair are candidates, and
+
+    loss_e = - log [ exp(x_ee) / sum_f 2 cosh(x_ef) ],    x_ef = s_e . t_f / tau,
+
+for the student as anchor; for the teacher as anchor the sum runs over the other index, 2 cosh(x_fe). Both directions of a
+pair have the same loss, so P x P terms give the exact mean over 2P x 2P. The sums are in `partition`.
+Source: Lim, Choung, Han 2025.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Callable, Optional
+
+import torch
+from torch import Tensor
+
+from fairchem_crack.partition import Partition, partition_sums
+from fairchem_crack.relations import pair_difference, relation_vectors, unit_embedding
+
+# exp(1/tau), summed over many pairs, must stay in the range of the type: exp(88) for float32, exp(709) for float64.
+LARGEST_LOGIT = {torch.float32: 60.0, torch.float64: 600.0}
+# Two logits closer than this fraction of 1/tau are a tie; a tie counts as a hit of the top-1 accuracy.
+TIE = 1e-5
+
+ANCHORS = ("student", "teacher", "symmetric")
+NEGATIVES = ("batch", "system")
+
+
+@dataclass
+class CrackTerms:
+    """The loss of each anchor and what the same pass tells about it.
+
+    Attributes:
+        loss: (P',) loss of each anchor pair; its mean is the CRACK loss. P' = P without `max_pairs`.
+        num_pairs: P, pairs with a direction in both models.
+        num_degenerate: pairs left out because they have none.
+        top1: () fraction of anchors nearest to their own counterpart among the 2P candidates.
+        cosine: () mean s_e . t_e.
+        entropy: () mean entropy of the softmax over the 2P candidates, nats.
+    """
+
+    loss: Tensor
+    num_pairs: int
+    num_degenerate: int
+    top1: Tensor
+    cosine: Tensor
+    entropy: Tensor
+
+
+def crack_loss(*, student: Tensor, teacher: Tensor, pairs: Tensor, **options) -> Tensor:
+    """Mean CRACK loss over the relations of a batch; arguments and errors are those of `crack_terms`.
+
+    Returns:
+        () loss; 0, still with a gradient graph, when no pair has a direction.
+    """
+    loss = crack_terms(student=student, teacher=teacher, pairs=pairs, **options).loss
+    return loss.sum() / max(loss.numel(), 1)
+
+
+def crack_terms(
+    *,
+    student: Tensor,
+    teacher: Tensor,
+    pairs: Tensor,
+    temperature: float = 0.15,
+    anchor: str = "student",
+    negatives: str = "batch",
+    systems: Optional[Tensor] = None,
+    max_pairs: Optional[int] = None,
+    false_negative_threshold: Optional[float] = None,
+    generator: Optional[torch.Generator] = None,
+) -> CrackTerms:
+    """The CRACK loss of each anchor, with diagnostics; the equation is in the module's docstring.
+
+    A pair whose embeddings coincide in either model has no direction: it is left out and counted.
+
+    Args:
+        student: (N, D) projected student embedding; the gradient flows here. Computed in float32, or float64 if given so.
+        teacher: (N, D) frozen teacher embedding.
+        pairs: (2, P) long, i < j, no duplicates.
+        temperature: tau.
+        anchor: "student", "teacher", or "symmetric", the mean of both.
+        negatives: "batch", or "system": only relations of the anchor's own system.
+        systems: (N,) long, the system of each atom; needed for negatives="system".
+        max_pairs: anchors to draw at random; every relation stays a negative, so the mean is unbiased.
+        false_negative_threshold: leave out of the sum the relations f != e with |t_e . t_f| above it.
+        generator: CPU source of randomness for `max_pairs`.
+
+    Raises:
+        ValueError: shapes do not fit or an option is out of its range.
+    """
+    _check(student, teacher, pairs, temperature, anchor, negatives, systems)
+    dtype = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
+    if 1 / temperature > LARGEST_LOGIT[dtype]:
+        dtype = torch.float64
+    with torch.autocast(student.device.type, enabled=False):
+        unit_student, unit_teacher = unit_embedding(student.to(dtype)), unit_embedding(teacher.detach().to(dtype))
+        kept = _pairs_with_direction(unit_student, unit_teacher, pairs)
+        system_of_pair = None
+        if negatives == "system" and systems is not None:
+            kept = kept[:, torch.argsort(systems[kept[0]], stable=True)]
+            system_of_pair = systems[kept[0]]
+        relations = relation_vectors(unit_teacher, kept)  # (P, D)
+        difference = unit_student[kept[0]] - unit_student[kept[1]]  # (P, D)
+        scale = 1 / (temperature * torch.linalg.vector_norm(difference, dim=-1))  # (P,)
+        positive = (difference * relations).sum(dim=-1) * scale  # (P,) x_ee
+
+        chosen = _draw(kept.shape[1], max_pairs, generator, kept.device)
+        sums = _sums_of_anchors(
+            partial(
+                partition_sums,
+                unit_student,
+                scale,
+                kept,
+                relations,
+                system_of_pair=system_of_pair,
+                threshold=false_negative_threshold,
+            ),
+            anchor,
+            chosen,
+        )
+        own = positive if chosen is None else positive[chosen]
+        loss = torch.stack([side.log_sum - own for side in sums]).mean(dim=0)  # (P',)
+        hits = torch.stack([own >= side.largest - TIE / temperature for side in sums])
+        entropy = torch.stack([side.entropy for side in sums])
+    return CrackTerms(
+        loss=loss if loss.numel() else loss + 0 * student.sum(),
+        num_pairs=kept.shape[1],
+        num_degenerate=pairs.shape[1] - kept.shape[1],
+        top1=_mean(hits),
+        cosine=_mean(positive * temperature),
+        entropy=_mean(entropy),
+    )
+
+
+def _sums_of_anchors(
+    sums: Callable[..., tuple[Partition, Partition]], anchor: str, chosen: Optional[Tensor]
+) -> list[Partition]:
+    """The sums over negatives for the student's anchors (rows of x), the teacher's (columns), or both."""
+    if anchor == "symmetric" and chosen is None:
+        return list(sums(rows=None, columns=None, over_columns=True, over_rows=True))
+    of_student, of_teacher = [], []
+    if anchor != "teacher":
+        of_student = [sums(rows=chosen, columns=None, over_columns=True, over_rows=False)[0]]
+    if anchor != "student":
+        of_teacher = [sums(rows=None, columns=chosen, over_columns=False, over_rows=True)[1]]
+    return of_student + of_teacher
+
+
+def _pairs_with_direction(unit_student: Tensor, unit_teacher: Tensor, pairs: Tensor) -> Tensor:
+    with torch.no_grad():
+        valid = (pair_difference(unit_student, pairs)[1] > 0) & (pair_difference(unit_teacher, pairs)[1] > 0)
+    return pairs[:, valid]
+
+
+def _draw(
+    available: int, wanted: Optional[int], generator: Optional[torch.Generator], device: torch.device
+) -> Optional[Tensor]:
+    if wanted is None or wanted >= available:
+        return None
+    return torch.randperm(available, generator=generator)[:wanted].sort().values.to(device)
+
+
+def _mean(values: Tensor) -> Tensor:
+    return values.detach().double().sum() / max(values.numel(), 1)
+
+
+def _check(
+    student: Tensor,
+    teacher: Tensor,
+    pairs: Tensor,
+    temperature: float,
+    anchor: str,
+    negatives: str,
+    systems: Optional[Tensor],
+) -> None:
+    if student.dim() != 2 or student.shape != teacher.shape:
+        raise ValueError(
+            f"student and teacher: expected two embeddings of equal shape (N, D), found {tuple(student.shape)} and "
+            f"{tuple(teacher.shape)}. A projection brings the student to the teacher's width."
+        )
+    if pairs.dim() != 2 or pairs.shape[0] != 2 or pairs.dtype != torch.long:
+        raise ValueError(f"pairs: expected (2, P) of dtype long, found {tuple(pairs.shape)} of {pairs.dtype}.")
+    smallest = 1 / LARGEST_LOGIT[torch.float64]
+    if not temperature >= smallest:
+        raise ValueError(f"temperature: expected at least {smallest:.4f}, found {temperature}.")
+    if anchor not in ANCHORS:
+        raise ValueError(f"anchor: expected one of {', '.join(ANCHORS)}, found {anchor!r}.")
+    if negatives not in NEGATIVES:
+        raise ValueError(f"negatives: expected one of {', '.join(NEGATIVES)}, found {negatives!r}.")
+    if negatives == "system" and (systems is None or systems.shape != student.shape[:1]):
+        raise ValueError('systems: negatives="system" needs the system of each atom, (N,) long.')

@@ -1,0 +1,1 @@
+"""The demo: its data, made here, and its summary."""

@@ -1,0 +1,217 @@
+r"""Sums over all pairs of relations, tiled, with a backward that recomputes the tiles. Pure torch.
+
+The logits x_ef = s_e . t_f / tau between the relations of student and teacher are differences of rows of a Gram matrix,
+
+    x_ef = (H_if - H_jf) scale_e,    H = A T^T,    scale_e = 1 / (|a_i - a_j| tau),
+
+A (N, D) the unit student embeddings, T (P, D) the teacher's unit relations: one subtraction for an entry, not D
+multiplications. Columns come in slabs (of H, N x slab) and rows in tiles, so neither P x P nor N x P is ever held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, Optional
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+# On CPU a tile and its temporaries stay in the cache; on CUDA one tile fills the device.
+TILE_ENTRIES = {"cpu": 1 << 17, "cuda": 1 << 24}
+SLAB_COLUMNS = {"cpu": 1 << 11, "cuda": 1 << 13}
+
+
+class Partition(NamedTuple):
+    """Of each anchor: log of its sum, the largest |x| in it, and the entropy of its softmax; (P',) each."""
+
+    log_sum: Tensor
+    largest: Tensor
+    entropy: Tensor
+
+
+@dataclass
+class _Problem:
+    """What does not carry a gradient: rows and columns of x, and which of its blocks count."""
+
+    pairs: Tensor  # (2, R) atoms of each row's pair
+    relations: Tensor  # (C, D) teacher relation of each column
+    row_relations: Tensor  # (R, D) teacher relation of each row
+    row_ids: Tensor  # (R,) and
+    column_ids: Tensor  # (C,) equal where a row and a column are the same pair
+    blocks: list[tuple[int, int, int, int]]  # first row, end row, first column, end column
+    threshold: Optional[float]
+    over_columns: bool
+    over_rows: bool
+
+
+def partition_sums(
+    unit_student: Tensor,
+    scale: Tensor,
+    pairs: Tensor,
+    relations: Tensor,
+    *,
+    rows: Optional[Tensor],
+    columns: Optional[Tensor],
+    over_columns: bool,
+    over_rows: bool,
+    system_of_pair: Optional[Tensor] = None,
+    threshold: Optional[float] = None,
+) -> tuple[Partition, Partition]:
+    """log sum_f 2 cosh(x_ef) for each row e, and log sum_e 2 cosh(x_ef) for each column f.
+
+    Args:
+        unit_student: (N, D), differentiable.
+        scale: (P,) 1 / (|a_i - a_j| tau), differentiable.
+        pairs: (2, P) long; with `system_of_pair`, sorted by it.
+        relations: (P, D) the teacher's unit relations.
+        rows: (R,) sorted, the pairs that are rows of x; None for all.
+        columns: (C,) sorted, the pairs that are columns; None for all.
+        over_columns: compute the sums of the rows; else they are zeros.
+        over_rows: compute the sums of the columns; else they are zeros.
+        system_of_pair: (P,) long; where given, only entries with both pairs of one system count.
+        threshold: leave out entries e != f with |t_e . t_f| above it.
+
+    Returns:
+        Partition of the rows, Partition of the columns.
+    """
+    ids = torch.arange(pairs.shape[1], device=pairs.device)
+    rows, columns = (ids if chosen is None else chosen for chosen in (rows, columns))
+    problem = _Problem(
+        pairs=pairs[:, rows],
+        relations=relations[columns],
+        row_relations=relations[rows],
+        row_ids=rows,
+        column_ids=columns,
+        blocks=_blocks(rows, columns, system_of_pair),
+        threshold=threshold,
+        over_columns=over_columns,
+        over_rows=over_rows,
+    )
+    outputs = _PartitionSums.apply(unit_student, scale[rows], problem)
+    return Partition(*outputs[:3]), Partition(*outputs[3:])
+
+
+def _blocks(rows: Tensor, columns: Tensor, system_of_pair: Optional[Tensor]) -> list[tuple[int, int, int, int]]:
+    if system_of_pair is None:
+        return [(0, rows.numel(), 0, columns.numel())]
+    systems = int(system_of_pair.max()) + 1 if system_of_pair.numel() else 0
+    row_ends, column_ends = (
+        torch.bincount(system_of_pair[chosen], minlength=systems).cumsum(0).tolist() for chosen in (rows, columns)
+    )
+    return list(zip([0, *row_ends], row_ends, [0, *column_ends], column_ends))
+
+
+class _PartitionSums(torch.autograd.Function):
+    """Forward keeps one sum per row and column; backward recomputes each tile."""
+
+    @staticmethod
+    def forward(ctx, unit_student: Tensor, scale: Tensor, problem: _Problem):
+        rows, columns = scale.numel(), problem.relations.shape[0]
+        sums = [scale.new_zeros(size) for size in (rows, rows, rows, columns, columns, columns)]
+        row_sum, row_largest, row_moment, column_sum, column_largest, column_moment = sums
+        for tile in _tiles(unit_student, scale, problem):
+            up, down = tile.exponentials(problem)  # exp(x), exp(-x)
+            cosh, sinh, largest = up + down, up - down, torch.maximum(up, down)
+            moment = sinh.mul_(tile.logits)  # x sinh(x), whose mean under the softmax is the mean of |x|'s sign times x
+            if problem.over_columns:
+                row_sum[tile.rows] += cosh.sum(dim=1)
+                row_moment[tile.rows] += moment.sum(dim=1)
+                row_largest[tile.rows] = torch.maximum(row_largest[tile.rows], largest.amax(dim=1))
+            if problem.over_rows:
+                column_sum[tile.columns] += cosh.sum(dim=0)
+                column_moment[tile.columns] += moment.sum(dim=0)
+                column_largest[tile.columns] = torch.maximum(column_largest[tile.columns], largest.amax(dim=0))
+        ctx.save_for_backward(unit_student, scale, row_sum, row_moment, column_sum)
+        ctx.problem = problem
+        outputs = (*_finish(row_sum, row_largest, row_moment), *_finish(column_sum, column_largest, column_moment))
+        ctx.mark_non_differentiable(outputs[1], outputs[2], outputs[4], outputs[5])
+        return outputs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, row_grad: Tensor, _1, _2, column_grad: Tensor, _3, _4):
+        problem: _Problem = ctx.problem
+        unit_student, scale, row_sum, row_moment, column_sum = ctx.saved_tensors
+        student_grad, scale_grad = torch.zeros_like(unit_student), torch.zeros_like(scale)
+        row_weight = _ratio(row_grad, row_sum) if problem.over_columns else None
+        column_weight = _ratio(column_grad, column_sum) if problem.over_rows else None
+        for slab in _slabs(unit_student, problem):
+            slab_grad = torch.zeros_like(slab.gram)  # (N, slab)
+            for tile in _tiles_of_slab(slab, scale, problem):
+                up, down = tile.exponentials(problem)
+                logit_grad = up.sub_(down)  # d 2cosh(x) / dx = 2 sinh(x)
+                if row_weight is not None and column_weight is not None:
+                    logit_grad *= row_weight[tile.rows, None] + column_weight[tile.columns]
+                elif row_weight is not None:
+                    logit_grad *= row_weight[tile.rows, None]
+                elif column_weight is not None:
+                    logit_grad *= column_weight[tile.columns]
+                if column_weight is not None:
+                    scale_grad[tile.rows] += (logit_grad * tile.logits).sum(dim=1)
+                logit_grad *= scale[tile.rows, None]
+                slab_grad.index_add_(0, problem.pairs[0, tile.rows], logit_grad)
+                slab_grad.index_add_(0, problem.pairs[1, tile.rows], logit_grad, alpha=-1)
+            student_grad.addmm_(slab_grad, problem.relations[slab.columns])
+        if row_weight is not None and column_weight is None:
+            scale_grad = row_weight * row_moment  # the sum over a row that the forward kept
+        return student_grad, scale_grad / scale, None
+
+
+def _finish(total: Tensor, largest: Tensor, moment: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    log_sum = total.log()
+    return log_sum, largest.log(), log_sum - _ratio(moment, total)
+
+
+def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """numerator / denominator, 0 where nothing was summed."""
+    return torch.where(denominator > 0, numerator / denominator, 0)
+
+
+@dataclass
+class _Slab:
+    gram: Tensor  # (N, columns) H = A T^T
+    columns: slice
+    rows: tuple[int, int]  # first and end row of the block
+
+
+@dataclass
+class _Tile:
+    logits: Tensor  # (rows, columns) x
+    rows: slice
+    columns: slice
+
+    def exponentials(self, problem: _Problem) -> tuple[Tensor, Tensor]:
+        """exp(x) and exp(-x), zero where an entry does not count."""
+        up = self.logits.exp()
+        down = up.reciprocal()
+        if problem.threshold is not None:
+            cosine = problem.row_relations[self.rows] @ problem.relations[self.columns].T
+            is_other = problem.row_ids[self.rows, None] != problem.column_ids[self.columns]
+            left_out = (cosine.abs() > problem.threshold) & is_other
+            up, down = up.masked_fill_(left_out, 0), down.masked_fill_(left_out, 0)
+        return up, down
+
+
+def _slabs(unit_student: Tensor, problem: _Problem) -> Iterator[_Slab]:
+    width = SLAB_COLUMNS[unit_student.device.type]
+    for first_row, end_row, first_column, end_column in problem.blocks:
+        for start in range(first_column, end_column, width):
+            columns = slice(start, min(start + width, end_column))
+            yield _Slab(unit_student @ problem.relations[columns].T, columns, (first_row, end_row))
+
+
+def _tiles_of_slab(slab: _Slab, scale: Tensor, problem: _Problem) -> Iterator[_Tile]:
+    height = max(1, TILE_ENTRIES[scale.device.type] // slab.gram.shape[1])
+    for start in range(*slab.rows, height):
+        rows = slice(start, min(start + height, slab.rows[1]))
+        logits = slab.gram[problem.pairs[0, rows]]
+        logits -= slab.gram[problem.pairs[1, rows]]
+        logits *= scale[rows, None]
+        yield _Tile(logits, rows, slab.columns)
+
+
+def _tiles(unit_student: Tensor, scale: Tensor, problem: _Problem) -> Iterator[_Tile]:
+    for slab in _slabs(unit_student, problem):
+        yield from _tiles_of_slab(slab, scale, problem)

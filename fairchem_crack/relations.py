@@ -1,0 +1,90 @@
+"""From edges to pairs, from pairs to relations. Pure torch.
+
+A relation is the directed unit vector between the embeddings of two atoms of one system (CRACK, Lim, Choung, Han 2025).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Two unit embeddings closer than this many rounding errors have no direction between them.
+COINCIDENCE_ULPS = 128
+# An embedding whose largest entry is below this has no direction: its gradient, ~1/|z|, would leave the range of float32.
+SMALLEST_EMBEDDING = 1e-20
+
+
+def unordered_pairs(edge_index: Tensor, num_atoms: int) -> Tensor:
+    """The pairs of distinct atoms joined by at least one edge.
+
+    Both directions of an edge and all its periodic images are one pair; an atom with its own image is none.
+
+    Args:
+        edge_index: (2, E) long, atoms of the batch; an edge joins two atoms of one system.
+        num_atoms: N, atoms of the batch.
+
+    Returns:
+        (2, P) long, i < j, sorted by i then j, hence also by system.
+    """
+    low, high = edge_index.amin(dim=0), edge_index.amax(dim=0)
+    distinct = low != high
+    code = torch.unique(low[distinct] * num_atoms + high[distinct])  # (P,), sorted
+    return torch.stack((torch.div(code, num_atoms, rounding_mode="floor"), code % num_atoms))
+
+
+def has_direction(embedding: Tensor) -> Tensor:
+    """(N,) bool: False where an embedding is zero, or too small, so that it has no unit vector.
+
+    A non-finite embedding is not hidden: its NaN goes on into the loss.
+    """
+    return ~(embedding.detach().abs().amax(dim=-1) <= SMALLEST_EMBEDDING)
+
+
+def unit_embedding(embedding: Tensor) -> Tensor:
+    """Scale each embedding to unit length, z^ = z / |z|; zero, with zero gradient, where `has_direction` is False.
+
+    Divided by the largest entry first, so that |z|^2 neither overflows nor underflows.
+
+    Args:
+        embedding: (N, D) floating.
+
+    Returns:
+        (N, D), float32, or float64 for a float64 input.
+    """
+    embedding = embedding.to(torch.promote_types(embedding.dtype, torch.float32))
+    valid = has_direction(embedding)[:, None]
+    largest = embedding.detach().abs().amax(dim=-1, keepdim=True)
+    scaled = torch.where(valid, embedding / torch.where(valid, largest, 1), 1)  # any direction, masked below
+    return torch.where(valid, scaled / torch.linalg.vector_norm(scaled, dim=-1, keepdim=True), 0)
+
+
+def pair_difference(unit: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
+    """Difference z^_i - z^_j of unit embeddings, (P, D), and its length, (P,) without gradient.
+
+    The length is 0 for a pair without direction: its embeddings coincide, or one of them is zero.
+    """
+    difference = unit[pairs[0]] - unit[pairs[1]]
+    with torch.no_grad():
+        length = torch.linalg.vector_norm(difference, dim=-1)
+        atom_is_zero = ~unit.bool().any(dim=-1)
+        coincide = length <= COINCIDENCE_ULPS * torch.finfo(unit.dtype).eps
+        length = length.masked_fill(coincide | atom_is_zero[pairs[0]] | atom_is_zero[pairs[1]], 0)
+    return difference, length
+
+
+def relation_vectors(embedding: Tensor, pairs: Tensor) -> Tensor:
+    """Unit difference of two atoms' embeddings, one row per pair.
+
+    r_ij = unit(z^_i - z^_j), z^ the embedding scaled to unit length; r_ji = -r_ij (CRACK, Lim et al. 2025).
+
+    Args:
+        embedding: (N, D) invariant node embedding, dimensionless.
+        pairs: (2, P) long, i < j, both atoms of one system.
+
+    Returns:
+        (P, D); a zero row, with zero gradient, where the pair has no direction.
+    """
+    difference, length = pair_difference(unit_embedding(embedding), pairs)
+    valid = (length > 0)[:, None]
+    difference = torch.where(valid, difference, 1)  # any direction, masked below
+    return torch.where(valid, difference / torch.linalg.vector_norm(difference, dim=-1, keepdim=True), 0)

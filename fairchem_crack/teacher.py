@@ -1,0 +1,155 @@
+"""Load, freeze and run a teacher from a fairchem checkpoint."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import logging
+import pickle
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from fairchem.core.common.registry import registry
+from fairchem.core.common.utils import load_state_dict, match_state_dict
+from fairchem.core.models.model_registry import available_pretrained_models, model_name_to_local_file
+from fairchem.core.modules.exponential_moving_average import ExponentialMovingAverage
+from fairchem.core.modules.scaling.compat import load_scales_compat
+from torch import Tensor, nn
+from torch_geometric.data import Batch
+
+from fairchem_crack.config import TeacherConfig
+from fairchem_crack.features import Features, attach_features
+
+
+@dataclass(frozen=True)
+class TeacherOutputs:
+    """What a teacher says of a batch: ordinary tensors, without gradient.
+
+    Attributes:
+        node_embedding: (N, D) invariant node embedding, dimensionless.
+        edge_index: (2, E) edges the teacher passed messages along.
+    """
+
+    node_embedding: Tensor
+    edge_index: Tensor
+
+
+class Teacher:
+    """A frozen model: no gradients, no training mode, no part in DDP, EMA, optimizer or checkpoint."""
+
+    def __init__(self, name: str, model: nn.Module, checkpoint: Path) -> None:
+        self.name = name
+        self.checkpoint = checkpoint
+        self.model = model.requires_grad_(False).eval()
+        self.features: Features = attach_features(name, model, "teacher")
+
+    @torch.inference_mode()
+    def _run(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        self.model.eval()
+        self.model(batch)
+        outputs = self.features.node_embedding.float(), self.features.edge_index
+        self.features.clear()
+        return outputs
+
+    def __call__(self, batch: Batch) -> TeacherOutputs:
+        """Run the teacher on a batch on its device. The caller's random number stream is left as it was."""
+        devices = [batch.pos.device] if batch.pos.is_cuda else []
+        with torch.random.fork_rng(devices):  # EquiformerV2 and eSCN draw a random frame for each edge
+            node_embedding, edge_index = self._run(batch)
+        # a clone made outside of inference mode may enter the student's graph
+        return TeacherOutputs(node_embedding.clone(), edge_index.clone())
+
+    def fingerprint(self) -> str:
+        """Digest of architecture and weights: equal for the same teacher, wherever its file lies."""
+        digest = hashlib.sha256(self.name.encode())
+        for key, value in sorted(self.model.state_dict().items()):
+            digest.update(f"{key}{tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+
+def load_teacher(config: TeacherConfig, device: torch.device) -> Teacher:
+    """Build the model a fairchem checkpoint describes and load its weights, in fairchem's own way.
+
+    Raises:
+        FileNotFoundError: neither a file nor the name of a pretrained model.
+        ValueError: not a readable fairchem checkpoint, or of an architecture without adapter.
+    """
+    path = _locate(config)
+    checkpoint = read_checkpoint(path)
+    name, attributes = model_config(checkpoint, path)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):  # the random initial weights are overwritten
+        try:
+            model = registry.get_model_class(name)(**attributes)
+        except RuntimeError as error:
+            raise ValueError(f"Teacher {path} is a `{name}`, which this fairchem does not have: {error}") from error
+    try:
+        load_state_dict(model, match_state_dict(model.state_dict(), checkpoint["state_dict"]), strict=True)
+    except RuntimeError as error:
+        raise ValueError(f"Teacher {path}: its weights do not fit the `{name}` its config describes: {error}") from error
+    if checkpoint.get("scale_dict"):
+        load_scales_compat(model, checkpoint["scale_dict"])
+    if config.use_ema and checkpoint.get("ema"):
+        average = ExponentialMovingAverage(model.parameters(), checkpoint["ema"]["decay"])
+        average.load_state_dict(checkpoint["ema"])
+        average.copy_to()
+        logging.info(f"Teacher {path}: taking its EMA weights.")
+    teacher = Teacher(name, model.to(device), path)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    logging.info(f"Teacher {path}: `{name}`, {parameters / 1e6:.2f}M parameters, D = {teacher.features.width}.")
+    return teacher
+
+
+def model_config(checkpoint: dict, path: Path) -> tuple[str, dict[str, Any]]:
+    """Registered name and arguments of the model, from a checkpoint's config in today's or the published OC20 format."""
+    config = copy.deepcopy(checkpoint["config"])
+    try:
+        attributes = dict(config["model"]) if isinstance(config["model"], dict) else dict(config["model_attributes"])
+        name = attributes.pop("name") if isinstance(config["model"], dict) else config["model"]
+    except KeyError as error:
+        raise ValueError(f"{path}: its config has no {error}, so the model cannot be built.") from error
+    attributes["otf_graph"] = True  # as OCPCalculator does: a student's data need not hold the teacher's edges
+    return name, attributes
+
+
+def read_checkpoint(path: Path) -> dict:
+    """The content of a fairchem checkpoint, on the CPU; large tensors stay on disk until they are used.
+
+    A checkpoint is a pickle, and a pickle can run code. It is read with `weights_only=True` where its content allows it;
+    where it does not, the log says so.
+
+    Raises:
+        ValueError: truncated, corrupt, or not a fairchem checkpoint.
+    """
+    options: dict[str, Any] = {"map_location": "cpu", "mmap": zipfile.is_zipfile(path)}
+    try:
+        try:
+            checkpoint = torch.load(path, weights_only=True, **options)
+        except pickle.UnpicklingError:
+            checkpoint = torch.load(path, weights_only=False, **options)
+            logging.warning(f"{path} holds more than tensors and plain values; it was read as an unrestricted pickle.")
+    except Exception as error:
+        raise ValueError(
+            f"{path} cannot be read as a checkpoint ({type(error).__name__}: {str(error).splitlines()[0]}). "
+            f"It has {path.stat().st_size} bytes: was its download or copy cut short?"
+        ) from error
+    if not isinstance(checkpoint, dict) or not {"state_dict", "config"} <= checkpoint.keys():
+        found = ", ".join(map(str, checkpoint)) if isinstance(checkpoint, dict) else type(checkpoint).__name__
+        raise ValueError(f"{path} is not a fairchem checkpoint: expected `state_dict` and `config`, found {found}.")
+    return checkpoint
+
+
+def _locate(config: TeacherConfig) -> Path:
+    path = Path(config.checkpoint)
+    if path.is_file():
+        return path
+    if config.checkpoint in available_pretrained_models:
+        return Path(model_name_to_local_file(config.checkpoint, config.local_cache))
+    raise FileNotFoundError(
+        f"task.distill.teacher.checkpoint: {config.checkpoint} is neither a file (looked in {Path.cwd()}) nor a pretrained "
+        f"model of fairchem. Its {len(available_pretrained_models)} names are in "
+        "fairchem.core.models.model_registry.available_pretrained_models."
+    )

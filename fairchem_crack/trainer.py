@@ -1,0 +1,166 @@
+"""`CrackDistillTrainer`: fairchem's OCP trainer plus the distillation terms."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from fairchem.core.common.registry import registry
+from fairchem.core.datasets import data_list_collater
+from fairchem.core.trainers.ocp_trainer import OCPTrainer
+from torch import Tensor
+from torch_geometric.data import Batch
+
+from fairchem_crack import keys
+from fairchem_crack.checks import check_datasets, check_metrics, check_run_dir
+from fairchem_crack.config import DistillConfig, parse, split_loss_functions
+from fairchem_crack.distillation import Distillation
+from fairchem_crack.teacher import read_checkpoint
+
+SAMPLE_SYSTEMS = 16  # of the training data, looked at before the first step
+
+
+@registry.register_trainer("crack_distill")
+class CrackDistillTrainer(OCPTrainer):
+    """Trains a student with its own loss functions and, while training only, the distillation terms.
+
+    It reads `task.distill` and the distillation terms of `loss_functions`, and hands everything else to fairchem's
+    trainer, whose config, model, optimizer, EMA and checkpoints know nothing of the teacher. Without a distillation term
+    it is that trainer, step for step. The teacher is loaded when training starts: validation, prediction and relaxation
+    need none.
+
+    Raises:
+        ValueError: `task.distill` or a distillation term is not understood; the message names the option.
+        FileNotFoundError: a dataset or the teacher's checkpoint is missing.
+    """
+
+    def __init__(self, *, task: dict, loss_functions: list[dict], **fairchem_arguments: Any) -> None:
+        own_losses, terms = split_loss_functions(loss_functions)
+        self._terms = [term for term in terms if term.coefficient > 0]
+        for term in terms:
+            if term not in self._terms:
+                logging.info(f"loss_functions: `{term.key}` is left out, its coefficient is 0.")
+        distill = task.get("distill")
+        self._distill_config: DistillConfig | None = None
+        if self._terms:
+            self._distill_config = parse(DistillConfig, {} if distill is None else distill, "task.distill")
+        elif distill is not None:
+            logging.warning("task.distill is given, but loss_functions has no distillation term: plain training.")
+        self._distillation: Distillation | None = None
+        self._resumed_state: dict | None = None
+        check_run_dir(fairchem_arguments.get("run_dir"))
+        super().__init__(
+            task={key: value for key, value in task.items() if key != "distill"},
+            loss_functions=own_losses,
+            **fairchem_arguments,
+        )
+
+    def load_datasets(self) -> None:
+        """Fail on a missing dataset by the name of its option, then load as fairchem does."""
+        check_datasets({name: self.config[f"{name}_dataset" if name else "dataset"] for name in ("", "val", "test")})
+        super().load_datasets()
+
+    def load_loss(self) -> None:
+        """The student's own losses; each also reports its unweighted value."""
+        super().load_loss()
+        self._own_losses: dict[str, float] = {}
+        for name, loss in self.loss_functions:
+            loss["fn"].register_forward_hook(
+                lambda _, __, value, name=name: self._own_losses.update({keys.LOSS_PREFIX + name: value.item()})
+            )
+
+    def train(self, disable_eval_tqdm: bool = False) -> None:
+        """Load the teacher, check it against data and student, then train as fairchem does."""
+        check_metrics(self.evaluation_metrics)
+        if self._distill_config is None:
+            super().train(disable_eval_tqdm)
+            return
+        self._distillation = Distillation(
+            self._distill_config,
+            self._terms,
+            student_name=self.config["model"]["name"],
+            student=self._unwrapped_model,
+            optimizer=self.optimizer,
+            device=self.device,
+            seed=self.config["cmd"]["seed"] or 0,
+        )
+        try:
+            self._distillation.preflight(self._sample_of_training_data())
+            if self._resumed_state is not None:
+                self._distillation.load_state_dict(self._resumed_state)
+            elif self.step > 0:
+                logging.warning("The checkpoint has no projection (it is not a distillation's): the projection starts anew.")
+            super().train(disable_eval_tqdm)
+        finally:
+            self._distillation.close()
+            self._distillation = None
+
+    @property
+    def _active(self) -> Distillation | None:
+        """The distillation in a training step, None in an evaluation."""
+        return self._distillation if self.model.training else None
+
+    def _forward(self, batch: Batch) -> dict[str, Tensor]:
+        if self._active is not None:
+            self._active.check_elements(batch.atomic_numbers, f"dataset.train, systems {_ids(batch)},")
+        return super()._forward(batch)
+
+    def _compute_loss(self, out: dict[str, Tensor], batch: Batch) -> Tensor:
+        loss = super()._compute_loss(out, batch)
+        return loss if self._active is None else loss + self._active.loss(batch, self.step)
+
+    def _compute_metrics(self, out: dict, batch: Batch, evaluator: Any, metrics: dict | None = None) -> dict:
+        metrics = super()._compute_metrics(out, batch, evaluator, metrics)
+        if self._active is not None:
+            for name, value in {**self._own_losses, **self._active.log}.items():
+                metrics = evaluator.update(name, value, metrics)
+        return metrics
+
+    def _backward(self, loss: Tensor) -> None:
+        loss_scale = self.scaler.get_scale() if self.scaler else 1.0
+        super()._backward(loss)
+        if self._distillation is not None:
+            lr = self.scheduler.get_lr()
+            self._distillation.step(lr, max_norm=self.clip_grad_norm, loss_scale=loss_scale)
+
+    def save(self, metrics: dict | None = None, checkpoint_file: str = "checkpoint.pt", training_state: bool = True):
+        """Save fairchem's checkpoint; a training checkpoint gets the projection under one key of its own.
+
+        Written under a temporary name and renamed, so that a kill while saving leaves the last checkpoint whole.
+        """
+        path = super().save(metrics, f"{checkpoint_file}.partial", training_state)
+        if path is None:
+            return None
+        if training_state and self._distillation is not None:
+            checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=False)
+            checkpoint[keys.CHECKPOINT_KEY] = self._distillation.state_dict()
+            merged = f"{path}.merged"
+            torch.save(checkpoint, merged)
+            os.replace(merged, path)
+        final = path.removesuffix(".partial")
+        os.replace(path, final)
+        return final
+
+    def load_checkpoint(self, checkpoint_path: str, checkpoint: dict | None = None, inference_only: bool = False) -> None:
+        """Load as fairchem does, and keep the projection's state for when training starts."""
+        if checkpoint is None and os.path.isfile(checkpoint_path):
+            checkpoint = read_checkpoint(Path(checkpoint_path))
+        if checkpoint is not None:
+            self._resumed_state = checkpoint.get(keys.CHECKPOINT_KEY)
+        super().load_checkpoint(checkpoint_path, checkpoint, inference_only)
+
+    def _sample_of_training_data(self) -> Batch:
+        if self.train_loader is None:
+            raise ValueError("dataset.train.src: missing; training needs data.")
+        size = len(self.train_dataset)
+        chosen = sorted({index * size // SAMPLE_SYSTEMS for index in range(min(SAMPLE_SYSTEMS, size))})
+        otf_graph = self.config["model"].get("otf_graph", False)
+        return data_list_collater([self.train_dataset[index] for index in chosen], otf_graph=otf_graph)
+
+
+def _ids(batch: Batch) -> str:
+    ids = batch.sid.tolist() if isinstance(batch.sid, Tensor) else list(getattr(batch, "sid", []))
+    return ", ".join(map(str, ids[:8])) + (", ..." if len(ids) > 8 else "")
