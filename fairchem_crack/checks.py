@@ -18,13 +18,15 @@ def check_run_dir(run_dir: str | None) -> None:
 
 
 def check_datasets(datasets: dict[str, dict]) -> None:
-    """Raise FileNotFoundError when a dataset's `src` is a plain path that does not exist.
+    """Raise FileNotFoundError when a dataset's `src` is a plain path that does not exist, ValueError when it is empty.
 
     Args:
         datasets: the `dataset` options of each split; the training split's name is "".
     """
     for name, options in datasets.items():
         sources = options.get("src", [])
+        if sources is None:
+            raise ValueError(f"dataset.{name or 'train'}.src: is empty; give a path, or leave the whole split out.")
         for source in [sources] if isinstance(sources, (str, Path)) else sources:
             is_pattern = any(mark in str(source) for mark in "*?[:")  # ase_db and ase_read also take globs and addresses
             if not is_pattern and not Path(source).exists():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import logging
 import os
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the `fairchem-crack` command."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    _require_compiled_packages()
     if arguments[:1] == ["train"]:  # takes fairchem's flags, which argparse would want listed here
         train(arguments[1:])
         return
@@ -46,6 +48,16 @@ def main(arguments: list[str] | None = None) -> None:
             summarize_demo(options.run_dir, data=options.data, teacher=options.teacher, seeds=options.seeds)
     except (ValueError, OSError) as error:
         sys.exit(f"fairchem-crack {options.command}: {error}")
+
+
+def _require_compiled_packages() -> None:
+    missing = [name for name in ("torch_scatter", "torch_sparse") if importlib.util.find_spec(name) is None]
+    if missing:
+        names = " ".join(name.replace("_", "-") for name in missing)
+        sys.exit(
+            f"fairchem needs {names}, which must be compiled against the installed torch. Run:\n"
+            f"  pip install wheel 'setuptools<81'\n  pip install --no-build-isolation {names}"
+        )
 
 
 def train(arguments: list[str]) -> None:

@@ -11,8 +11,12 @@ from typing import Any, Literal, Optional, Union
 
 from fairchem_crack import keys
 
+# Smaller ones would leave the range of float64: exp(1 / temperature) is summed over all relations.
+SMALLEST_TEMPERATURE = 1 / 600
+
 Anchor = Literal["student", "teacher", "symmetric"]
 Negatives = Literal["batch", "system"]
+Reduction = Literal["mean", "sum"]
 RelationGraph = Literal["teacher", "student"]
 
 
@@ -66,11 +70,12 @@ class TermConfig:
     key: str
     fn: str
     coefficient: float
-    reduction: Optional[str] = None  # fairchem's, "mean" or "sum"
+    reduction: Optional[Reduction] = None  # fairchem's; None is its default, the mean
     temperature: float = 0.15  # of `crack` only; Lim et al. 2025, between 0.05 and 0.2 makes no difference there
 
     def __post_init__(self) -> None:
-        _require(self.temperature > 0 and math.isfinite(self.temperature), "temperature", "positive", self.temperature)
+        is_warm = math.isfinite(self.temperature) and self.temperature >= SMALLEST_TEMPERATURE
+        _require(is_warm, "temperature", f"a number of at least {SMALLEST_TEMPERATURE:.4f}", self.temperature)
         _require(self.coefficient >= 0 and math.isfinite(self.coefficient), "coefficient", ">= 0", self.coefficient)
         if (self.fn == "crack") is not (self.key == keys.RELATIONS):
             raise ValueError(
@@ -88,15 +93,25 @@ def split_loss_functions(loss_functions: list[dict]) -> tuple[list[dict], list[T
     own: list[dict] = []
     terms: list[TermConfig] = []
     for index, entry in enumerate(loss_functions or []):
+        if not isinstance(entry, dict):
+            raise ValueError(f"loss_functions[{index}]: expected a mapping of one term, found {entry!r}.")
         for key, options in entry.items():
             if key not in keys.DISTILLATION_TERMS:
                 own.append({key: options})
                 continue
-            parsed = parse(TermConfig, {"key": key, **(options or {})}, f"loss_functions[{index}].{key}")
+            parsed = _parse_term(key, {} if options is None else options, f"loss_functions[{index}].{key}")
             if any(term.key == key for term in terms):
                 raise ValueError(f"loss_functions[{index}].{key}: the term is given twice.")
             terms.append(parsed)
     return own, terms
+
+
+def _parse_term(key: str, options: Any, path: str) -> TermConfig:
+    if not isinstance(options, dict):
+        raise ValueError(f"{path}: expected a mapping, found {options!r}.")
+    if "key" in options:
+        raise ValueError(f"{path}.key: unknown option.")
+    return parse(TermConfig, {"key": key, **options}, path)
 
 
 def parse(cls: type, values: Any, path: str) -> Any:
@@ -127,16 +142,16 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
     if is_dataclass(hint):
         return parse(hint, value, path)  # type: ignore[arg-type]
     origin = typing.get_origin(hint)
+    if origin in (Union, getattr(types, "UnionType", Union)):  # Optional[...] is the only union in use
+        if value is None:
+            return None
+        return _convert(next(one for one in typing.get_args(hint) if one is not type(None)), value, path)
     if origin is Literal:
         choices = typing.get_args(hint)
         if value not in choices:
             listed = ", ".join(map(str, choices))
             raise ValueError(f"{path}: expected one of {listed}, found {value!r}. {_suggestion(str(value), choices)}")
         return value
-    if origin in (Union, getattr(types, "UnionType", Union)):  # Optional[...] is the only union in use
-        if value is None:
-            return None
-        hint = next(one for one in typing.get_args(hint) if one is not type(None))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):

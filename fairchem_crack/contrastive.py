@@ -11,23 +11,25 @@ Source: Lim, Choung, Han 2025.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Callable, Optional
+from typing import Callable, Optional, get_args
 
 import torch
 from torch import Tensor
 
+from fairchem_crack.config import SMALLEST_TEMPERATURE, Anchor, Negatives
 from fairchem_crack.partition import Partition, partition_sums
 from fairchem_crack.relations import pair_difference, relation_vectors, unit_embedding
 
 # exp(1/tau), summed over many pairs, must stay in the range of the type: exp(88) for float32, exp(709) for float64.
-LARGEST_LOGIT = {torch.float32: 60.0, torch.float64: 600.0}
+LARGEST_LOGIT = {torch.float32: 60.0, torch.float64: 1 / SMALLEST_TEMPERATURE}
 # Two logits closer than this fraction of 1/tau are a tie; a tie counts as a hit of the top-1 accuracy.
 TIE = 1e-5
 
-ANCHORS = ("student", "teacher", "symmetric")
-NEGATIVES = ("batch", "system")
+ANCHORS = get_args(Anchor)
+NEGATIVES = get_args(Negatives)
 
 
 @dataclass
@@ -87,13 +89,14 @@ def crack_terms(
         negatives: "batch", or "system": only relations of the anchor's own system.
         systems: (N,) long, the system of each atom; needed for negatives="system".
         max_pairs: anchors to draw at random; every relation stays a negative, so the mean is unbiased.
-        false_negative_threshold: leave out of the sum the relations f != e with |t_e . t_f| above it.
+        false_negative_threshold: leave out of the sum the pairs f != e with |t_e . t_f| above it.
         generator: CPU source of randomness for `max_pairs`.
 
     Raises:
         ValueError: shapes do not fit or an option is out of its range.
     """
-    _check(student, teacher, pairs, temperature, anchor, negatives, systems)
+    _check_tensors(student, teacher, pairs, systems, negatives)
+    _check_options(temperature, anchor, negatives, max_pairs, false_negative_threshold)
     dtype = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
     if 1 / temperature > LARGEST_LOGIT[dtype]:
         dtype = torch.float64
@@ -128,7 +131,7 @@ def crack_terms(
         hits = torch.stack([own >= side.largest - TIE / temperature for side in sums])
         entropy = torch.stack([side.entropy for side in sums])
     return CrackTerms(
-        loss=loss if loss.numel() else loss + 0 * student.sum(),
+        loss=loss,
         num_pairs=kept.shape[1],
         num_degenerate=pairs.shape[1] - kept.shape[1],
         top1=_mean(hits),
@@ -153,7 +156,7 @@ def _sums_of_anchors(
 
 def _pairs_with_direction(unit_student: Tensor, unit_teacher: Tensor, pairs: Tensor) -> Tensor:
     with torch.no_grad():
-        valid = (pair_difference(unit_student, pairs)[1] > 0) & (pair_difference(unit_teacher, pairs)[1] > 0)
+        valid = (pair_difference(unit_student, pairs)[1] != 0) & (pair_difference(unit_teacher, pairs)[1] != 0)
     return pairs[:, valid]
 
 
@@ -169,15 +172,7 @@ def _mean(values: Tensor) -> Tensor:
     return values.detach().double().sum() / max(values.numel(), 1)
 
 
-def _check(
-    student: Tensor,
-    teacher: Tensor,
-    pairs: Tensor,
-    temperature: float,
-    anchor: str,
-    negatives: str,
-    systems: Optional[Tensor],
-) -> None:
+def _check_tensors(student: Tensor, teacher: Tensor, pairs: Tensor, systems: Optional[Tensor], negatives: str) -> None:
     if student.dim() != 2 or student.shape != teacher.shape:
         raise ValueError(
             f"student and teacher: expected two embeddings of equal shape (N, D), found {tuple(student.shape)} and "
@@ -185,12 +180,20 @@ def _check(
         )
     if pairs.dim() != 2 or pairs.shape[0] != 2 or pairs.dtype != torch.long:
         raise ValueError(f"pairs: expected (2, P) of dtype long, found {tuple(pairs.shape)} of {pairs.dtype}.")
-    smallest = 1 / LARGEST_LOGIT[torch.float64]
-    if not temperature >= smallest:
-        raise ValueError(f"temperature: expected at least {smallest:.4f}, found {temperature}.")
+    if negatives == "system" and (systems is None or systems.shape != student.shape[:1]):
+        raise ValueError('systems: negatives="system" needs the system of each atom, (N,) long.')
+
+
+def _check_options(
+    temperature: float, anchor: str, negatives: str, max_pairs: Optional[int], threshold: Optional[float]
+) -> None:
+    if not SMALLEST_TEMPERATURE <= temperature < math.inf:
+        raise ValueError(f"temperature: expected at least {SMALLEST_TEMPERATURE:.4f}, found {temperature}.")
     if anchor not in ANCHORS:
         raise ValueError(f"anchor: expected one of {', '.join(ANCHORS)}, found {anchor!r}.")
     if negatives not in NEGATIVES:
         raise ValueError(f"negatives: expected one of {', '.join(NEGATIVES)}, found {negatives!r}.")
-    if negatives == "system" and (systems is None or systems.shape != student.shape[:1]):
-        raise ValueError('systems: negatives="system" needs the system of each atom, (N,) long.')
+    if max_pairs is not None and max_pairs < 1:
+        raise ValueError(f"max_pairs: expected at least 1, or None, found {max_pairs}.")
+    if threshold is not None and not 0 < threshold <= 1:
+        raise ValueError(f"false_negative_threshold: expected in (0, 1], or None, found {threshold}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import statistics
 import time
 from pathlib import Path
@@ -53,6 +54,8 @@ class CheckpointEvaluator:
         self._trainer.load_loss()
 
     def _load(self, src: Path) -> None:
+        self._trainer.val_loader = self._trainer.val_sampler = self._trainer.val_dataset = None
+        gc.collect()  # closes the last data set's LMDB, which one process may open only once
         self._trainer.config["val_dataset"] = {**self._dataset, "src": str(src), "use_train_settings": False}
         self._trainer.load_datasets()
 

@@ -16,7 +16,6 @@ from typing import NamedTuple, Optional
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 # On CPU a tile and its temporaries stay in the cache; on CUDA one tile fills the device.
 TILE_ENTRIES = {"cpu": 1 << 17, "cuda": 1 << 24}
@@ -68,8 +67,8 @@ def partition_sums(
         relations: (P, D) the teacher's unit relations.
         rows: (R,) sorted, the pairs that are rows of x; None for all.
         columns: (C,) sorted, the pairs that are columns; None for all.
-        over_columns: compute the sums of the rows; else they are zeros.
-        over_rows: compute the sums of the columns; else they are zeros.
+        over_columns: sum the rows; else their Partition has no meaning.
+        over_rows: sum the columns; else their Partition has no meaning.
         system_of_pair: (P,) long; where given, only entries with both pairs of one system count.
         threshold: leave out entries e != f with |t_e . t_f| above it.
 
@@ -130,8 +129,14 @@ class _PartitionSums(torch.autograd.Function):
         return outputs
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, row_grad: Tensor, _1, _2, column_grad: Tensor, _3, _4):
+        if torch.is_grad_enabled():
+            raise RuntimeError("The CRACK loss cannot be differentiated twice: call backward without create_graph.")
+        with torch.autocast(row_grad.device.type, enabled=False):
+            return _PartitionSums._gradients(ctx, row_grad, column_grad)
+
+    @staticmethod
+    def _gradients(ctx, row_grad: Tensor, column_grad: Tensor) -> tuple[Tensor, Tensor, None]:
         problem: _Problem = ctx.problem
         unit_student, scale, row_sum, row_moment, column_sum = ctx.saved_tensors
         student_grad, scale_grad = torch.zeros_like(unit_student), torch.zeros_like(scale)

@@ -85,6 +85,6 @@ def relation_vectors(embedding: Tensor, pairs: Tensor) -> Tensor:
         (P, D); a zero row, with zero gradient, where the pair has no direction.
     """
     difference, length = pair_difference(unit_embedding(embedding), pairs)
-    valid = (length > 0)[:, None]
+    valid = (length != 0)[:, None]
     difference = torch.where(valid, difference, 1)  # any direction, masked below
     return torch.where(valid, difference / torch.linalg.vector_norm(difference, dim=-1, keepdim=True), 0)

@@ -55,9 +55,13 @@ class Teacher:
         return outputs
 
     def __call__(self, batch: Batch) -> TeacherOutputs:
-        """Run the teacher on a batch on its device. The caller's random number stream is left as it was."""
-        devices = [batch.pos.device] if batch.pos.is_cuda else []
-        with torch.random.fork_rng(devices):  # EquiformerV2 and eSCN draw a random frame for each edge
+        """Run the teacher on a batch on its device.
+
+        EquiformerV2 and eSCN draw a random frame for each edge, here always from the same seed: the outputs depend on the
+        batch alone, and the caller's random number stream is left as it was.
+        """
+        with torch.random.fork_rng([batch.pos.device] if batch.pos.is_cuda else []):
+            torch.manual_seed(0)
             node_embedding, edge_index = self._run(batch)
         # a clone made outside of inference mode may enter the student's graph
         return TeacherOutputs(node_embedding.clone(), edge_index.clone())

@@ -145,12 +145,19 @@ class CrackDistillTrainer(OCPTrainer):
         return final
 
     def load_checkpoint(self, checkpoint_path: str, checkpoint: dict | None = None, inference_only: bool = False) -> None:
-        """Load as fairchem does, and keep the projection's state for when training starts."""
+        """Load as fairchem does, and keep the projection's state for when training starts.
+
+        fairchem saves before it advances the learning rate's schedule, so that its own resumed run repeats a rate; here the
+        schedule is brought to the step that is next.
+        """
         if checkpoint is None and os.path.isfile(checkpoint_path):
             checkpoint = read_checkpoint(Path(checkpoint_path))
         if checkpoint is not None:
             self._resumed_state = checkpoint.get(keys.CHECKPOINT_KEY)
         super().load_checkpoint(checkpoint_path, checkpoint, inference_only)
+        if self._terms and not inference_only and self.scheduler.scheduler_type not in ("Null", "ReduceLROnPlateau"):
+            while self.scheduler.scheduler.last_epoch < self.step:
+                self.scheduler.scheduler.step()
 
     def _sample_of_training_data(self) -> Batch:
         if self.train_loader is None:

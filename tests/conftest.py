@@ -1,0 +1,182 @@
+"""What the tests share: a tiny data set, a tiny teacher, and the stock fairchem command run in this process."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import gc
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+DATASET = {"format": "lmdb", "key_mapping": {"y": "energy", "force": "forces"}}
+TEACHER_MODEL = {
+    "name": "equiformer_v2",
+    "num_layers": 1,
+    "sphere_channels": 16,
+    "attn_hidden_channels": 8,
+    "num_heads": 2,
+    "attn_alpha_channels": 8,
+    "attn_value_channels": 8,
+    "ffn_hidden_channels": 16,
+    "lmax_list": [1],
+    "mmax_list": [1],
+    "edge_channels": 8,
+    "max_radius": 6.0,
+    "max_neighbors": 8,
+    "otf_graph": True,
+}
+STUDENT_MODEL = {"name": "painn", "hidden_channels": 16, "num_layers": 2, "num_rbf": 8, "cutoff": 5.0, "max_neighbors": 12}
+# relaxations refuse a PaiNN without fitted scale factors
+STUDENT_MODEL["scale_file"] = {f"upd_out_scalar_scale_{layer}": 1.0 for layer in range(2)}
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> Path:
+    """Directory with the splits train (12 systems), val_id, ... (6 systems each)."""
+    from fairchem_crack.demo.prepare import SPLITS, prepare_demo
+
+    directory = tmp_path_factory.mktemp("data")
+    prepare_demo(directory, sizes={split: 12 if split == "train" else 6 for split in SPLITS}, seed=5, workers=1)
+    return directory
+
+
+def stock_config(data: Path) -> dict:
+    """The config of an ordinary PaiNN training with fairchem's own trainer."""
+    return {
+        "trainer": "ocp",
+        "model": dict(STUDENT_MODEL),
+        "dataset": {
+            "train": {**DATASET, "src": str(data / "train")},
+            "val": {"src": str(data / "val_id")},
+            "test": {"src": str(data / "val_ood_both")},
+        },
+        "outputs": {
+            "energy": {"level": "system"},
+            "forces": {"level": "atom", "train_on_free_atoms": True, "eval_on_free_atoms": True},
+        },
+        "evaluation_metrics": {
+            "metrics": {"energy": ["mae"], "forces": ["mae"]},
+            "primary_metric": "forces_mae",
+        },
+        "loss_functions": [{"energy": {"fn": "mae", "coefficient": 1}}, {"forces": {"fn": "l2mae", "coefficient": 10}}],
+        "optim": {
+            "batch_size": 2,
+            "num_workers": 0,
+            "lr_initial": 1e-3,
+            "max_epochs": 1,
+            "scheduler": "CosineAnnealingLR",
+            "T_max": 12,
+            "ema_decay": 0.9,
+            "clip_grad_norm": 10,
+        },
+        "logger": "recorder",
+    }
+
+
+def distill_config(data: Path, teacher: Path) -> dict:
+    """The same training, distilled: what a user adds to a YAML."""
+    config = stock_config(data)
+    config["trainer"] = "fairchem_crack.CrackDistillTrainer"
+    config["task"] = {"distill": {"teacher": {"checkpoint": str(teacher)}}}
+    config["loss_functions"] += [
+        {"relations": {"fn": "crack", "coefficient": 10, "temperature": 0.15}},
+        {"node_embeddings": {"fn": "mse", "coefficient": 1}},
+    ]
+    return config
+
+
+@pytest.fixture
+def stock(data) -> dict:
+    return stock_config(data)
+
+
+@pytest.fixture
+def distilled(data, teacher_checkpoint) -> dict:
+    return distill_config(data, teacher_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def teacher_checkpoint(tmp_path_factory) -> Path:
+    """A fairchem training checkpoint of an EquiformerV2 with random weights, and EMA weights that differ from them."""
+    from fairchem.core.common.registry import registry
+    from fairchem.core.common.utils import setup_imports
+    from fairchem.core.modules.exponential_moving_average import ExponentialMovingAverage
+
+    setup_imports()
+    attributes = copy.deepcopy(TEACHER_MODEL)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(11)
+        model = registry.get_model_class(attributes.pop("name"))(**attributes)
+        average = ExponentialMovingAverage(model.parameters(), 0.99)
+        average.shadow_params = [value + 0.1 * torch.randn_like(value) for value in average.shadow_params]
+    path = tmp_path_factory.mktemp("teacher") / "checkpoint.pt"
+    checkpoint = {
+        "config": {"model": dict(TEACHER_MODEL)},
+        "state_dict": {f"module.{key}": value for key, value in model.state_dict().items()},
+        "normalizers": {},
+        "ema": average.state_dict(),
+    }
+    torch.save(checkpoint, path)
+    return path
+
+
+class Run:
+    """A finished fairchem run: its files, what it logged in each training step, and its validations."""
+
+    def __init__(self, directory: Path, name: str, records: list[dict]) -> None:
+        self.checkpoints = directory / "checkpoints" / name
+        self.results = directory / "results" / name
+        self.steps = [record for record in records if record["split"] == "train" and "loss" in record]
+        self.validations = [record for record in records if record["split"] == "val"]
+
+    def losses(self) -> list[float]:
+        return [record["loss"] for record in self.steps]
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Callable: run the stock `fairchem` command in this process on a config and return its `Run`."""
+    return lambda config, **options: run_fairchem(tmp_path, config, **options)
+
+
+def run_fairchem(
+    directory: Path,
+    config: dict,
+    *,
+    mode: str = "train",
+    name: str = "run",
+    seed: int = 0,
+    checkpoint: Path | None = None,
+    stop_at: int | None = None,
+) -> Run:
+    import fairchem.core._cli
+    import recorder
+    from fairchem.core.common import distutils
+    from fairchem.core.common.flags import flags
+
+    file = directory / f"{name}.yml"
+    file.write_text(yaml.safe_dump(config))
+    arguments = ["--mode", mode, "--config-yml", str(file), "--cpu", "--run-dir", str(directory), "--timestamp-id", name]
+    arguments += ["--seed", str(seed), "--print-every", "1"]
+    arguments += ["--checkpoint", str(checkpoint)] if checkpoint else []
+    options: argparse.Namespace
+    options, overrides = flags.get_parser().parse_known_args(arguments)
+    recorder.start(stop_at)
+    gc.collect()  # a former run's data set closes its LMDB when collected; one process opens it only once
+    try:
+        fairchem.core._cli.main(options, overrides)
+    except recorder.Interrupted:
+        assert stop_at is not None
+    finally:
+        if distutils.initialized():
+            distutils.cleanup()
+    return Run(directory, name, recorder.records())
+
+
+def same_weights(one: dict, other: dict) -> bool:
+    """Whether two state dicts are bit-equal."""
+    return one.keys() == other.keys() and all(np.array_equal(one[key].numpy(), other[key].numpy()) for key in one)

@@ -1,0 +1,107 @@
+"""A distilled student in a process where this package cannot be imported."""
+
+from __future__ import annotations
+
+import gc
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import stock_config
+
+# Runs a stock fairchem command, or OCPCalculator, with `import fairchem_crack` failing as on a machine without it.
+WITHOUT_US = """
+import json, sys
+sys.modules["fairchem_crack"] = None
+command, arguments = sys.argv[1], sys.argv[2:]
+if command == "fairchem":
+    from fairchem.core._cli import main
+    sys.argv = ["fairchem", *arguments]
+    main()
+else:
+    import pickle
+    import ase.io
+    from fairchem.core import OCPCalculator
+    atoms = ase.io.read(arguments[1])
+    atoms.calc = OCPCalculator(checkpoint_path=arguments[0], cpu=True)
+    print("RESULT", json.dumps([atoms.get_potential_energy(), atoms.get_forces(apply_constraint=False).tolist()]))
+try:
+    import fairchem_crack
+    raise SystemExit("fairchem_crack could be imported")
+except ImportError:
+    pass
+"""
+
+
+def without_us(*arguments: object) -> str:
+    command = [sys.executable, "-c", WITHOUT_US, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+@pytest.fixture
+def trained(run, distilled):
+    distilled["optim"]["max_epochs"] = 2
+    return run(distilled)
+
+
+@pytest.fixture
+def plain_yaml(data, tmp_path):
+    config = {**stock_config(data), "logger": "tensorboard"}
+    config["outputs"]["energy"]["prediction_dtype"] = config["outputs"]["forces"]["prediction_dtype"] = "float32"
+    config["task"] = {"relax_opt": {"maxstep": 0.04, "memory": 5}, "relaxation_steps": 2, "write_pos": True}
+    config["dataset"]["relax"] = {"src": str(data / "val_ood_ads")}
+    path = tmp_path / "plain.yml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def fairchem(mode: str, yaml_file: Path, directory: Path, checkpoint: Path, *more: str) -> str:
+    common = ("--config-yml", yaml_file, "--cpu", "--run-dir", directory, "--timestamp-id", mode, "--print-every", "1")
+    return without_us("fairchem", "--mode", mode, *common, "--checkpoint", checkpoint, *more)
+
+
+@pytest.mark.slow
+def test_ocp_calculator_gives_what_the_trainer_gave(run, distilled, trained, data, tmp_path):
+    from ase.io import write
+    from fairchem.core.common.relaxation.ase_utils import batch_to_atoms
+    from fairchem.core.datasets import LmdbDataset, data_list_collater
+
+    best = trained.checkpoints / "best_checkpoint.pt"
+    gc.collect()  # closes the training's LMDB
+    system = LmdbDataset({"src": str(data / "val_id")})[0]
+    write(tmp_path / "system.traj", batch_to_atoms(data_list_collater([system], otf_graph=True))[0])
+    distilled["dataset"]["test"]["src"] = distilled["dataset"]["val"].pop("src")
+    distilled["outputs"]["energy"]["prediction_dtype"] = distilled["outputs"]["forces"]["prediction_dtype"] = "float32"
+    ours = np.load(run(distilled, mode="predict", name="predict", checkpoint=best).results / "ocp_predictions.npz")
+    printed = without_us("calculator", best, tmp_path / "system.traj")
+    energy, forces = json.loads(printed.split("RESULT", 1)[1].strip().splitlines()[0])
+    row = list(ours["ids"]).index(f"{system.sid}_{system.fid}")
+    free = system.fixed.numpy() == 0
+    assert energy == pytest.approx(float(ours["energy"][row, 0]), abs=1e-4)
+    assert np.split(ours["forces"], ours["chunk_idx"])[row] == pytest.approx(np.array(forces)[free], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_stock_fairchem_validates_predicts_and_relaxes_with_it(trained, plain_yaml, tmp_path):
+    best = trained.checkpoints / "best_checkpoint.pt"
+    printed = fairchem("validate", plain_yaml, tmp_path, best)
+    expected = min(record["forces_mae"] for record in trained.validations)
+    assert f"forces_mae: {expected:.4f}" in printed
+    fairchem("predict", plain_yaml, tmp_path, best)
+    assert np.isfinite(np.load(tmp_path / "results/predict/ocp_predictions.npz")["energy"]).all()
+    fairchem("run-relaxations", plain_yaml, tmp_path, best)
+    assert (tmp_path / "results/run-relaxations/relaxed_positions.npz").is_file()
+
+
+@pytest.mark.slow
+def test_stock_fairchem_goes_on_training_from_the_training_checkpoint(trained, plain_yaml, tmp_path):
+    fairchem("train", plain_yaml, tmp_path, trained.checkpoints / "checkpoint.pt", "--optim.max_epochs=3")
+    state = torch.load(tmp_path / "checkpoints/train/checkpoint.pt", map_location="cpu", weights_only=False)
+    assert state["step"] == 18

@@ -1,0 +1,122 @@
+"""Whole trainings with the stock fairchem command."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from conftest import same_weights
+
+from fairchem_crack import keys
+
+DIAGNOSTICS = (
+    keys.RELATION_TOP1,
+    keys.RELATION_COSINE,
+    keys.RELATION_ENTROPY,
+    keys.NUM_PAIRS,
+    keys.NUM_DEGENERATE,
+    "loss_energy",
+    "loss_forces",
+    "loss_relations",
+    "loss_node_embeddings",
+)
+
+
+def load(path):
+    return torch.load(path, map_location="cpu", weights_only=False)
+
+
+@pytest.mark.parametrize("with_terms", [False, True], ids=["no term", "coefficient 0"])
+def test_without_a_distillation_term_it_is_the_stock_trainer(run, stock, distilled, with_terms):
+    plain = run(stock, name="stock")
+    stock["trainer"] = "fairchem_crack.CrackDistillTrainer"
+    if with_terms:
+        for entry in distilled["loss_functions"][2:]:
+            for term in entry.values():
+                term["coefficient"] = 0
+    ours = run(distilled if with_terms else stock, name="ours")
+    assert len(plain.steps) == 6 and plain.losses() == ours.losses()
+    one, other = (load(found.checkpoints / "checkpoint.pt") for found in (plain, ours))
+    assert same_weights(one["state_dict"], other["state_dict"])
+    assert one.keys() == other.keys()
+
+
+def test_every_step_logs_each_loss_and_the_relations(run, distilled):
+    steps = run(distilled).steps
+    assert len(steps) == 6
+    for record in steps:
+        assert all(torch.isfinite(torch.tensor(record[name])) for name in DIAGNOSTICS)
+        total = record["loss_energy"] + 10 * record["loss_forces"]
+        total += 10 * record["loss_relations"] + record["loss_node_embeddings"]
+        assert record["loss"] == pytest.approx(total, rel=1e-5)
+        assert record[keys.NUM_PAIRS] > 20
+
+
+def test_distillation_changes_the_student_and_brings_its_relations_to_the_teachers(run, stock, distilled):
+    for config in (stock, distilled):
+        config["optim"].update(max_epochs=4, T_max=24, lr_initial=5e-3)
+    plain, ours = run(stock, name="stock"), run(distilled, name="ours")
+    assert plain.losses()[0] < ours.losses()[0]
+    cosines = [record[keys.RELATION_COSINE] for record in ours.steps]
+    assert cosines[-1] > cosines[0] + 0.1
+
+
+def test_the_projection_does_not_depend_on_how_the_student_was_drawn(run, distilled):
+    first, second = (run(copy.deepcopy(distilled), name=name) for name in ("one", "two"))
+    assert first.losses() == second.losses()
+
+
+def test_a_resumed_run_equals_the_uninterrupted_one(run, distilled):
+    distilled["optim"].update(max_epochs=2, checkpoint_every=2, eval_every=4)
+    distilled["task"]["distill"]["relations"] = {"max_pairs": 30}
+    whole = run(distilled, name="whole")
+    run(distilled, name="cut", stop_at=5)
+    resumed = run(distilled, name="cut")
+    assert [record["step"] for record in resumed.steps] == list(range(5, 13))
+    assert resumed.losses() == pytest.approx(whole.losses()[4:], rel=1e-6)
+    one, other = (load(found.checkpoints / "checkpoint.pt") for found in (whole, resumed))
+    assert same_weights(one["state_dict"], other["state_dict"])
+    assert same_weights(one[keys.CHECKPOINT_KEY][keys.PROJECTION], other[keys.CHECKPOINT_KEY][keys.PROJECTION])
+
+
+def test_resuming_with_another_teacher_is_refused(run, distilled, teacher_checkpoint, tmp_path):
+    run(distilled)
+    other = load(teacher_checkpoint)
+    other["ema"] = None
+    torch.save(other, tmp_path / "other.pt")
+    distilled["task"]["distill"]["teacher"]["checkpoint"] = str(tmp_path / "other.pt")
+    with pytest.raises(ValueError, match="another teacher"):
+        run(distilled)
+
+
+def test_a_checkpoint_has_one_key_beyond_a_stock_one(run, stock, distilled):
+    plain, ours = run(stock, name="stock"), run(distilled, name="ours")
+    for name, extra in (("checkpoint.pt", {keys.CHECKPOINT_KEY}), ("best_checkpoint.pt", set())):
+        one, other = (load(found.checkpoints / name) for found in (plain, ours))
+        assert other.keys() - one.keys() == extra
+        assert one["state_dict"].keys() == other["state_dict"].keys()
+        assert other["config"]["loss_functions"] == one["config"]["loss_functions"]
+        assert other["config"]["trainer"] == "ocp" and "distill" not in other["config"]["task"]
+    assert len(other.get("optimizer", one)) and len(load(ours.checkpoints / "checkpoint.pt")["ema"]["shadow_params"]) == len(
+        load(plain.checkpoints / "checkpoint.pt")["ema"]["shadow_params"]
+    )
+    assert sorted(path.name for path in ours.checkpoints.iterdir()) == ["best_checkpoint.pt", "checkpoint.pt"]
+
+
+def test_validation_and_prediction_need_no_teacher(run, distilled):
+    trained = run(distilled)
+    distilled["task"]["distill"]["teacher"]["checkpoint"] = "gone.pt"
+    best = trained.checkpoints / "best_checkpoint.pt"
+    validated = run(distilled, mode="validate", name="validate", checkpoint=best)
+    assert validated.validations[0]["forces_mae"] == pytest.approx(trained.validations[-1]["forces_mae"], rel=1e-6)
+    assert (run(distilled, mode="predict", name="predict", checkpoint=best).results / "ocp_predictions.npz").is_file()
+
+
+@pytest.mark.parametrize("graph", ["teacher", "student"])
+@pytest.mark.parametrize("negatives", ["batch", "system"])
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_options_of_the_distill_block_train(run, distilled, graph, negatives, kind):
+    distilled["task"]["distill"]["relations"] = {"graph": graph, "negatives": negatives, "anchor": "symmetric"}
+    distilled["task"]["distill"]["projection"] = {"kind": kind}
+    assert len(run(distilled).steps) == 6

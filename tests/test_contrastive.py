@@ -1,0 +1,354 @@
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import oracle
+import pytest
+import torch
+
+from fairchem_crack import partition
+from fairchem_crack.contrastive import crack_loss, crack_terms
+from fairchem_crack.relations import unordered_pairs
+
+all_anchors = pytest.mark.parametrize("anchor", ["student", "teacher", "symmetric"])
+all_negatives = pytest.mark.parametrize("negatives", ["batch", "system"])
+all_thresholds = pytest.mark.parametrize("threshold", [None, 0.3])
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Systems of 4, 1 and 3 atoms, all pairs of each: N = 8, P = 9."""
+
+    student: torch.Tensor
+    teacher: torch.Tensor
+    pairs: torch.Tensor
+    systems: torch.Tensor
+
+    def loss(self, **options):
+        return crack_loss(**vars(self), **options)
+
+    def terms(self, **options):
+        return crack_terms(**vars(self), **options)
+
+    def loss_and_gradient(self, **options):
+        student = self.student.clone().requires_grad_()
+        loss = replace(self, student=student).loss(**options)
+        return loss.detach(), torch.autograd.grad(loss, student)[0]
+
+    def oracle(self, function=oracle.crack, **options):
+        arrays = (one.double().numpy() for one in (self.student, self.teacher))
+        return function(*arrays, self.pairs.numpy(), systems=self.systems.tolist(), **options)
+
+
+def make_batch(dtype=torch.float64, width=4, seed=0):
+    student, teacher = torch.randn(2, 8, width, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    systems = torch.tensor([0, 0, 0, 0, 1, 2, 2, 2])
+    pairs = torch.triu_indices(8, 8, 1)
+    pairs = pairs[:, systems[pairs[0]] == systems[pairs[1]]]
+    return Batch(student.to(dtype), teacher.to(dtype), pairs, systems)
+
+
+def without_pairs_of(batch, *pairs):
+    left_out = torch.tensor([tuple(pair) in pairs for pair in batch.pairs.T.tolist()])
+    return replace(batch, pairs=batch.pairs[:, ~left_out])
+
+
+def with_rows(embedding, rows):
+    embedding = embedding.clone()
+    for index, row in rows.items():
+        embedding[index] = row
+    return embedding
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 2e-5), (torch.float64, 1e-8)])
+@all_thresholds
+@all_negatives
+@all_anchors
+def test_value_and_gradient_equal_the_double_loop_over_directed_relations(anchor, negatives, threshold, dtype, tolerance):
+    batch = make_batch(dtype)
+    options = {"anchor": anchor, "negatives": negatives, "false_negative_threshold": threshold}
+    loss, gradient = batch.loss_and_gradient(**options)
+    assert loss.dtype == gradient.dtype == dtype
+    assert loss.item() == pytest.approx(batch.oracle(**options).loss, rel=tolerance)
+    np.testing.assert_allclose(gradient, batch.oracle(oracle.crack_gradient, **options), rtol=tolerance, atol=5 * tolerance)
+
+
+@all_thresholds
+@all_negatives
+@all_anchors
+def test_gradcheck(anchor, negatives, threshold):
+    batch = make_batch(width=3)
+    options = {"anchor": anchor, "negatives": negatives, "false_negative_threshold": threshold}
+    student = batch.student.clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda student: replace(batch, student=student).loss(**options), student)
+
+
+@pytest.mark.parametrize("of_loss", [torch.Tensor.clone, torch.square], ids=["loss", "square of the loss"])
+@all_anchors
+def test_differentiating_twice_raises(anchor, of_loss):
+    batch = make_batch()
+    student = batch.student.requires_grad_()
+    with pytest.raises(RuntimeError, match="twice"):
+        (gradient,) = torch.autograd.grad(of_loss(batch.loss(anchor=anchor)), student, create_graph=True)
+        gradient.square().sum().backward()
+
+
+@pytest.mark.parametrize("tile", [1, 7, 64])
+@pytest.mark.parametrize("slab", [1, 7, 64])
+@pytest.mark.parametrize("max_pairs", [None, 5])
+@all_negatives
+@all_anchors
+def test_any_tile_size_gives_the_same_result(anchor, negatives, max_pairs, slab, tile, monkeypatch):
+    batch = make_batch()
+
+    def run():
+        options = {"anchor": anchor, "negatives": negatives, "max_pairs": max_pairs, "false_negative_threshold": 0.5}
+        terms = batch.terms(**options, generator=torch.Generator().manual_seed(0))
+        _, gradient = batch.loss_and_gradient(**options, generator=torch.Generator().manual_seed(0))
+        return terms.loss, terms.top1, terms.entropy, gradient
+
+    expected = run()
+    monkeypatch.setitem(partition.TILE_ENTRIES, "cpu", tile)
+    monkeypatch.setitem(partition.SLAB_COLUMNS, "cpu", slab)
+    torch.testing.assert_close(run(), expected, rtol=1e-12, atol=1e-12)
+
+
+def permute_atoms(batch):
+    order = torch.tensor([3, 7, 0, 4, 5, 2, 6, 1])
+    pairs = unordered_pairs(order.argsort()[batch.pairs], len(order))
+    return Batch(batch.student[order], batch.teacher[order], pairs, batch.systems[order])
+
+
+def permute_pairs(batch):
+    return replace(batch, pairs=batch.pairs[:, [4, 8, 1, 0, 6, 2, 7, 3, 5]])
+
+
+def flip_pairs(batch):
+    return replace(batch, pairs=torch.cat((batch.pairs[:, :5], batch.pairs[:, 5:].flip(0)), dim=1))
+
+
+def relabel_systems(batch):
+    return replace(batch, systems=torch.tensor([5, 0, 2])[batch.systems])
+
+
+def scale_one_atom(batch):
+    return replace(batch, student=with_rows(batch.student, {2: 17 * batch.student[2]}))
+
+
+def rotate_embedding_space(batch):
+    rotation, _ = torch.linalg.qr(torch.randn(4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(3)))
+    return replace(batch, student=batch.student @ rotation, teacher=batch.teacher @ rotation)
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [permute_atoms, permute_pairs, flip_pairs, relabel_systems, scale_one_atom, rotate_embedding_space],
+    ids=lambda transform: transform.__name__,
+)
+@all_negatives
+@all_anchors
+def test_loss_is_invariant(transform, anchor, negatives):
+    batch, options = make_batch(), {"anchor": anchor, "negatives": negatives, "false_negative_threshold": 0.5}
+    torch.testing.assert_close(transform(batch).loss(**options), batch.loss(**options))
+
+
+@all_negatives
+@all_anchors
+def test_mean_over_all_subsets_of_anchors_equals_the_full_mean(anchor, negatives):
+    batch = without_pairs_of(make_batch(), (0, 1), (0, 2), (5, 6))  # P = 6, 15 subsets of two
+    options = {"anchor": anchor, "negatives": negatives}
+    of_subset = {}
+    for seed in range(150):
+        generator = torch.Generator().manual_seed(seed)
+        loss, gradient = batch.loss_and_gradient(**options, max_pairs=2, generator=generator)
+        of_subset[round(loss.item(), 9)] = loss, gradient
+    assert len(of_subset) == math.comb(6, 2)
+    losses, gradients = (torch.stack(found).mean(dim=0) for found in zip(*of_subset.values()))
+    torch.testing.assert_close((losses, gradients), batch.loss_and_gradient(**options))
+
+
+@all_negatives
+@all_anchors
+def test_max_pairs_draws_anchors_and_keeps_all_relations_as_negatives(anchor, negatives):
+    batch, options = make_batch(), {"anchor": anchor, "negatives": negatives}
+    of_all = batch.terms(**options).loss
+    drawn = batch.terms(**options, max_pairs=4).loss
+    assert drawn.shape == (4,)
+    assert torch.isclose(drawn[:, None], of_all).any(dim=1).all()
+
+
+def test_max_pairs_is_reproducible_with_a_seeded_generator():
+    batch = make_batch()
+    generators = (torch.Generator().manual_seed(seed) for seed in (1, 1, 2))
+    first, again, other = (batch.terms(max_pairs=4, generator=generator).loss for generator in generators)
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("max_pairs", [9, 100])
+def test_max_pairs_beyond_the_pairs_takes_all(max_pairs):
+    batch = make_batch()
+    assert torch.equal(batch.terms(max_pairs=max_pairs).loss, batch.terms().loss)
+
+
+@all_negatives
+@all_anchors
+def test_without_pairs_the_loss_is_0_and_its_gradient_zeros(anchor, negatives):
+    batch = replace(make_batch(), pairs=torch.zeros(2, 0, dtype=torch.long))
+    loss, gradient = batch.loss_and_gradient(anchor=anchor, negatives=negatives)
+    terms = batch.terms(anchor=anchor, negatives=negatives)
+    assert loss == 0 and torch.equal(gradient, torch.zeros_like(batch.student))
+    assert terms.num_pairs == terms.num_degenerate == terms.top1 == terms.cosine == terms.entropy == 0
+
+
+@all_negatives
+@all_anchors
+def test_all_atoms_equal_is_a_batch_without_pairs(anchor, negatives):
+    batch = make_batch(torch.float32)
+    batch = replace(batch, student=batch.student[:1].expand(8, 4))
+    loss, gradient = batch.loss_and_gradient(anchor=anchor, negatives=negatives)
+    assert loss == 0 and torch.equal(gradient, torch.zeros(8, 4))
+    assert batch.terms().num_pairs == 0 and batch.terms().num_degenerate == 9
+
+
+@all_negatives
+@all_anchors
+def test_one_pair_is_contrasted_with_its_own_reverse(anchor, negatives):
+    batch = replace(make_batch(), pairs=torch.tensor([[5], [7]]))
+    cosine = np.dot(oracle.relation(batch.student.numpy(), 5, 7), oracle.relation(batch.teacher.numpy(), 5, 7))
+    loss = batch.loss(anchor=anchor, negatives=negatives, temperature=0.5)
+    assert loss.item() == pytest.approx(math.log1p(math.exp(-2 * cosine / 0.5)))
+
+
+@pytest.mark.parametrize("side", ["student", "teacher"])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-10)])
+@pytest.mark.parametrize(
+    "case, without_direction",
+    [("coincide", {(0, 1)}), ("zero", {(0, 1), (1, 2), (1, 3)}), ("tiny", {(0, 1), (1, 2), (1, 3)})],
+)
+@all_negatives
+@all_anchors
+def test_pairs_without_direction_are_left_out_and_counted(
+    case, without_direction, side, dtype, tolerance, anchor, negatives
+):
+    batch = make_batch(dtype)
+    embedding = getattr(batch, side)
+    row = {"coincide": 0.3 * embedding[0], "zero": 0.0, "tiny": 1e-25}[case]
+    batch = replace(batch, **{side: with_rows(embedding, {1: row})})
+    options = {"anchor": anchor, "negatives": negatives}
+    loss, gradient = batch.loss_and_gradient(**options)
+    terms = batch.terms(**options)
+    assert (terms.num_degenerate, terms.num_pairs) == (len(without_direction), 9 - len(without_direction))
+    assert loss.item() == pytest.approx(without_pairs_of(batch, *without_direction).oracle(**options).loss, rel=tolerance)
+    assert gradient.isfinite().all() and gradient.abs().max() < 100 and gradient[5:].all()
+
+
+@pytest.mark.parametrize("side", ["student", "teacher"])
+@pytest.mark.parametrize("norm", [1e-15, 1e30])
+@all_anchors
+def test_huge_and_tiny_embeddings_count_by_their_direction(norm, side, anchor):
+    batch = make_batch(torch.float32)
+    embedding = getattr(batch, side)
+    scaled = replace(batch, **{side: with_rows(embedding, {2: norm * embedding[2], 6: norm * embedding[6]})})
+    loss, gradient = scaled.loss_and_gradient(anchor=anchor)
+    torch.testing.assert_close(loss, batch.loss(anchor=anchor))
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@all_anchors
+def test_half_precision_embeddings_are_computed_in_single(dtype, anchor):
+    batch = make_batch(dtype)
+    loss, gradient = batch.loss_and_gradient(anchor=anchor)
+    expected, expected_gradient = replace(batch, student=batch.student.float()).loss_and_gradient(anchor=anchor)
+    assert loss.dtype == torch.float32 and torch.equal(loss, expected)
+    assert gradient.dtype == dtype and torch.equal(gradient, expected_gradient.to(dtype))
+
+
+@pytest.mark.parametrize("temperature", [0.017, 0.01, 0.002])  # the first is still single precision inside
+@all_anchors
+def test_small_temperatures_do_not_overflow(temperature, anchor):
+    batch = make_batch(torch.float32)
+    loss, gradient = batch.loss_and_gradient(anchor=anchor, temperature=temperature)
+    _, exact = replace(batch, student=batch.student.double()).loss_and_gradient(anchor=anchor, temperature=temperature)
+    assert loss.item() == pytest.approx(batch.oracle(anchor=anchor, temperature=temperature).loss, rel=1e-4)
+    torch.testing.assert_close(gradient, exact.float(), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("side", ["student", "teacher"])
+@all_anchors
+def test_a_non_finite_embedding_is_not_hidden(side, value, anchor):
+    batch = make_batch(torch.float32)
+    batch = replace(batch, **{side: with_rows(getattr(batch, side), {6: value})})
+    assert batch.loss(anchor=anchor).isnan()
+
+
+@all_thresholds
+@all_negatives
+@all_anchors
+def test_diagnostics_equal_those_of_the_double_loop(anchor, negatives, threshold):
+    batch = make_batch()
+    batch = replace(batch, student=batch.teacher + 0.5 * batch.student)  # some anchors hit, some miss
+    options = {"anchor": anchor, "negatives": negatives, "false_negative_threshold": threshold}
+    terms, expected = batch.terms(**options), batch.oracle(**options)
+    assert 0 < expected.top1 <= 1 and (threshold is not None or expected.top1 < 1)
+    assert terms.num_pairs == 9 and terms.num_degenerate == 0
+    for name in ("top1", "cosine", "entropy"):
+        assert getattr(terms, name).item() == pytest.approx(getattr(expected, name), rel=1e-9), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@all_anchors
+def test_student_equal_to_the_teacher_hits_always(anchor, dtype):
+    batch = make_batch(dtype)
+    terms = replace(batch, student=batch.teacher).terms(anchor=anchor)
+    assert terms.top1 == 1
+    assert terms.cosine.item() == pytest.approx(1, abs=1e-6)
+
+
+@all_anchors
+def test_the_teacher_gets_no_gradient(anchor):
+    batch = make_batch()
+    student, teacher = batch.student.requires_grad_(), batch.teacher.requires_grad_()
+    batch.loss(anchor=anchor).backward()
+    assert student.grad.any() and teacher.grad is None
+
+
+@pytest.mark.parametrize("is_backward_inside", [False, True])
+@all_anchors
+def test_autocast_changes_nothing(anchor, is_backward_inside):
+    batch = make_batch(torch.float32)
+    expected = batch.loss_and_gradient(anchor=anchor)
+    student = batch.student.requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = batch.loss(anchor=anchor)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_backward_inside):
+        loss.backward()
+    assert torch.equal(loss, expected[0]) and torch.equal(student.grad, expected[1])
+
+
+@pytest.mark.parametrize(
+    "argument, value",
+    [
+        ("student", torch.ones(8, 5)),
+        ("student", torch.ones(7, 4)),
+        ("teacher", torch.ones(8, 3)),
+        ("student", torch.ones(8, 2, 2)),
+        ("pairs", torch.zeros(9, 2, dtype=torch.long)),
+        ("pairs", torch.zeros(2, 9)),
+        ("pairs", torch.zeros(2, 9, dtype=torch.int32)),
+        ("pairs", torch.zeros(4, dtype=torch.long)),
+        ("temperature", 0.0),
+        ("temperature", -0.15),
+        ("temperature", math.nan),
+        ("temperature", 0.001),
+        ("anchor", "studnt"),
+        ("negatives", "world"),
+        ("systems", None),
+        ("systems", torch.zeros(3, dtype=torch.long)),
+    ],
+)
+def test_a_wrong_argument_is_refused_by_name(argument, value):
+    arguments = {**vars(make_batch()), "negatives": "system", argument: value}
+    with pytest.raises(ValueError, match=argument):
+        crack_loss(**arguments)

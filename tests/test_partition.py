@@ -1,0 +1,109 @@
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from fairchem_crack import partition
+from fairchem_crack.contrastive import crack_loss
+from fairchem_crack.partition import partition_sums
+from fairchem_crack.relations import relation_vectors, unit_embedding
+
+ROWS, COLUMNS = torch.tensor([0, 2, 3, 9, 14, 19]), torch.tensor([1, 2, 9, 10, 18])
+
+
+@pytest.fixture
+def problem():
+    """Three systems of 5, 1 and 5 atoms, 10 + 0 + 10 pairs."""
+    generator = torch.Generator().manual_seed(0)
+    pairs = torch.triu_indices(5, 5, 1)
+    pairs = torch.cat((pairs, pairs + 6), dim=1)
+    student, teacher = torch.randn(2, 11, 4, dtype=torch.float64, generator=generator)
+    unit = unit_embedding(student)
+    scale = 1 / (0.15 * (unit[pairs[0]] - unit[pairs[1]]).norm(dim=-1))
+    return unit.requires_grad_(), scale.requires_grad_(), pairs, relation_vectors(teacher, pairs)
+
+
+def dense_logits(unit, scale, pairs, relations, rows, columns, system_of_pair, threshold):
+    """(R, C, 2): x and -x, -inf where an entry does not count."""
+    logits = scale[:, None] * ((unit[pairs[0]] - unit[pairs[1]]) @ relations.T)
+    left_out = torch.zeros_like(logits, dtype=torch.bool)
+    if threshold is not None:
+        left_out |= ((relations @ relations.T).abs() > threshold) & ~torch.eye(len(scale), dtype=torch.bool)
+    if system_of_pair is not None:
+        left_out |= system_of_pair[:, None] != system_of_pair
+    logits = torch.stack((logits, -logits), dim=-1).masked_fill(left_out[..., None], -torch.inf)
+    logits = logits if rows is None else logits[rows]
+    return logits if columns is None else logits[:, columns]
+
+
+def dense_partition(logits, of_rows):
+    logits = logits.flatten(1) if of_rows else logits.transpose(0, 1).flatten(1)
+    log_sum = logits.logsumexp(dim=1)
+    return log_sum, logits.amax(dim=1), torch.distributions.Categorical(logits=logits).entropy()
+
+
+def close(ours, dense):
+    return all(torch.allclose(one, other, rtol=1e-10, atol=1e-10) for one, other in zip(ours, dense))
+
+
+@pytest.mark.parametrize("threshold", [None, 0.3])
+@pytest.mark.parametrize("by_system", [False, True])
+@pytest.mark.parametrize(
+    "rows, columns, over_columns, over_rows",
+    [(None, None, True, True), (None, None, True, False), (ROWS, None, True, False), (None, COLUMNS, False, True)],
+    ids=["rows and columns", "rows", "some rows", "some columns"],
+)
+@pytest.mark.parametrize("tile, slab", [(1, 1), (7, 3), (64, 64)])
+def test_sums_and_gradients_equal_dense_logsumexp(
+    problem, rows, columns, over_columns, over_rows, by_system, threshold, tile, slab, monkeypatch
+):
+    monkeypatch.setitem(partition.TILE_ENTRIES, "cpu", tile)
+    monkeypatch.setitem(partition.SLAB_COLUMNS, "cpu", slab)
+    system_of_pair = torch.tensor([0] * 10 + [2] * 10) if by_system else None
+    of_rows, of_columns = partition_sums(
+        *problem,
+        rows=rows,
+        columns=columns,
+        over_columns=over_columns,
+        over_rows=over_rows,
+        system_of_pair=system_of_pair,
+        threshold=threshold,
+    )
+    logits = dense_logits(*problem, rows, columns, system_of_pair, threshold)
+    weighted, dense_weighted = 0, 0
+    for is_wanted, is_rows, ours in ((over_columns, True, of_rows), (over_rows, False, of_columns)):
+        if is_wanted:
+            dense = dense_partition(logits, is_rows)
+            assert close(ours, dense)
+            weights = torch.linspace(-1, 2, len(ours.log_sum), dtype=torch.float64)
+            weighted, dense_weighted = weighted + weights @ ours.log_sum, dense_weighted + weights @ dense[0]
+    gradients, dense_gradients = (torch.autograd.grad(total, problem[:2]) for total in (weighted, dense_weighted))
+    assert close(gradients, dense_gradients)
+    assert all(gradient.any() for gradient in gradients)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records the most elements of any tensor an operation returns, in forward and backward."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        output = function(*args, **(kwargs or {}))
+        sizes = (one.numel() for one in tree_leaves(output) if isinstance(one, torch.Tensor))
+        self.numel = max(self.numel, *sizes, 0)
+        return output
+
+
+@pytest.mark.parametrize("anchor", ["student", "teacher", "symmetric"])
+@pytest.mark.parametrize("max_pairs", [None, 3000])
+def test_no_tensor_of_pairs_by_pairs_or_atoms_by_pairs_exists(anchor, max_pairs):
+    num_atoms, width = 90, 3
+    pairs = torch.triu_indices(num_atoms, num_atoms, 1)
+    num_pairs = pairs.shape[1]
+    limit = max(partition.TILE_ENTRIES["cpu"], num_atoms * partition.SLAB_COLUMNS["cpu"], num_pairs * width)
+    assert limit < num_atoms * (max_pairs or num_pairs), "the limits do not bind at this size"
+    student, teacher = torch.randn(2, num_atoms, width, generator=torch.Generator().manual_seed(0))
+    options = {"anchor": anchor, "max_pairs": max_pairs, "false_negative_threshold": 0.9}
+    with LargestTensor() as largest:
+        crack_loss(student=student.requires_grad_(), teacher=teacher, pairs=pairs, **options).backward()
+    assert partition.TILE_ENTRIES["cpu"] / 2 < largest.numel <= limit
