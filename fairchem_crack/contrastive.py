@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fairchem_crack.config import SMALLEST_TEMPERATURE, Anchor, Negatives
 from fairchem_crack.partition import Partition, partition_sums
-from fairchem_crack.relations import pair_difference, relation_vectors, unit_embedding
+from fairchem_crack.relations import pair_difference, unit_embedding
 
 # exp(1/tau), summed over many pairs, must stay in the range of the type: exp(88) for float32, exp(709) for float64.
 LARGEST_LOGIT = {torch.float32: 60.0, torch.float64: 1 / SMALLEST_TEMPERATURE}
@@ -102,15 +102,20 @@ def crack_terms(
         dtype = torch.float64
     with torch.autocast(student.device.type, enabled=False):
         unit_student, unit_teacher = unit_embedding(student.to(dtype)), unit_embedding(teacher.detach().to(dtype))
-        kept = _pairs_with_direction(unit_student, unit_teacher, pairs)
-        system_of_pair = None
+        kept, system_of_pair = pairs, None
         if negatives == "system" and systems is not None:
-            kept = kept[:, torch.argsort(systems[kept[0]], stable=True)]
+            kept = pairs[:, torch.argsort(systems[pairs[0]], stable=True)]
             system_of_pair = systems[kept[0]]
-        relations = relation_vectors(unit_teacher, kept)  # (P, D)
-        difference = unit_student[kept[0]] - unit_student[kept[1]]  # (P, D)
-        scale = 1 / (temperature * torch.linalg.vector_norm(difference, dim=-1))  # (P,)
-        positive = (difference * relations).sum(dim=-1) * scale  # (P,) x_ee
+        difference, distance, valid = pair_difference(unit_student, kept)
+        relations, teacher_distance, teacher_valid = pair_difference(unit_teacher, kept)
+        valid = valid & teacher_valid
+        if not bool(valid.all()):
+            kept, difference, distance = kept[:, valid], difference[valid], distance[valid]
+            relations, teacher_distance = relations[valid], teacher_distance[valid]
+            system_of_pair = None if system_of_pair is None else system_of_pair[valid]
+        relations = relations / teacher_distance[:, None]  # (P, D)
+        scale = 1 / (temperature * distance)  # (P,)
+        positive = torch.linalg.vecdot(difference, relations) * scale  # (P,) x_ee
 
         chosen = _draw(kept.shape[1], max_pairs, generator, kept.device)
         sums = _sums_of_anchors(
@@ -152,12 +157,6 @@ def _sums_of_anchors(
     if anchor != "student":
         of_teacher = [sums(rows=None, columns=chosen, over_columns=False, over_rows=True)[1]]
     return of_student + of_teacher
-
-
-def _pairs_with_direction(unit_student: Tensor, unit_teacher: Tensor, pairs: Tensor) -> Tensor:
-    with torch.no_grad():
-        valid = (pair_difference(unit_student, pairs)[1] != 0) & (pair_difference(unit_teacher, pairs)[1] != 0)
-    return pairs[:, valid]
 
 
 def _draw(

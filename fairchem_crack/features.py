@@ -8,12 +8,18 @@ from __future__ import annotations
 
 import abc
 import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Callable
 
 import torch
 from torch import Tensor, nn
 
 _ADAPTERS: dict[str, type[Features]] = {}
+
+
+class _EverythingRead(Exception):
+    """Leaves a forward from which nothing more is wanted."""
 
 
 class Features(abc.ABC):
@@ -30,6 +36,7 @@ class Features(abc.ABC):
     def __init__(self, model: nn.Module) -> None:
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._values: dict[str, Tensor] = {}
+        self._awaited: set[str] = set()
         self.attach(model)
 
     @abc.abstractmethod
@@ -46,6 +53,19 @@ class Features(abc.ABC):
 
     def _keep(self, name: str, value: Tensor) -> None:
         self._values[name] = value
+        if self._awaited and self._awaited <= self._values.keys():
+            raise _EverythingRead
+
+    @contextmanager
+    def stopping_after(self, *names: str) -> Iterator[None]:
+        """Within this context the model's forward ends as soon as these have been read: its later blocks cost nothing."""
+        self._awaited = set(names)
+        try:
+            yield
+        except _EverythingRead:
+            pass
+        finally:
+            self._awaited = set()
 
     @property
     def node_embedding(self) -> Tensor:

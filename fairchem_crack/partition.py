@@ -17,6 +17,11 @@ from typing import NamedTuple, Optional
 import torch
 from torch import Tensor
 
+try:
+    from fairchem_crack import kernels
+except ImportError:  # numba comes with fairchem; where there is torch alone, its operations compute the same
+    kernels = None  # type: ignore[assignment]
+
 # On CPU a tile and its temporaries stay in the cache; on CUDA one tile fills the device.
 TILE_ENTRIES = {"cpu": 1 << 17, "cuda": 1 << 24}
 SLAB_COLUMNS = {"cpu": 1 << 11, "cuda": 1 << 13}
@@ -110,19 +115,10 @@ class _PartitionSums(torch.autograd.Function):
         rows, columns = scale.numel(), problem.relations.shape[0]
         sums = [scale.new_zeros(size) for size in (rows, rows, rows, columns, columns, columns)]
         row_sum, row_largest, row_moment, column_sum, column_largest, column_moment = sums
-        for tile in _tiles(unit_student, scale, problem):
-            up, down = tile.exponentials(problem)  # exp(x), exp(-x)
-            cosh, sinh, largest = up + down, up - down, torch.maximum(up, down)
-            moment = sinh.mul_(tile.logits)  # x sinh(x), whose mean under the softmax is the mean of |x|'s sign times x
-            if problem.over_columns:
-                row_sum[tile.rows] += cosh.sum(dim=1)
-                row_moment[tile.rows] += moment.sum(dim=1)
-                row_largest[tile.rows] = torch.maximum(row_largest[tile.rows], largest.amax(dim=1))
-            if problem.over_rows:
-                column_sum[tile.columns] += cosh.sum(dim=0)
-                column_moment[tile.columns] += moment.sum(dim=0)
-                column_largest[tile.columns] = torch.maximum(column_largest[tile.columns], largest.amax(dim=0))
-        ctx.save_for_backward(unit_student, scale, row_sum, row_moment, column_sum)
+        add = _add_fused if _is_fused(scale, problem) else _add_tiles
+        for slab in _slabs(unit_student, problem):
+            add(slab, scale, problem, (row_sum, row_moment, row_largest), (column_sum, column_moment, column_largest))
+        ctx.save_for_backward(unit_student, scale, row_sum, column_sum)
         ctx.problem = problem
         outputs = (*_finish(row_sum, row_largest, row_moment), *_finish(column_sum, column_largest, column_moment))
         ctx.mark_non_differentiable(outputs[1], outputs[2], outputs[4], outputs[5])
@@ -138,35 +134,20 @@ class _PartitionSums(torch.autograd.Function):
     @staticmethod
     def _gradients(ctx, row_grad: Tensor, column_grad: Tensor) -> tuple[Tensor, Tensor, None]:
         problem: _Problem = ctx.problem
-        unit_student, scale, row_sum, row_moment, column_sum = ctx.saved_tensors
+        unit_student, scale, row_sum, column_sum = ctx.saved_tensors
         student_grad, scale_grad = torch.zeros_like(unit_student), torch.zeros_like(scale)
-        row_weight = _ratio(row_grad, row_sum) if problem.over_columns else None
-        column_weight = _ratio(column_grad, column_sum) if problem.over_rows else None
+        row_weight, column_weight = _ratio(row_grad, row_sum), _ratio(column_grad, column_sum)
+        differentiate = _differentiate_fused if _is_fused(scale, problem) else _differentiate_tiles
         for slab in _slabs(unit_student, problem):
             slab_grad = torch.zeros_like(slab.gram)  # (N, slab)
-            for tile in _tiles_of_slab(slab, scale, problem):
-                up, down = tile.exponentials(problem)
-                logit_grad = up.sub_(down)  # d 2cosh(x) / dx = 2 sinh(x)
-                if row_weight is not None and column_weight is not None:
-                    logit_grad *= row_weight[tile.rows, None] + column_weight[tile.columns]
-                elif row_weight is not None:
-                    logit_grad *= row_weight[tile.rows, None]
-                elif column_weight is not None:
-                    logit_grad *= column_weight[tile.columns]
-                if column_weight is not None:
-                    scale_grad[tile.rows] += (logit_grad * tile.logits).sum(dim=1)
-                logit_grad *= scale[tile.rows, None]
-                slab_grad.index_add_(0, problem.pairs[0, tile.rows], logit_grad)
-                slab_grad.index_add_(0, problem.pairs[1, tile.rows], logit_grad, alpha=-1)
+            differentiate(slab, scale, problem, row_weight, column_weight, slab_grad, scale_grad)
             student_grad.addmm_(slab_grad, problem.relations[slab.columns])
-        if row_weight is not None and column_weight is None:
-            scale_grad = row_weight * row_moment  # the sum over a row that the forward kept
         return student_grad, scale_grad / scale, None
 
 
 def _finish(total: Tensor, largest: Tensor, moment: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     log_sum = total.log()
-    return log_sum, largest.log(), log_sum - _ratio(moment, total)
+    return log_sum, largest, log_sum - _ratio(moment, total)
 
 
 def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
@@ -178,7 +159,7 @@ def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
 class _Slab:
     gram: Tensor  # (N, columns) H = A T^T
     columns: slice
-    rows: tuple[int, int]  # first and end row of the block
+    rows: slice
 
 
 @dataclass
@@ -204,19 +185,87 @@ def _slabs(unit_student: Tensor, problem: _Problem) -> Iterator[_Slab]:
     for first_row, end_row, first_column, end_column in problem.blocks:
         for start in range(first_column, end_column, width):
             columns = slice(start, min(start + width, end_column))
-            yield _Slab(unit_student @ problem.relations[columns].T, columns, (first_row, end_row))
+            yield _Slab(unit_student @ problem.relations[columns].T, columns, slice(first_row, end_row))
 
 
-def _tiles_of_slab(slab: _Slab, scale: Tensor, problem: _Problem) -> Iterator[_Tile]:
+def _tiles(slab: _Slab, scale: Tensor, problem: _Problem) -> Iterator[_Tile]:
     height = max(1, TILE_ENTRIES[scale.device.type] // slab.gram.shape[1])
-    for start in range(*slab.rows, height):
-        rows = slice(start, min(start + height, slab.rows[1]))
+    for start in range(slab.rows.start, slab.rows.stop, height):
+        rows = slice(start, min(start + height, slab.rows.stop))
         logits = slab.gram[problem.pairs[0, rows]]
         logits -= slab.gram[problem.pairs[1, rows]]
         logits *= scale[rows, None]
         yield _Tile(logits, rows, slab.columns)
 
 
-def _tiles(unit_student: Tensor, scale: Tensor, problem: _Problem) -> Iterator[_Tile]:
-    for slab in _slabs(unit_student, problem):
-        yield from _tiles_of_slab(slab, scale, problem)
+_Sums = tuple[Tensor, Tensor, Tensor]  # per row or column: sum of 2 cosh(x), of 2 x sinh(x), largest |x|
+
+
+def _add_tiles(slab: _Slab, scale: Tensor, problem: _Problem, rows: _Sums, columns: _Sums) -> None:
+    """Add a slab to the sums of its rows and columns, in place."""
+    for tile in _tiles(slab, scale, problem):
+        up, down = tile.exponentials(problem)
+        cosh, largest = up + down, torch.maximum(up, down)
+        moment = up.sub_(down).mul_(tile.logits)
+        for wanted, (total, of_x, most), part, dim in (
+            (problem.over_columns, rows, tile.rows, 1),
+            (problem.over_rows, columns, tile.columns, 0),
+        ):
+            if wanted:
+                total[part] += cosh.sum(dim)
+                of_x[part] += moment.sum(dim)
+                most[part] = torch.maximum(most[part], largest.amax(dim).log())
+
+
+def _differentiate_tiles(
+    slab: _Slab,
+    scale: Tensor,
+    problem: _Problem,
+    row_weight: Tensor,
+    column_weight: Tensor,
+    slab_grad: Tensor,
+    scale_grad: Tensor,
+) -> None:
+    """Add dL/dH of a slab to slab_grad, and sum_f x_ef dL/dx_ef to scale_grad, in place."""
+    for tile in _tiles(slab, scale, problem):
+        up, down = tile.exponentials(problem)
+        logit_grad = up.sub_(down)  # d 2cosh(x) / dx = 2 sinh(x)
+        weight = row_weight[tile.rows, None]
+        logit_grad *= weight + column_weight[tile.columns] if problem.over_rows else weight
+        scale_grad[tile.rows] += torch.linalg.vecdot(logit_grad, tile.logits)
+        logit_grad *= scale[tile.rows, None]
+        slab_grad.index_add_(0, problem.pairs[0, tile.rows], logit_grad)
+        slab_grad.index_add_(0, problem.pairs[1, tile.rows], logit_grad, alpha=-1)
+
+
+def _is_fused(scale: Tensor, problem: _Problem) -> bool:
+    """Whether the kernels for the CPU compute this problem."""
+    return kernels is not None and scale.device.type == "cpu" and scale.dtype == torch.float32 and problem.threshold is None
+
+
+def _add_fused(slab: _Slab, scale: Tensor, problem: _Problem, rows: _Sums, columns: _Sums) -> None:
+    pairs, factor = problem.pairs[:, slab.rows], scale[slab.rows]
+    if problem.over_columns:
+        kernels.sum_rows(slab.gram, pairs, factor, *(values[slab.rows] for values in rows))
+    if problem.over_rows:
+        kernels.sum_columns(slab.gram, pairs, factor, *(values[slab.columns] for values in columns))
+
+
+def _differentiate_fused(
+    slab: _Slab,
+    scale: Tensor,
+    problem: _Problem,
+    row_weight: Tensor,
+    column_weight: Tensor,
+    slab_grad: Tensor,
+    scale_grad: Tensor,
+) -> None:
+    kernels.gradients(
+        slab.gram,
+        problem.pairs[:, slab.rows],
+        scale[slab.rows],
+        row_weight[slab.rows],
+        column_weight[slab.columns],
+        slab_grad,
+        scale_grad[slab.rows],
+    )

@@ -58,18 +58,16 @@ def unit_embedding(embedding: Tensor) -> Tensor:
     return torch.where(valid, scaled / torch.linalg.vector_norm(scaled, dim=-1, keepdim=True), 0)
 
 
-def pair_difference(unit: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor]:
-    """Difference z^_i - z^_j of unit embeddings, (P, D), and its length, (P,) without gradient.
+def pair_difference(unit: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Differences z^_i - z^_j of unit embeddings, (P, D), their lengths, (P,), and which have a direction, (P,) bool.
 
-    The length is 0 for a pair without direction: its embeddings coincide, or one of them is zero.
+    A pair has none where its embeddings coincide, or one of them is zero.
     """
-    difference = unit[pairs[0]] - unit[pairs[1]]
-    with torch.no_grad():
-        length = torch.linalg.vector_norm(difference, dim=-1)
-        atom_is_zero = ~unit.bool().any(dim=-1)
-        coincide = length <= COINCIDENCE_ULPS * torch.finfo(unit.dtype).eps
-        length = length.masked_fill(coincide | atom_is_zero[pairs[0]] | atom_is_zero[pairs[1]], 0)
-    return difference, length
+    difference = unit.index_select(0, pairs[0]) - unit.index_select(0, pairs[1])
+    length = torch.linalg.vector_norm(difference, dim=-1)
+    is_zero = ~unit.detach().bool().any(dim=-1)
+    coincide = length.detach() <= COINCIDENCE_ULPS * torch.finfo(unit.dtype).eps
+    return difference, length, ~(coincide | is_zero[pairs[0]] | is_zero[pairs[1]])
 
 
 def relation_vectors(embedding: Tensor, pairs: Tensor) -> Tensor:
@@ -84,7 +82,5 @@ def relation_vectors(embedding: Tensor, pairs: Tensor) -> Tensor:
     Returns:
         (P, D); a zero row, with zero gradient, where the pair has no direction.
     """
-    difference, length = pair_difference(unit_embedding(embedding), pairs)
-    valid = (length != 0)[:, None]
-    difference = torch.where(valid, difference, 1)  # any direction, masked below
-    return torch.where(valid, difference / torch.linalg.vector_norm(difference, dim=-1, keepdim=True), 0)
+    difference, length, valid = (values[..., None] for values in pair_difference(unit_embedding(embedding), pairs))
+    return torch.where(valid, difference[..., 0] / torch.where(valid, length, 1), 0)

@@ -49,7 +49,8 @@ class Teacher:
     @torch.inference_mode()
     def _run(self, batch: Batch) -> tuple[Tensor, Tensor]:
         self.model.eval()
-        self.model(batch)
+        with self.features.stopping_after("node_embedding", "edge_index"):  # its energy and forces are not needed
+            self.model(batch)
         outputs = self.features.node_embedding.float(), self.features.edge_index
         self.features.clear()
         return outputs

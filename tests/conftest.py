@@ -152,6 +152,7 @@ def run_fairchem(
     seed: int = 0,
     checkpoint: Path | None = None,
     stop_at: int | None = None,
+    run_dir: Path | None = None,
 ) -> Run:
     import fairchem.core._cli
     import recorder
@@ -160,8 +161,8 @@ def run_fairchem(
 
     file = directory / f"{name}.yml"
     file.write_text(yaml.safe_dump(config))
-    arguments = ["--mode", mode, "--config-yml", str(file), "--cpu", "--run-dir", str(directory), "--timestamp-id", name]
-    arguments += ["--seed", str(seed), "--print-every", "1"]
+    arguments = ["--mode", mode, "--config-yml", str(file), "--cpu", "--timestamp-id", name]
+    arguments += ["--run-dir", str(run_dir or directory), "--seed", str(seed), "--print-every", "1"]
     arguments += ["--checkpoint", str(checkpoint)] if checkpoint else []
     options: argparse.Namespace
     options, overrides = flags.get_parser().parse_known_args(arguments)

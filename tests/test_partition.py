@@ -4,7 +4,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fairchem_crack import partition
-from fairchem_crack.contrastive import crack_loss
+from fairchem_crack.contrastive import crack_loss, crack_terms
 from fairchem_crack.partition import partition_sums
 from fairchem_crack.relations import relation_vectors, unit_embedding
 
@@ -107,3 +107,31 @@ def test_no_tensor_of_pairs_by_pairs_or_atoms_by_pairs_exists(anchor, max_pairs)
     with LargestTensor() as largest:
         crack_loss(student=student.requires_grad_(), teacher=teacher, pairs=pairs, **options).backward()
     assert partition.TILE_ENTRIES["cpu"] / 2 < largest.numel <= limit
+
+
+@pytest.mark.parametrize("anchor", ["student", "teacher", "symmetric"])
+@pytest.mark.parametrize("negatives", ["batch", "system"])
+@pytest.mark.parametrize("max_pairs", [None, 37])
+def test_the_fused_kernels_compute_what_torch_computes(monkeypatch, anchor, negatives, max_pairs):
+    generator = torch.Generator().manual_seed(3)
+    student, teacher = torch.randn(2, 60, 24, generator=generator)
+    systems = torch.arange(60) // 20
+    pairs = torch.triu_indices(60, 60, 1)
+    pairs = pairs[:, (systems[pairs[0]] == systems[pairs[1]])]
+    options = {"anchor": anchor, "negatives": negatives, "systems": systems, "max_pairs": max_pairs}
+    found = {}
+    monkeypatch.setattr(partition, "SLAB_COLUMNS", {"cpu": 200})
+    for name, kernels in (("fused", partition.kernels), ("torch", None)):
+        monkeypatch.setattr(partition, "kernels", kernels)
+        leaf = student.clone().requires_grad_()
+        terms = crack_terms(
+            student=leaf, teacher=teacher, pairs=pairs, **options, generator=torch.Generator().manual_seed(0)
+        )
+        terms.loss.square().sum().backward()
+        found[name] = (terms.loss.detach(), leaf.grad, terms.top1, terms.entropy)
+    for fused, plain in zip(found["fused"], found["torch"]):
+        torch.testing.assert_close(fused, plain, rtol=1e-5, atol=1e-5)
+
+
+def test_the_fused_kernels_are_in_use_here():
+    assert partition.kernels is not None

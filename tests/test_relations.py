@@ -115,14 +115,14 @@ def test_coinciding_embeddings_give_a_zero_row_and_a_finite_gradient(multiple, d
     assert of_all.isfinite().all() and of_all[2].any()
 
 
-def test_pair_difference_has_the_length_of_the_difference_and_0_without_direction():
+def test_pair_difference_tells_length_and_direction():
     embedding = random_embedding()
     embedding[1], embedding[4] = 2 * embedding[0], 0
     unit, pairs = unit_embedding(embedding.requires_grad_()), torch.triu_indices(7, 7, 1)
-    difference, length = pair_difference(unit, pairs)
-    assert difference.requires_grad and not length.requires_grad
+    difference, length, has_direction = pair_difference(unit, pairs)
+    assert difference.requires_grad and length.requires_grad
     assert torch.equal(difference, unit[pairs[0]] - unit[pairs[1]])
+    torch.testing.assert_close(length, difference.norm(dim=-1))
     without_direction = (pairs == 4).any(dim=0) | ((pairs[0] == 0) & (pairs[1] == 1))
     assert without_direction.sum() == 7
-    assert torch.equal(length == 0, without_direction)
-    torch.testing.assert_close(length[~without_direction], difference.norm(dim=-1)[~without_direction])
+    assert torch.equal(~has_direction, without_direction)

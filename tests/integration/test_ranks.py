@@ -52,3 +52,21 @@ def test_fairchem_crack_train_makes_the_short_name_known_to_spawned_ranks(distil
     spawn(distilled, tmp_path, "fairchem-crack train")
     state = torch.load(tmp_path / "checkpoints/run/checkpoint.pt", map_location="cpu", weights_only=False)
     assert state["step"] == 3 and keys.CHECKPOINT_KEY in state
+
+
+@pytest.mark.slow
+def test_a_submitit_job_trains(distilled, tmp_path):
+    import submitit
+    from fairchem.core._cli import Runner
+    from fairchem.core.common import distutils
+    from fairchem.core.common.flags import flags
+    from fairchem.core.common.utils import build_config
+
+    distilled["logger"] = "tensorboard"
+    file = tmp_path / "job.yml"
+    file.write_text(yaml.safe_dump(distilled))
+    arguments = ["--mode", "train", "--config-yml", str(file), "--cpu", "--run-dir", str(tmp_path), "--timestamp-id", "run"]
+    config = build_config(*flags.get_parser().parse_known_args(arguments))
+    distutils.setup_env_local()  # as the stock command does before it runs on one node
+    submitit.LocalExecutor(folder=tmp_path / "jobs").submit(Runner(), config).result()
+    assert (tmp_path / "checkpoints/run/best_checkpoint.pt").is_file()

@@ -1,0 +1,280 @@
+"""Time, memory and error of the CRACK loss: the dense published formula, plain tiling, and `fairchem_crack.crack_loss`.
+
+    python benchmarks/crack_loss.py                    # CPU, 2 threads, about 15 minutes
+    python benchmarks/crack_loss.py --device cuda
+
+Each case runs in a process of its own, forward and backward. Needs torch and matplotlib alone. Writes crack_loss.json,
+crack_loss.md and crack_loss.png to docs/benchmarks/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, normalize
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from fairchem_crack import crack_loss
+
+WIDTH, TEMPERATURE = 128, 0.15
+ATOMS_PER_SYSTEM, PAIRS_PER_ATOM = 80, 12.5
+SIZES = (1000, 2000, 4000, 8000, 16000, 32000)
+REPEATS = 5
+# Matrices of (2P)^2 that the dense formula holds at its peak: logits, their log-softmax, its gradient.
+DENSE_MATRICES = 3
+LABELS = {"dense": "dense, 2P x 2P", "tiled": "tiled, D-long dot products", "ours": "ours: cosh and Gram"}
+
+
+def batch(pairs: int, device: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Random embeddings (N, D) of student and teacher, and P random pairs inside systems of 80 atoms."""
+    generator = torch.Generator().manual_seed(pairs)
+    atoms = round(pairs / PAIRS_PER_ATOM)
+    student, teacher = (torch.randn(atoms, WIDTH, generator=generator, dtype=torch.float64) for _ in range(2))
+    student = 0.7 * teacher + 0.7 * student  # correlated, as in training
+    system = torch.arange(atoms) // ATOMS_PER_SYSTEM
+    # within a system, close in number: every atom has the same expected number of pairs
+    first, second = torch.combinations(torch.arange(atoms)).T if atoms <= 400 else _near(atoms)
+    inside = torch.stack((first, second))[:, system[first] == system[second]]
+    chosen = torch.randperm(inside.shape[1], generator=generator)[:pairs].sort().values
+    return student.to(device, dtype), teacher.to(device, dtype), inside[:, chosen].to(device)
+
+
+def _near(atoms: int) -> tuple[Tensor, Tensor]:
+    first = torch.arange(atoms).repeat_interleave(ATOMS_PER_SYSTEM - 1)
+    second = first + torch.arange(1, ATOMS_PER_SYSTEM).repeat(atoms)
+    return first[second < atoms], second[second < atoms]
+
+
+def relations(embedding: Tensor, pairs: Tensor) -> Tensor:
+    """(2P, D) unit relations of both directions, as published."""
+    unit = normalize(embedding, dim=-1)
+    forward = normalize(unit[pairs[0]] - unit[pairs[1]], dim=-1)
+    return torch.cat((forward, -forward))
+
+
+def dense(student: Tensor, teacher: Tensor, pairs: Tensor) -> Tensor:
+    """The published formula: InfoNCE over a 2P x 2P matrix."""
+    logits = relations(student, pairs) @ relations(teacher, pairs).T / TEMPERATURE
+    return cross_entropy(logits, torch.arange(logits.shape[0], device=logits.device))
+
+
+class _TiledLogSum(torch.autograd.Function):
+    """log sum over the columns of exp(s t^T / tau), tile by tile, with dot products of length D."""
+
+    ENTRIES = 1 << 22
+
+    @staticmethod
+    def forward(ctx, student: Tensor, teacher: Tensor) -> Tensor:
+        rows = max(1, _TiledLogSum.ENTRIES // teacher.shape[0])
+        sums = [torch.logsumexp(part @ teacher.T / TEMPERATURE, dim=1) for part in student.split(rows)]
+        ctx.save_for_backward(student, teacher, torch.cat(sums))
+        return torch.cat(sums)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
+        student, teacher, sums = ctx.saved_tensors
+        rows = max(1, _TiledLogSum.ENTRIES // teacher.shape[0])
+        parts = zip(student.split(rows), sums.split(rows), grad.split(rows))
+        weights = ((part @ teacher.T / TEMPERATURE - total[:, None]).exp_() * g[:, None] for part, total, g in parts)
+        return torch.cat([weight @ teacher / TEMPERATURE for weight in weights]), None
+
+
+def tiled(student: Tensor, teacher: Tensor, pairs: Tensor) -> Tensor:
+    """The dense formula in tiles, without the two identities."""
+    s, t = relations(student, pairs), relations(teacher, pairs)
+    return (_TiledLogSum.apply(s, t) - (s * t).sum(-1) / TEMPERATURE).mean()
+
+
+def ours(student: Tensor, teacher: Tensor, pairs: Tensor) -> Tensor:
+    """The package's loss."""
+    return crack_loss(student=student, teacher=teacher, pairs=pairs, temperature=TEMPERATURE)
+
+
+METHODS = {"dense": dense, "tiled": tiled, "ours": ours}
+
+
+def run_case(method: str, pairs: int, device: str, threads: int, check: bool) -> dict:
+    """Measure one method at one size in this process."""
+    torch.set_num_threads(threads)
+    student, teacher, chosen = batch(pairs, device, torch.float32)
+    student.requires_grad_()
+
+    def step() -> tuple[Tensor, Tensor]:
+        loss = METHODS[method](student, teacher, chosen)
+        return loss.detach(), torch.autograd.grad(loss, student)[0]
+
+    METHODS[method](*(x[:200] for x in (student, teacher)), chosen[:, (chosen < 200).all(0)][:, :50]).backward()  # warm up
+    before = _memory(device)
+    step()
+    peak = _memory(device, peak=True) - before
+    seconds = []
+    for _ in range(REPEATS if pairs <= 8000 or method == "ours" else 2):
+        _synchronize(device)
+        start = time.perf_counter()
+        loss, gradient = step()
+        _synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    result = {"method": method, "pairs": pairs, "seconds": seconds, "peak_mb": peak / 2**20}
+    if check:
+        exact, exact_gradient = _exact(pairs, device)
+        result["loss_error"] = abs(float(loss.double() - exact) / float(exact))
+        result["gradient_error"] = float((gradient.double() - exact_gradient).norm() / exact_gradient.norm())
+    return result
+
+
+def _exact(pairs: int, device: str) -> tuple[Tensor, Tensor]:
+    student, teacher, chosen = batch(pairs, device, torch.float32)
+    student = student.double().requires_grad_()
+    loss = dense(student, teacher.double(), chosen)
+    return loss.detach(), torch.autograd.grad(loss, student)[0]
+
+
+def _memory(device: str, *, peak: bool = False) -> int:
+    if device == "cuda":
+        if not peak:
+            torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.max_memory_allocated() if peak else torch.cuda.memory_allocated()
+    if peak:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def _fits(pairs: int, device: str) -> bool:
+    need = DENSE_MATRICES * (2 * pairs) ** 2 * 4
+    if device == "cuda":
+        return need < 0.9 * torch.cuda.mem_get_info()[0]
+    return need < 0.7 * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def exponent(rows: list[dict], quantity: str) -> float:
+    """Slope of log quantity over log P at the three largest sizes."""
+    points = [(math.log(row["pairs"]), math.log(row[quantity])) for row in rows[-3:]]
+    x, y = (statistics.mean(values) for values in zip(*points))
+    return sum((a - x) * (b - y) for a, b in points) / sum((a - x) ** 2 for a, _ in points)
+
+
+def report(results: list[dict], machine: str) -> str:
+    """The table, as markdown."""
+    by_case = {(row["method"], row["pairs"]): row for row in results}
+    lines = [
+        "# The CRACK loss: time, memory, error",
+        "",
+        f"Forward and backward, float32, D = {WIDTH}, N = P / {PAIRS_PER_ATOM}, systems of {ATOMS_PER_SYSTEM} atoms, "
+        f"one run side by side: {machine}. Seconds are the median, in brackets the range. Peak memory is beyond inputs.",
+        "`python benchmarks/crack_loss.py` makes this page, `crack_loss.json` and the picture.",
+        "",
+        "| P | " + " | ".join(f"{LABELS[m]}: s | MB" for m in METHODS) + " | dense / ours | tiled / ours |",
+        "|---" * (2 * len(METHODS) + 3) + "|",
+    ]
+    for pairs in SIZES:
+        cells, ratios = [], []
+        for method in METHODS:
+            row = by_case.get((method, pairs))
+            cells.append(
+                f"{row['median']:.3g} [{min(row['seconds']):.3g}, {max(row['seconds']):.3g}] | {row['peak_mb']:.0f}"
+                if row
+                else "does not fit | "
+            )
+            if method != "ours":
+                ratios.append(f"{row['median'] / by_case['ours', pairs]['median']:.1f}" if row else "")
+        lines.append(f"| {pairs} | " + " | ".join(cells + ratios) + " |")
+    mine = [row for row in results if row["method"] == "ours"]
+    lines += [
+        "",
+        f"Ours grows as P^{exponent(mine, 'median'):.2f} in time and P^{exponent(mine, 'peak_mb'):.2f} in memory "
+        "(fit of the three largest sizes).",
+        "",
+        "| P | relative error of the loss | of the gradient (against dense float64) |",
+        "|---|---|---|",
+        *(
+            f"| {row['pairs']} | {row['loss_error']:.1e} | {row['gradient_error']:.1e} |"
+            for row in mine
+            if "loss_error" in row
+        ),
+        "",
+        "![time and memory](crack_loss.png)",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def draw(results: list[dict], file: Path) -> None:
+    """Log-log picture of time and memory."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
+    colors = {"dense": "#9aa5b1", "tiled": "#457b9d", "ours": "#d1495b"}
+    for method in METHODS:
+        rows = [row for row in results if row["method"] == method]
+        pairs = [row["pairs"] for row in rows]
+        axes[0].loglog(pairs, [row["median"] for row in rows], "o-", color=colors[method], label=LABELS[method])
+        axes[1].loglog(pairs, [row["peak_mb"] for row in rows], "o-", color=colors[method])
+    for axis, title in zip(axes, ("forward + backward [s]", "peak extra memory [MB]")):
+        axis.set(xlabel="pairs P", title=title)
+        axis.grid(alpha=0.3)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(frameon=False)
+    figure.savefig(file, dpi=150)
+
+
+def main() -> None:
+    """Run all cases, one process each, and write the report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
+    parser.add_argument("--case", nargs=2, metavar=("METHOD", "PAIRS"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.case:
+        method, pairs = options.case[0], int(options.case[1])
+        check = method == "ours" and pairs <= 4000
+        print(json.dumps(run_case(method, pairs, options.device, options.threads, check)))
+        return
+    results = []
+    for pairs in SIZES:
+        for method in METHODS:
+            if method == "dense" and not _fits(pairs, options.device):
+                continue
+            command = [sys.executable, __file__, "--device", options.device, "--threads", str(options.threads)]
+            done = subprocess.run([*command, "--case", method, str(pairs)], capture_output=True, text=True)
+            if done.returncode != 0:
+                sys.exit(f"{method} at P = {pairs} failed:\n{done.stderr[-2000:]}")
+            row = json.loads(done.stdout.splitlines()[-1])
+            row["median"] = statistics.median(row["seconds"])
+            print(f"P = {pairs:6d}  {method:6s} {row['median']:8.3f} s  {row['peak_mb']:8.0f} MB", flush=True)
+            results.append(row)
+    machine = (
+        torch.cuda.get_device_name()
+        if options.device == "cuda"
+        else f"{platform.machine()}, {options.threads} threads, torch {torch.__version__}"
+    )
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "crack_loss.json").write_text(json.dumps({"machine": machine, "results": results}, indent=1))
+    (options.out / "crack_loss.md").write_text(report(results, machine))
+    draw(results, options.out / "crack_loss.png")
+    print(report(results, machine))
+
+
+if __name__ == "__main__":
+    main()

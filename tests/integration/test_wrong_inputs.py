@@ -1,0 +1,232 @@
+"""Ways to get it wrong: each ends in one clear error before the first step, and leaves no checkpoint behind."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+
+import lmdb
+import numpy as np
+import pytest
+import recorder
+import torch
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from conftest import TEACHER_MODEL
+
+FAR = 60.0  # A, edge of a cell in which no atom is within a cutoff of another's image
+
+
+@pytest.fixture
+def fails(run, tmp_path):
+    """Callable: run the config, expect the error, and check that nothing was trained or written."""
+
+    def check(config: dict, error: type[Exception], message: str, **options) -> str:
+        before = sorted(tmp_path.rglob("*.pt"))
+        with pytest.raises(error, match=message) as raised:
+            run(config, **options)
+        assert type(raised.value) is error
+        assert not recorder.records()
+        assert sorted(tmp_path.rglob("*.pt")) == before
+        return str(raised.value)
+
+    return check
+
+
+@pytest.fixture
+def teacher(distilled, tmp_path):
+    """Callable: write a teacher of these model options, take it in the config, and return its path."""
+
+    def make(**model) -> Path:
+        from fairchem.core.common.registry import registry
+
+        attributes = copy.deepcopy(model)
+        built = registry.get_model_class(attributes.pop("name"))(**attributes)
+        path = tmp_path / "teacher.pt"
+        torch.save({"config": {"model": model}, "state_dict": built.state_dict(), "ema": None}, path)
+        distilled["task"]["distill"]["teacher"]["checkpoint"] = str(path)
+        return path
+
+    return make
+
+
+@pytest.fixture
+def train_on(distilled, tmp_path):
+    """Callable: write these systems as the training data of the config, and return its path."""
+    from fairchem_crack.demo.prepare import oc20_record
+
+    def write(systems: list[Atoms], *, natoms: list[int] | None = None) -> Path:
+        directory = tmp_path / "systems"
+        directory.mkdir()
+        file = str(directory / "data.0000.lmdb")
+        with (
+            lmdb.open(file, map_size=1 << 24, subdir=False, lock=False) as environment,
+            environment.begin(write=True) as out,
+        ):
+            for index, system in enumerate(systems):
+                system.pbc = True
+                system.set_tags([1] * len(system))
+                system.calc = SinglePointCalculator(system, energy=-1.0, forces=np.zeros((len(system), 3)))
+                out.put(str(index).encode(), pickle.dumps(oc20_record(system, sid=index, fid=0), protocol=-1))
+            out.put(b"length", pickle.dumps(len(systems)))
+        np.savez(directory / "metadata.npz", natoms=natoms or [len(system) for system in systems])
+        distilled["dataset"]["train"]["src"] = str(directory)
+        return directory
+
+    return write
+
+
+def molecule(*symbols: str, distance: float = 1.5, cell=(FAR, FAR, FAR)) -> Atoms:
+    """A chain of atoms in a large cell."""
+    return Atoms(symbols, positions=[[0, 0, distance * index] for index in range(len(symbols))], cell=cell)
+
+
+# ---- teacher
+
+
+def test_no_teacher_file(fails, distilled):
+    distilled["task"]["distill"]["teacher"]["checkpoint"] = "teachers/gone.pt"
+    fails(distilled, FileNotFoundError, r"task\.distill\.teacher\.checkpoint: teachers/gone\.pt is neither a file")
+
+
+def test_truncated_teacher(fails, distilled, teacher):
+    path = teacher(**TEACHER_MODEL)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    message = fails(distilled, ValueError, "cannot be read as a checkpoint.*bytes: was its download or copy cut short")
+    assert str(path) in message
+
+
+def test_teacher_without_adapter(fails, distilled, teacher):
+    path = teacher(name="schnet", hidden_channels=8, num_filters=8, num_interactions=1)
+    message = fails(distilled, ValueError, "teacher is a `schnet`.*knows `equiformer_v2`, `painn`")
+    assert str(path) in message
+
+
+def test_teacher_that_cannot_represent_an_element(fails, distilled, teacher):
+    teacher(**TEACHER_MODEL, max_num_elements=30)  # the demo's metals end with gold, 79
+    fails(
+        distilled, ValueError, r"dataset\.train holds an atom of atomic number \d\d; the teacher knows elements up to 29\."
+    )
+
+
+# ---- student
+
+
+def test_student_that_cannot_represent_an_element(fails, distilled):
+    distilled["model"]["num_elements"] = 30
+    message = r"dataset\.train holds an atom of atomic number \d\d; the student knows elements up to 30\..*`num_elements`"
+    fails(distilled, ValueError, message)
+
+
+def test_student_without_adapter(fails, distilled):
+    distilled["model"] = {"name": "schnet", "hidden_channels": 8, "num_filters": 8, "num_interactions": 1}
+    fails(distilled, ValueError, "student is a `schnet`.*knows `equiformer_v2`, `painn`")
+
+
+# ---- config
+
+
+def test_misspelt_option(fails, distilled):
+    distilled["task"]["distill"]["relations"] = {"anchr": "student"}
+    fails(distilled, ValueError, r"task\.distill\.relations\.anchr: unknown option\. Did you mean `anchor`\?")
+
+
+def test_temperature_zero(fails, distilled):
+    distilled["loss_functions"][2]["relations"]["temperature"] = 0
+    fails(distilled, ValueError, r"loss_functions\[2\]\.relations\.temperature: expected .* found 0")
+
+
+def test_distillation_terms_without_a_distill_block(fails, distilled):
+    del distilled["task"]
+    fails(distilled, ValueError, r"task\.distill\.teacher: missing")
+
+
+def test_unknown_loss_function(fails, distilled):
+    distilled["loss_functions"][3]["node_embeddings"]["fn"] = "msee"
+    message = fails(distilled, ValueError, r"loss_functions\[3\]\.node_embeddings\.fn|node_embeddings.*msee")
+    assert "mse" in message
+
+
+def test_missing_primary_metric(fails, distilled):
+    del distilled["evaluation_metrics"]["primary_metric"]
+    fails(distilled, ValueError, r"evaluation_metrics\.primary_metric: missing")
+
+
+def test_run_dir_that_cannot_be_written(fails, distilled, tmp_path):
+    (tmp_path / "file").write_text("")
+    fails(distilled, NotADirectoryError, "--run-dir .*file/below: .*file is a file", run_dir=tmp_path / "file/below")
+
+
+# ---- data
+
+
+def test_wrong_path_of_the_data(fails, distilled):
+    distilled["dataset"]["train"]["src"] = "data/s2ef/2000k/train"
+    fails(distilled, FileNotFoundError, r"dataset\.train\.src: data/s2ef/2000k/train does not exist")
+
+
+def test_wrong_path_of_the_validation_data(fails, distilled):
+    distilled["dataset"]["val"]["src"] = "data/s2ef/all/val_idd"
+    fails(distilled, FileNotFoundError, r"dataset\.val\.src: data/s2ef/all/val_idd does not exist")
+
+
+def test_data_directory_without_an_lmdb(fails, distilled, tmp_path):
+    (tmp_path / "empty").mkdir()
+    distilled["dataset"]["train"]["src"] = str(tmp_path / "empty")
+    message = fails(distilled, FileNotFoundError, r"dataset\.train\.src.*lmdb")
+    assert str(tmp_path / "empty") in message
+
+
+def test_no_training_data(fails, distilled):
+    del distilled["dataset"]["train"]["src"]
+    fails(distilled, ValueError, r"dataset\.train\.src: missing")
+
+
+NO_PAIR = r"task\.distill\.relations: the (teacher|student)'s graph joins no pair of atoms in a sample of 4 systems"
+
+
+@pytest.mark.parametrize("graph", ["teacher", "student"])
+def test_atoms_that_see_only_their_own_images(fails, distilled, train_on, graph):
+    distilled["task"]["distill"]["relations"] = {"graph": graph}
+    train_on([molecule("Cu", "O", distance=FAR / 2, cell=(3, 3, FAR)) for _ in range(4)])
+    fails(distilled, ValueError, NO_PAIR + ".*no two atoms are within the model's cutoff")
+
+
+@pytest.mark.parametrize("graph", ["teacher", "student"])
+def test_systems_of_one_atom(fails, distilled, train_on, graph):
+    distilled["task"]["distill"]["relations"] = {"graph": graph}
+    train_on([molecule("Cu", cell=(3, 3, FAR)) for _ in range(4)])
+    fails(distilled, ValueError, NO_PAIR + ".*each has one atom")
+
+
+@pytest.mark.parametrize("graph", ["teacher", "student"])
+@pytest.mark.parametrize("symbols", ["CuO", "H"], ids=["two far atoms", "one atom"])
+def test_atoms_that_see_nothing_at_all(fails, distilled, train_on, graph, symbols):
+    distilled["task"]["distill"]["relations"] = {"graph": graph}
+    train_on([molecule(*Atoms(symbols).get_chemical_symbols(), distance=FAR / 2) for _ in range(4)])
+    fails(distilled, ValueError, NO_PAIR)
+
+
+def test_one_system_without_neighbors_among_others(fails, distilled, train_on):
+    """The sample has pairs, so training would start; PaiNN refuses a system whose atoms see nothing."""
+    train_on([molecule("Cu", "O", distance=FAR / 2 if index == 2 else 1.5) for index in range(4)])
+    fails(distilled, ValueError, "neighbors.*sid")
+
+
+def test_metadata_of_other_data_trains_all_the_same_systems(run, distilled, train_on):
+    """metadata.npz only balances batches between ranks: a wrong one is no error, and costs no system."""
+    train_on([molecule("Cu", "O") for _ in range(4)], natoms=[7] * 4)
+    assert len(run(distilled).steps) == 2
+
+
+# ---- resuming
+
+
+def test_resuming_with_another_projection(run, distilled):
+    trained = run(distilled)
+    before = (trained.checkpoints / "checkpoint.pt").read_bytes()
+    distilled["task"]["distill"]["projection"] = {"kind": "mlp"}
+    with pytest.raises(ValueError, match=r"The checkpoint to resume has another task\.distill\.projection"):
+        run(distilled)
+    assert (trained.checkpoints / "checkpoint.pt").read_bytes() == before

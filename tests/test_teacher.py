@@ -1,0 +1,316 @@
+"""The teacher: loaded from any fairchem checkpoint, frozen, and without trace in the caller's training."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from pathlib import Path, PurePosixPath
+
+import pytest
+import torch
+from conftest import STUDENT_MODEL, TEACHER_MODEL
+
+from fairchem_crack import teacher as teacher_module
+from fairchem_crack.config import TeacherConfig
+from fairchem_crack.teacher import load_teacher
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="session")
+def systems(data) -> list:
+    """Three systems of the training data."""
+    import gc
+
+    from fairchem.core.datasets import LmdbDataset
+
+    gc.collect()
+    dataset = LmdbDataset({"src": str(data / "train")})
+    chosen = [dataset[index] for index in range(3)]
+    del dataset
+    gc.collect()  # closes the LMDB, which a process opens only once
+    return chosen
+
+
+@pytest.fixture
+def batch(systems):
+    from fairchem.core.datasets import data_list_collater
+
+    return data_list_collater(copy.deepcopy(systems), otf_graph=True)
+
+
+@pytest.fixture
+def checkpoint(teacher_checkpoint) -> dict:
+    """The content of the teacher's checkpoint, to be changed."""
+    return torch.load(teacher_checkpoint, map_location="cpu", weights_only=False)
+
+
+@pytest.fixture
+def save(tmp_path):
+    """Callable: write a content as a checkpoint and return its path."""
+
+    def write(content: object, name: str = "changed.pt") -> Path:
+        torch.save(content, tmp_path / name)
+        return tmp_path / name
+
+    return write
+
+
+def load(path: Path, **options):
+    return load_teacher(TeacherConfig(checkpoint=str(path), **options), CPU)
+
+
+def by_hand(weights: dict, batch) -> torch.Tensor:
+    """Node embeddings of an EquiformerV2 built without this package."""
+    from fairchem.core.common.registry import registry
+
+    attributes = dict(TEACHER_MODEL)
+    model = registry.get_model_class(attributes.pop("name"))(**attributes).eval()
+    model.load_state_dict(weights, strict=True)
+    found: list[torch.Tensor] = []
+    model.norm.register_forward_hook(lambda _, __, x: found.append(x.detach()[:, 0]))
+    model(batch)
+    return found[0]
+
+
+def own_weights(checkpoint: dict) -> dict:
+    return {key.removeprefix("module."): value for key, value in checkpoint["state_dict"].items()}
+
+
+def ema_weights(checkpoint: dict) -> dict:
+    """The checkpoint's weights with the parameters, in the order a model lists them, taken from its EMA."""
+    from fairchem.core.common.registry import registry
+
+    attributes = dict(TEACHER_MODEL)
+    model = registry.get_model_class(attributes.pop("name"))(**attributes)
+    averages = dict(zip((name for name, _ in model.named_parameters()), checkpoint["ema"]["shadow_params"]))
+    return {**own_weights(checkpoint), **averages}
+
+
+# EquiformerV2's random edge frames change the last bits.
+ROUNDING = {"rtol": 1e-4, "atol": 1e-5}
+
+
+def test_ema_weights_are_taken_unless_refused(teacher_checkpoint, checkpoint, batch):
+    averaged = load(teacher_checkpoint)(batch).node_embedding
+    plain = load(teacher_checkpoint, use_ema=False)(batch).node_embedding
+    torch.testing.assert_close(averaged, by_hand(ema_weights(checkpoint), batch), **ROUNDING)
+    torch.testing.assert_close(plain, by_hand(own_weights(checkpoint), batch), **ROUNDING)
+    assert not torch.allclose(averaged, plain, rtol=0.01, atol=0.01)
+
+
+def test_a_checkpoint_without_ema_gives_its_own_weights(checkpoint, save, batch):
+    checkpoint["ema"] = None
+    found = load(save(checkpoint))(batch).node_embedding
+    torch.testing.assert_close(found, by_hand(own_weights(checkpoint), batch), **ROUNDING)
+
+
+def test_the_published_oc20_format_gives_the_same_outputs(teacher_checkpoint, checkpoint, save, batch):
+    attributes = dict(TEACHER_MODEL)
+    old = {
+        "epoch": 1.5,
+        "step": 7,
+        "state_dict": {f"module.module.{key}": value for key, value in own_weights(checkpoint).items()},
+        "normalizers": {key: {"mean": torch.tensor(0.5), "std": torch.tensor(2.0)} for key in ("target", "grad_target")},
+        "config": {"task": {}, "model": attributes.pop("name"), "model_attributes": attributes},
+        "val_metrics": None,
+        "ema": None,
+        "amp": None,
+    }
+    one, other = load(teacher_checkpoint, use_ema=False), load(save(old))
+    assert torch.equal(one(batch).node_embedding, other(batch).node_embedding)
+    assert one.fingerprint() == other.fingerprint()
+
+
+def test_outputs_may_enter_a_students_graph(teacher_checkpoint, batch):
+    outputs = load(teacher_checkpoint)(batch)
+    assert outputs.node_embedding.shape == (batch.num_nodes, TEACHER_MODEL["sphere_channels"])
+    for value in (outputs.node_embedding, outputs.edge_index):
+        assert not value.is_inference() and not value.requires_grad
+    scale = torch.ones((), requires_grad=True)
+    (scale * outputs.node_embedding).square().sum().backward()
+    assert scale.grad == pytest.approx(2 * float(outputs.node_embedding.square().sum()))
+
+
+def test_no_graph_is_built_inside(teacher_checkpoint, batch):
+    # EquiformerV2 switches gradients on in its own forward: torch.no_grad() around it would not do
+    teacher = load(teacher_checkpoint)
+    seen: list[bool] = []
+    for module in teacher.model.modules():
+        module.register_forward_hook(
+            lambda _, __, output: (
+                seen.append(getattr(output, "embedding", output).grad_fn is not None)
+                if torch.is_tensor(getattr(output, "embedding", output))
+                else None
+            )
+        )
+    teacher(batch)
+    assert len(seen) > 20 and not any(seen)
+
+
+def test_nothing_of_it_can_be_trained(teacher_checkpoint, batch):
+    teacher = load(teacher_checkpoint)
+    before = copy.deepcopy(teacher.model.state_dict())
+    assert not any(parameter.requires_grad for parameter in teacher.model.parameters())
+    modes: list[bool] = []
+    teacher.model.blocks[0].register_forward_hook(lambda module, *_: modes.append(module.training))
+    for _ in range(3):
+        teacher.model.train()  # as model.train() of a parent module would
+        teacher(batch)
+    assert modes == [False] * 3 and not any(module.training for module in teacher.model.modules())
+    after = teacher.model.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(value, after[key]) for key, value in before.items())
+
+
+def test_outputs_depend_on_the_batch_alone_and_leave_the_callers_random_numbers(teacher_checkpoint, batch):
+    teacher = load(teacher_checkpoint)
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    one = teacher(batch)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    other = teacher(batch)
+    assert torch.equal(one.node_embedding, other.node_embedding) and torch.equal(one.edge_index, other.edge_index)
+
+
+def test_the_batch_is_as_it_was(teacher_checkpoint, batch):
+    before = batch.clone()
+    load(teacher_checkpoint)(batch)
+    assert sorted(batch.keys()) == sorted(before.keys())
+    for key, value in before.items():
+        if torch.is_tensor(value):
+            assert torch.equal(value, batch[key]) and not batch[key].requires_grad and not batch[key].is_inference(), key
+
+
+def test_loading_leaves_the_callers_random_numbers(teacher_checkpoint):
+    before = torch.get_rng_state()
+    load(teacher_checkpoint)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_it_keeps_nothing_of_a_batch(teacher_checkpoint, batch):
+    teacher = load(teacher_checkpoint)
+    teacher(batch)
+    with pytest.raises(KeyError):
+        _ = teacher.features.node_embedding
+
+
+def test_the_fingerprint_is_of_the_weights_and_not_of_the_file(teacher_checkpoint, checkpoint, save):
+    first = load(teacher_checkpoint).fingerprint()
+    checkpoint["step"] = 12
+    assert load(save(checkpoint)).fingerprint() == first
+    assert load(teacher_checkpoint, use_ema=False).fingerprint() != first
+    checkpoint["ema"]["shadow_params"][-1].view(-1)[0] += 1e-3
+    assert load(save(checkpoint)).fingerprint() != first
+
+
+def test_a_painn_can_teach(save, batch):
+    from fairchem.core.common.registry import registry
+
+    attributes = dict(STUDENT_MODEL)
+    model = registry.get_model_class(attributes.pop("name"))(**attributes)
+    content = {"config": {"model": dict(STUDENT_MODEL)}, "state_dict": model.state_dict(), "ema": None}
+    found: list[torch.Tensor] = []
+    model.eval().out_energy.register_forward_pre_hook(lambda _, args: found.append(args[0].detach()))
+    model(batch)
+    assert torch.equal(load(save(content))(batch).node_embedding, found[0])
+
+
+def test_a_name_of_the_pretrained_registry_is_looked_up_in_the_local_cache(teacher_checkpoint, tmp_path, monkeypatch):
+    asked = []
+
+    def local_file(name, local_cache):
+        asked.append((name, local_cache))
+        return str(teacher_checkpoint)
+
+    monkeypatch.setattr(teacher_module, "model_name_to_local_file", local_file)
+    monkeypatch.chdir(tmp_path)
+    name = "EquiformerV2-31M-S2EF-OC20-All+MD"
+    teacher = load(Path(name), local_cache="cache")
+    assert asked == [(name, "cache")]
+    assert teacher.fingerprint() == load(teacher_checkpoint).fingerprint()
+
+
+def test_only_a_checkpoint_with_more_than_plain_values_is_read_as_unrestricted_pickle(
+    teacher_checkpoint, checkpoint, save, caplog
+):
+    with caplog.at_level(logging.WARNING):
+        expected = load(teacher_checkpoint).fingerprint()
+        assert "pickle" not in caplog.text
+        checkpoint["config"]["src"] = PurePosixPath("data/train")
+        path = save(checkpoint)
+        assert load(path).fingerprint() == expected
+    assert f"{path} holds more than tensors and plain values" in caplog.text
+
+
+def truncated(content: dict, path: Path) -> None:
+    torch.save(content, path)
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+def changed(change):
+    """A writer of the checkpoint after `change(content)`."""
+
+    def write(content: dict, path: Path) -> None:
+        change(content)
+        torch.save(content, path)
+
+    return write
+
+
+UNREADABLE = {
+    "truncated": (truncated, r"cannot be read as a checkpoint.*5000 bytes.*cut short"),
+    "empty": (lambda _, path: path.write_bytes(b""), r"cannot be read as a checkpoint.*0 bytes.*cut short"),
+    "text": (lambda _, path: path.write_text("a web page: 404"), "cannot be read as a checkpoint"),
+    "a tensor": (lambda _, path: torch.save(torch.ones(2), path), "is not a fairchem checkpoint: .*found Tensor"),
+    "bare weights": (
+        lambda content, path: torch.save(content["state_dict"], path),
+        "is not a fairchem checkpoint: expected `state_dict` and `config`",
+    ),
+    "no model": (changed(lambda content: content["config"].pop("model")), "its config has no 'model'"),
+    "no model name": (changed(lambda content: content["config"]["model"].pop("name")), "its config has no 'name'"),
+    "unknown model": (
+        changed(lambda content: content["config"]["model"].update(name="equiformer_v9")),
+        "is a `equiformer_v9`, which this fairchem does not have",
+    ),
+    "unknown argument": (
+        changed(lambda content: content["config"]["model"].update(from_the_future=1)),
+        "equiformer_v2.*from_the_future",
+    ),
+    "other width": (
+        changed(lambda content: content["config"]["model"].update(sphere_channels=8)),
+        "its weights do not fit the `equiformer_v2`",
+    ),
+    "weight missing": (
+        changed(lambda content: content["state_dict"].pop("module.norm.affine_weight")),
+        r"its weights do not fit the `equiformer_v2`[\s\S]*norm.affine_weight",
+    ),
+    "EMA of fewer parameters": (changed(lambda content: content["ema"]["shadow_params"].pop()), "EMA"),
+    "EMA of more parameters": (changed(lambda content: content["ema"]["shadow_params"].append(torch.ones(1))), "EMA"),
+    "no adapter": (
+        changed(lambda content: content.update(schnet())),
+        "teacher is a `schnet`.*knows `equiformer_v2`, `painn`",
+    ),
+}
+
+
+def schnet() -> dict:
+    from fairchem.core.common.registry import registry
+
+    attributes = {"hidden_channels": 8, "num_filters": 8, "num_interactions": 1}
+    model = registry.get_model_class("schnet")(**attributes)
+    return {"config": {"model": {"name": "schnet", **attributes}}, "state_dict": model.state_dict(), "ema": None}
+
+
+@pytest.mark.parametrize("kind", UNREADABLE)
+def test_an_unusable_checkpoint_is_refused_by_its_path_and_reason(checkpoint, tmp_path, kind):
+    write, message = UNREADABLE[kind]
+    write(checkpoint, tmp_path / "teacher.pt")
+    with pytest.raises(ValueError, match=message) as error:
+        load(tmp_path / "teacher.pt")
+    assert str(tmp_path / "teacher.pt") in str(error.value)
+
+
+def test_a_missing_file_is_neither_file_nor_pretrained_model(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"task.distill.teacher.checkpoint: .*gone.pt.*available_pretrained_models"):
+        load(tmp_path / "gone.pt")
