@@ -31,6 +31,9 @@ def check_datasets(datasets: dict[str, dict]) -> None:
             is_pattern = any(mark in str(source) for mark in "*?[:")  # ase_db and ase_read also take globs and addresses
             if not is_pattern and not Path(source).exists():
                 raise FileNotFoundError(f"dataset.{name or 'train'}.src: {source} does not exist (looked in {Path.cwd()}).")
+            data_format = options.get("format", datasets[""].get("format", "lmdb"))  # fairchem's default: the training's
+            if data_format == "lmdb" and Path(source).is_dir() and not any(Path(source).glob("*.lmdb")):
+                raise FileNotFoundError(f"dataset.{name or 'train'}.src: no *.lmdb file in the directory {source}.")
 
 
 def check_metrics(evaluation_metrics: dict) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from fairchem.core.common import distutils
+from fairchem.core.common.utils import radius_graph_pbc
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch_geometric.data import Batch
@@ -113,6 +114,7 @@ class Distillation:
         """
         self.check_elements(batch.atomic_numbers, "dataset.train")
         batch = batch.to(self.device)
+        self._check_neighbors(batch)
         edges = self.teacher(batch).edge_index
         if self.config.relations.graph == "student":
             with torch.no_grad(), torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
@@ -129,6 +131,20 @@ class Distillation:
                 f"{len(batch.natoms)} systems of dataset.train: {atoms}. Relations need systems of several bonded atoms; "
                 f"check dataset.train.src, or distil with `{keys.NODE_EMBEDDINGS}` alone."
             )
+
+    def _check_neighbors(self, batch: Batch) -> None:
+        """Raise ValueError for a system without any edge, on which fairchem's models fail obscurely."""
+        for role, model in (("teacher", self.teacher.model), ("student", self.student)):
+            if not hasattr(model, "cutoff"):
+                continue
+            _, _, edges = radius_graph_pbc(batch, model.cutoff, 1)  # (B,)
+            if (edges == 0).any():
+                alone = (edges == 0).nonzero()[:, 0].tolist()
+                sids = ", ".join(str(int(batch.sid[index])) for index in alone[:8])
+                raise ValueError(
+                    f"dataset.train: in {len(alone)} of a sample of {len(edges)} systems (sid {sids}) no atom has a "
+                    f"neighbor within the {role}'s cutoff, {model.cutoff} A. Leave such systems out; check the cells."
+                )
 
     def state_dict(self) -> dict[str, Any]:
         """What a training checkpoint keeps under `keys.CHECKPOINT_KEY`."""
@@ -162,7 +178,10 @@ class Distillation:
 
 
 def _build_loss(term: TermConfig, config: DistillConfig) -> DistillationLoss:
-    loss = DistillationLoss(term.fn, reduction=term.reduction)
+    try:
+        loss = DistillationLoss(term.fn, reduction=term.reduction)
+    except RuntimeError as error:  # fairchem's registry; its message lists the names
+        raise ValueError(f"loss_functions, {term.key}.fn: {error}") from error
     if isinstance(loss.loss_fn, CrackLoss):
         relations = config.relations
         loss.loss_fn.options = {

@@ -44,7 +44,7 @@ class Teacher:
         self.name = name
         self.checkpoint = checkpoint
         self.model = model.requires_grad_(False).eval()
-        self.features: Features = attach_features(name, model, "teacher")
+        self.features: Features = attach_features(name, model, f"teacher {checkpoint}")
 
     @torch.inference_mode()
     def _run(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -91,6 +91,8 @@ def load_teacher(config: TeacherConfig, device: torch.device) -> Teacher:
             model = registry.get_model_class(name)(**attributes)
         except RuntimeError as error:
             raise ValueError(f"Teacher {path} is a `{name}`, which this fairchem does not have: {error}") from error
+        except TypeError as error:
+            raise ValueError(f"Teacher {path}: `{name}` does not take the config's options: {error}") from error
     try:
         load_state_dict(model, match_state_dict(model.state_dict(), checkpoint["state_dict"]), strict=True)
     except RuntimeError as error:
@@ -98,6 +100,7 @@ def load_teacher(config: TeacherConfig, device: torch.device) -> Teacher:
     if checkpoint.get("scale_dict"):
         load_scales_compat(model, checkpoint["scale_dict"])
     if config.use_ema and checkpoint.get("ema"):
+        _check_ema(model, checkpoint["ema"], path)
         average = ExponentialMovingAverage(model.parameters(), checkpoint["ema"]["decay"])
         average.load_state_dict(checkpoint["ema"])
         average.copy_to()
@@ -106,6 +109,17 @@ def load_teacher(config: TeacherConfig, device: torch.device) -> Teacher:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     logging.info(f"Teacher {path}: `{name}`, {parameters / 1e6:.2f}M parameters, D = {teacher.features.width}.")
     return teacher
+
+
+def _check_ema(model: nn.Module, ema: dict, path: Path) -> None:
+    """Raise ValueError unless the EMA has one tensor for each trainable parameter: fairchem would take what there is."""
+    expected = [parameter.shape for parameter in model.parameters() if parameter.requires_grad]
+    found = [value.shape for value in ema["shadow_params"]]
+    if found != expected:
+        raise ValueError(
+            f"Teacher {path}: its EMA has {len(found)} tensors that do not fit the model's {len(expected)} parameters. "
+            "Take its own weights with `use_ema: false`, or another checkpoint."
+        )
 
 
 def model_config(checkpoint: dict, path: Path) -> tuple[str, dict[str, Any]]:
@@ -138,7 +152,7 @@ def read_checkpoint(path: Path) -> dict:
             logging.warning(f"{path} holds more than tensors and plain values; it was read as an unrestricted pickle.")
     except Exception as error:
         raise ValueError(
-            f"{path} cannot be read as a checkpoint ({type(error).__name__}: {str(error).splitlines()[0]}). "
+            f"{path} cannot be read as a checkpoint ({type(error).__name__}: {str(error).partition(chr(10))[0]}). "
             f"It has {path.stat().st_size} bytes: was its download or copy cut short?"
         ) from error
     if not isinstance(checkpoint, dict) or not {"state_dict", "config"} <= checkpoint.keys():

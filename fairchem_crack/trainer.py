@@ -163,7 +163,8 @@ class CrackDistillTrainer(OCPTrainer):
         if self.train_loader is None:
             raise ValueError("dataset.train.src: missing; training needs data.")
         size = len(self.train_dataset)
-        chosen = sorted({index * size // SAMPLE_SYSTEMS for index in range(min(SAMPLE_SYSTEMS, size))})
+        sample = min(SAMPLE_SYSTEMS, size)
+        chosen = [index * size // sample for index in range(sample)]
         otf_graph = self.config["model"].get("otf_graph", False)
         return data_list_collater([self.train_dataset[index] for index in chosen], otf_graph=otf_graph)
 

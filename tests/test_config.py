@@ -56,7 +56,7 @@ def test_choices_are_those_of_the_loss():
         (distill(relations={"graph": None}), "task.distill.relations.graph", "teacher, student"),
         (distill(relations={"max_pairs": 1.5}), "task.distill.relations.max_pairs", "expected int, found 1.5"),
         (distill(relations={"max_pairs": True}), "task.distill.relations.max_pairs", "expected int"),
-        (distill(relations={"max_pairs": 0}), "task.distill.relations.max_pairs", "at least"),
+        (distill(relations={"max_pairs": 0}), "task.distill.relations.max_pairs", "positive"),
         (distill(relations={"false_negative_threshold": "0.3"}), "task.distill.relations.false_negative_threshold", "float"),
         (distill(relations={"false_negative_threshold": 1.2}), "task.distill.relations.false_negative_threshold", "(0, 1]"),
         (distill(relations={"false_negative_threshold": 0}), "task.distill.relations.false_negative_threshold", "(0, 1]"),

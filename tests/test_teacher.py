@@ -275,7 +275,7 @@ UNREADABLE = {
     ),
     "unknown argument": (
         changed(lambda content: content["config"]["model"].update(from_the_future=1)),
-        "equiformer_v2.*from_the_future",
+        "`equiformer_v2`.*from_the_future",
     ),
     "other width": (
         changed(lambda content: content["config"]["model"].update(sphere_channels=8)),
@@ -289,7 +289,7 @@ UNREADABLE = {
     "EMA of more parameters": (changed(lambda content: content["ema"]["shadow_params"].append(torch.ones(1))), "EMA"),
     "no adapter": (
         changed(lambda content: content.update(schnet())),
-        "teacher is a `schnet`.*knows `equiformer_v2`, `painn`",
+        "teacher .*is a `schnet`.*knows `equiformer_v2`, `painn`",
     ),
 }
 

@@ -59,17 +59,14 @@ def train_on(distilled, tmp_path):
     def write(systems: list[Atoms], *, natoms: list[int] | None = None) -> Path:
         directory = tmp_path / "systems"
         directory.mkdir()
-        file = str(directory / "data.0000.lmdb")
-        with (
-            lmdb.open(file, map_size=1 << 24, subdir=False, lock=False) as environment,
-            environment.begin(write=True) as out,
-        ):
+        environment = lmdb.open(str(directory / "data.0000.lmdb"), map_size=1 << 24, subdir=False, lock=False)
+        with environment, environment.begin(write=True) as transaction:
             for index, system in enumerate(systems):
                 system.pbc = True
                 system.set_tags([1] * len(system))
                 system.calc = SinglePointCalculator(system, energy=-1.0, forces=np.zeros((len(system), 3)))
-                out.put(str(index).encode(), pickle.dumps(oc20_record(system, sid=index, fid=0), protocol=-1))
-            out.put(b"length", pickle.dumps(len(systems)))
+                transaction.put(str(index).encode(), pickle.dumps(oc20_record(system, sid=index, fid=0), protocol=-1))
+            transaction.put(b"length", pickle.dumps(len(systems)))
         np.savez(directory / "metadata.npz", natoms=natoms or [len(system) for system in systems])
         distilled["dataset"]["train"]["src"] = str(directory)
         return directory
@@ -99,7 +96,7 @@ def test_truncated_teacher(fails, distilled, teacher):
 
 def test_teacher_without_adapter(fails, distilled, teacher):
     path = teacher(name="schnet", hidden_channels=8, num_filters=8, num_interactions=1)
-    message = fails(distilled, ValueError, "teacher is a `schnet`.*knows `equiformer_v2`, `painn`")
+    message = fails(distilled, ValueError, "teacher .*is a `schnet`.*knows `equiformer_v2`, `painn`")
     assert str(path) in message
 
 
@@ -144,8 +141,7 @@ def test_distillation_terms_without_a_distill_block(fails, distilled):
 
 def test_unknown_loss_function(fails, distilled):
     distilled["loss_functions"][3]["node_embeddings"]["fn"] = "msee"
-    message = fails(distilled, ValueError, r"loss_functions\[3\]\.node_embeddings\.fn|node_embeddings.*msee")
-    assert "mse" in message
+    fails(distilled, ValueError, r"loss_functions.*node_embeddings\.fn: .*'msee'.*'mse'")
 
 
 def test_missing_primary_metric(fails, distilled):
@@ -201,17 +197,17 @@ def test_systems_of_one_atom(fails, distilled, train_on, graph):
 
 
 @pytest.mark.parametrize("graph", ["teacher", "student"])
-@pytest.mark.parametrize("symbols", ["CuO", "H"], ids=["two far atoms", "one atom"])
+@pytest.mark.parametrize("symbols", [("Cu", "O"), ("H",)], ids=["two far atoms", "one atom"])
 def test_atoms_that_see_nothing_at_all(fails, distilled, train_on, graph, symbols):
     distilled["task"]["distill"]["relations"] = {"graph": graph}
-    train_on([molecule(*Atoms(symbols).get_chemical_symbols(), distance=FAR / 2) for _ in range(4)])
-    fails(distilled, ValueError, NO_PAIR)
+    train_on([molecule(*symbols, distance=FAR / 2) for _ in range(4)])
+    fails(distilled, ValueError, r"dataset\.train.*4 systems.*cutoff")
 
 
-def test_one_system_without_neighbors_among_others(fails, distilled, train_on):
-    """The sample has pairs, so training would start; PaiNN refuses a system whose atoms see nothing."""
+def test_one_system_that_sees_nothing_among_others(fails, distilled, train_on):
+    """The sample has pairs, and the teacher runs; PaiNN fails on such a system."""
     train_on([molecule("Cu", "O", distance=FAR / 2 if index == 2 else 1.5) for index in range(4)])
-    fails(distilled, ValueError, "neighbors.*sid")
+    fails(distilled, ValueError, r"dataset\.train: in 1 of a sample of 4 systems \(sid 2\) .*cutoff")
 
 
 def test_metadata_of_other_data_trains_all_the_same_systems(run, distilled, train_on):
@@ -223,6 +219,7 @@ def test_metadata_of_other_data_trains_all_the_same_systems(run, distilled, trai
 # ---- resuming
 
 
+@pytest.mark.slow
 def test_resuming_with_another_projection(run, distilled):
     trained = run(distilled)
     before = (trained.checkpoints / "checkpoint.pt").read_bytes()
