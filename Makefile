@@ -53,7 +53,7 @@ $(VENV)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --upgrade pip "setuptools<81" wheel
 	@echo "== Set-up 1/3: torch (a download of 2.5 GB)"
-	$(PIP) install --quiet "torch~=2.4.0" "numpy<2"
+	$(PIP) install --quiet "torch~=2.4.0" "numpy<2" "scipy<1.17"
 	@echo "== Set-up 2/3: torch-scatter and torch-sparse, compiled unless pip has their wheels"
 	@for name in scatter sparse; do \
 	  $(PIP) install --no-build-isolation --no-deps torch-$$name > $(VENV)/torch-$$name.log 2>&1 & \
