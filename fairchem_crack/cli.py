@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 
 
@@ -36,6 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    warnings.filterwarnings("ignore", module="fairchem|torch_geometric")  # deprecations, which are theirs to heed
     try:
         if options.command == "prepare-demo":
             from fairchem_crack.demo.prepare import SPLITS, prepare_demo

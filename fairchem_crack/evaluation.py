@@ -66,7 +66,7 @@ class CheckpointEvaluator:
         found = self._trainer.validate(disable_tqdm=True)
         return {name: float(value["metric"]) for name, value in found.items() if name != "loss"}
 
-    def atoms_per_second(self, src: Path, *, repeats: int = 5) -> float:
+    def atoms_per_second(self, src: Path, *, repeats: int = 3) -> float:
         """Atoms per second of inference over the dataset at `src`, median of `repeats` passes after one to warm up."""
         self._load(src)
         batches = list(self._trainer.val_loader)

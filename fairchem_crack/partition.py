@@ -1,4 +1,4 @@
-r"""Sums over all pairs of relations, tiled, with a backward that recomputes the tiles. Pure torch.
+r"""Sums over all pairs of relations, tiled, with a backward that recomputes the tiles. Torch, and fused kernels on CPU.
 
 The logits x_ef = s_e . t_f / tau between the relations of student and teacher are differences of rows of a Gram matrix,
 

@@ -43,6 +43,7 @@ class Teacher:
     def __init__(self, name: str, model: nn.Module, checkpoint: Path) -> None:
         self.name = name
         self.checkpoint = checkpoint
+        self._fingerprint: str | None = None
         self.model = model.requires_grad_(False).eval()
         self.features: Features = attach_features(name, model, f"teacher {checkpoint}")
 
@@ -68,12 +69,15 @@ class Teacher:
         return TeacherOutputs(node_embedding.clone(), edge_index.clone())
 
     def fingerprint(self) -> str:
-        """Digest of architecture and weights: equal for the same teacher, wherever its file lies."""
+        """Digest of architecture and weights: equal for the same teacher, wherever its file lies. Computed once."""
+        if self._fingerprint is not None:
+            return self._fingerprint
         digest = hashlib.sha256(self.name.encode())
         for key, value in sorted(self.model.state_dict().items()):
             digest.update(f"{key}{tuple(value.shape)}".encode())
             digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-        return digest.hexdigest()
+        self._fingerprint = digest.hexdigest()
+        return self._fingerprint
 
 
 def load_teacher(config: TeacherConfig, device: torch.device) -> Teacher:

@@ -39,6 +39,8 @@ class CrackDistillTrainer(OCPTrainer):
 
     def __init__(self, *, task: dict, loss_functions: list[dict], **fairchem_arguments: Any) -> None:
         own_losses, terms = split_loss_functions(loss_functions)
+        if terms and not own_losses:
+            raise ValueError("loss_functions: has distillation terms alone; the student needs its own too, `energy` say.")
         self._terms = [term for term in terms if term.coefficient > 0]
         for term in terms:
             if term not in self._terms:

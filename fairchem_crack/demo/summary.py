@@ -101,6 +101,7 @@ def draw(rows: list[dict], file: Path) -> None:
 
     colors = {"undistilled": "#9aa5b1", "crack": "#d1495b", "teacher": "#1d3557"}
     labels = {"undistilled": "PaiNN, labels alone", "crack": "PaiNN, distilled (CRACK)", "teacher": "EquiformerV2 teacher"}
+    seeds = {row["seed"] for row in rows}
     figure, axes = pyplot.subplots(1, 2, figsize=(10.5, 4), layout="constrained")
     for axis, column in zip(axes, ERRORS):
         for offset, model in enumerate(MODELS):
@@ -108,7 +109,7 @@ def draw(rows: list[dict], file: Path) -> None:
             positions = [index + 0.27 * (offset - 1) for index in range(len(heights))]
             axis.bar(positions, heights, width=0.25, color=colors[model], label=labels[model])
             for row in rows:
-                if row["model"] == model and model != "teacher":  # one dot for each seed
+                if row["model"] == model and model != "teacher" and len(seeds) > 1:  # one dot for each seed
                     at = positions[VALIDATION_SPLITS.index(row["split"])]
                     axis.plot(at, row[column], ".", color="black", markersize=4)
         for index, split in enumerate(VALIDATION_SPLITS):
