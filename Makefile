@@ -30,7 +30,7 @@ demo: venv
 define train
 command="$(BIN)/fairchem --mode train --config-yml $(CONFIGS)/$(1) --cpu --seed $$seed --run-dir $(RUN) --timestamp-id $(2)"; \
 echo "$$command"; echo "   (log: $(RUN)/$(2).log)"; \
-$$command 2>&1 | tee $(RUN)/$(2).log | sed -un 's/.*(INFO): \(energy_mae: .*epoch: [0-9.]*\)$$/   validation: \1/p' \
+$$command 2>&1 | tee -a $(RUN)/$(2).log | sed -un 's/.*(INFO): \(energy_mae: .*epoch: [0-9.]*\)$$/   validation: \1/p' \
   || { tail -n 5 $(RUN)/$(2).log; false; }
 endef
 
