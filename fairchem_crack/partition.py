@@ -135,14 +135,14 @@ class _PartitionSums(torch.autograd.Function):
     def _gradients(ctx, row_grad: Tensor, column_grad: Tensor) -> tuple[Tensor, Tensor, None]:
         problem: _Problem = ctx.problem
         unit_student, scale, row_sum, column_sum = ctx.saved_tensors
-        student_grad, scale_grad = torch.zeros_like(unit_student), torch.zeros_like(scale)
-        row_weight, column_weight = _ratio(row_grad, row_sum), _ratio(column_grad, column_sum)
+        student_grad = torch.zeros_like(unit_student)
+        backward = _Backward(_ratio(row_grad, row_sum), _ratio(column_grad, column_sum), torch.zeros_like(scale))
         differentiate = _differentiate_fused if _is_fused(scale, problem) else _differentiate_tiles
         for slab in _slabs(unit_student, problem):
             slab_grad = torch.zeros_like(slab.gram)  # (N, slab)
-            differentiate(slab, scale, problem, row_weight, column_weight, slab_grad, scale_grad)
+            differentiate(slab, scale, problem, backward, slab_grad)
             student_grad.addmm_(slab_grad, problem.relations[slab.columns])
-        return student_grad, scale_grad / scale, None
+        return student_grad, backward.scale_grad / scale, None
 
 
 def _finish(total: Tensor, largest: Tensor, moment: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -198,6 +198,14 @@ def _tiles(slab: _Slab, scale: Tensor, problem: _Problem) -> Iterator[_Tile]:
         yield _Tile(logits, rows, slab.columns)
 
 
+class _Backward(NamedTuple):
+    """dL/dx_ef = 2 sinh(x_ef) (row_weight_e + column_weight_f), and where its consequences are added up."""
+
+    row_weight: Tensor  # (R,)
+    column_weight: Tensor  # (C,)
+    scale_grad: Tensor  # (R,) += sum_f x_ef dL/dx_ef
+
+
 _Sums = tuple[Tensor, Tensor, Tensor]  # per row or column: sum of 2 cosh(x), of 2 x sinh(x), largest |x|
 
 
@@ -217,22 +225,14 @@ def _add_tiles(slab: _Slab, scale: Tensor, problem: _Problem, rows: _Sums, colum
                 most[part] = torch.maximum(most[part], largest.amax(dim).log())
 
 
-def _differentiate_tiles(
-    slab: _Slab,
-    scale: Tensor,
-    problem: _Problem,
-    row_weight: Tensor,
-    column_weight: Tensor,
-    slab_grad: Tensor,
-    scale_grad: Tensor,
-) -> None:
-    """Add dL/dH of a slab to slab_grad, and sum_f x_ef dL/dx_ef to scale_grad, in place."""
+def _differentiate_tiles(slab: _Slab, scale: Tensor, problem: _Problem, backward: _Backward, slab_grad: Tensor) -> None:
+    """Add dL/dH of a slab to slab_grad (N, C), in place."""
     for tile in _tiles(slab, scale, problem):
         up, down = tile.exponentials(problem)
         logit_grad = up.sub_(down)  # d 2cosh(x) / dx = 2 sinh(x)
-        weight = row_weight[tile.rows, None]
-        logit_grad *= weight + column_weight[tile.columns] if problem.over_rows else weight
-        scale_grad[tile.rows] += torch.linalg.vecdot(logit_grad, tile.logits)
+        weight = backward.row_weight[tile.rows, None]
+        logit_grad *= weight + backward.column_weight[tile.columns] if problem.over_rows else weight
+        backward.scale_grad[tile.rows] += torch.linalg.vecdot(logit_grad, tile.logits)
         logit_grad *= scale[tile.rows, None]
         slab_grad.index_add_(0, problem.pairs[0, tile.rows], logit_grad)
         slab_grad.index_add_(0, problem.pairs[1, tile.rows], logit_grad, alpha=-1)
@@ -251,21 +251,13 @@ def _add_fused(slab: _Slab, scale: Tensor, problem: _Problem, rows: _Sums, colum
         kernels.sum_columns(slab.gram, pairs, factor, *(values[slab.columns] for values in columns))
 
 
-def _differentiate_fused(
-    slab: _Slab,
-    scale: Tensor,
-    problem: _Problem,
-    row_weight: Tensor,
-    column_weight: Tensor,
-    slab_grad: Tensor,
-    scale_grad: Tensor,
-) -> None:
+def _differentiate_fused(slab: _Slab, scale: Tensor, problem: _Problem, backward: _Backward, slab_grad: Tensor) -> None:
     kernels.gradients(
         slab.gram,
         problem.pairs[:, slab.rows],
         scale[slab.rows],
-        row_weight[slab.rows],
-        column_weight[slab.columns],
+        backward.row_weight[slab.rows],
+        backward.column_weight[slab.columns],
         slab_grad,
-        scale_grad[slab.rows],
+        backward.scale_grad[slab.rows],
     )
