@@ -3,32 +3,39 @@ SHELL := /bin/bash
 .SHELLFLAGS := -o pipefail -c
 PYTHON ?= python3.11
 SEEDS ?= 0
+STUDENT ?= painn
+TEACHER ?= equiformer_v2
 
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CONFIGS := configs/oc20/demo
-RUN := runs/demo
+TEACHER_FILE := $(CONFIGS)/teacher_$(TEACHER).pt
+OTHER_TEACHER := $(if $(filter-out equiformer_v2,$(TEACHER)),--task.distill.teacher.checkpoint=$(TEACHER_FILE))
+RUN := runs/demo$(if $(filter-out painn,$(STUDENT))$(filter-out equiformer_v2,$(TEACHER)),-$(STUDENT)-from-$(TEACHER))
 
 .PHONY: demo test lint venv clean
 
+# Other models: make demo STUDENT=gemnet_dT TEACHER=escn
 demo: venv
+	@ls $(CONFIGS)/$(STUDENT).yml $(CONFIGS)/$(STUDENT)_crack.yml $(TEACHER_FILE) > /dev/null || \
+	  { echo "STUDENT is painn or gemnet_dT, TEACHER is equiformer_v2 or escn."; exit 1; }
 	@echo; echo "== 1/4  Data: adsorbates on metal slabs, labelled with EMT, in OC20's LMDB format -> data/demo"
 	$(BIN)/fairchem-crack prepare-demo data/demo
 	@mkdir -p $(RUN)
 	@for seed in $(SEEDS); do \
-	  echo; echo "== 2/4  PaiNN student on the labels alone, with fairchem's own trainer, seed $$seed (about 2 minutes)"; \
-	  $(call train,painn.yml,undistilled-$$seed) || exit 1; \
-	  echo; echo "== 3/4  The same student distilled from a frozen EquiformerV2 teacher, seed $$seed (about 4 minutes)"; \
-	  $(call train,painn_crack.yml,crack-$$seed) || exit 1; \
+	  echo; echo "== 2/4  $(STUDENT) student on the labels alone, with fairchem's own trainer, seed $$seed (about 2 minutes)"; \
+	  $(call train,$(STUDENT).yml,undistilled-$$seed) || exit 1; \
+	  echo; echo "== 3/4  The same student distilled from a frozen $(TEACHER) teacher, seed $$seed (about 4 minutes)"; \
+	  $(call train,$(STUDENT)_crack.yml,crack-$$seed,$(OTHER_TEACHER)) || exit 1; \
 	done
 	@echo; echo "== 4/4  Both students and the teacher on four validation splits, and their speed"
-	@$(BIN)/fairchem-crack summarize-demo $(RUN) --teacher $(CONFIGS)/teacher_equiformer_v2.pt --seeds $(SEEDS)
+	@$(BIN)/fairchem-crack summarize-demo $(RUN) --teacher $(TEACHER_FILE) --seeds $(SEEDS)
 
-# $(call train,YAML,NAME): the stock command; the log goes to a file, the validations to the screen.
+# $(call train,YAML,NAME,OVERRIDES): the stock command; the log goes to a file, the validations to the screen.
 # A training that was interrupted goes on where its last checkpoint was written.
 define train
-command="$(BIN)/fairchem --mode train --config-yml $(CONFIGS)/$(1) --cpu --seed $$seed --run-dir $(RUN) --timestamp-id $(2)"; \
+command="$(BIN)/fairchem --mode train --config-yml $(CONFIGS)/$(1) --cpu --seed $$seed --run-dir $(RUN) --timestamp-id $(2) $(3)"; \
 echo "$$command"; echo "   (log: $(RUN)/$(2).log)"; \
 $$command 2>&1 | tee -a $(RUN)/$(2).log | sed -un 's/.*(INFO): \(energy_mae: .*epoch: [0-9.]*\)$$/   validation: \1/p' \
   || { tail -n 5 $(RUN)/$(2).log; false; }

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import os
+import typing
+from dataclasses import is_dataclass
 from pathlib import Path
+from typing import Any
+
+from fairchem_crack import keys
+from fairchem_crack.config import DistillConfig, TermConfig, parse, split_loss_functions
 
 
 def check_run_dir(run_dir: str | None) -> None:
@@ -18,22 +24,33 @@ def check_run_dir(run_dir: str | None) -> None:
 
 
 def check_datasets(datasets: dict[str, dict]) -> None:
-    """Raise FileNotFoundError when a dataset's `src` is a plain path that does not exist, ValueError when it is empty.
+    """`check_dataset` for each split.
 
     Args:
         datasets: the `dataset` options of each split; the training split's name is "".
     """
     for name, options in datasets.items():
-        sources = options.get("src", [])
-        if sources is None:
-            raise ValueError(f"dataset.{name or 'train'}.src: is empty; give a path, or leave the whole split out.")
-        for source in [sources] if isinstance(sources, (str, Path)) else sources:
-            is_pattern = any(mark in str(source) for mark in "*?[:")  # ase_db and ase_read also take globs and addresses
-            if not is_pattern and not Path(source).exists():
-                raise FileNotFoundError(f"dataset.{name or 'train'}.src: {source} does not exist (looked in {Path.cwd()}).")
-            data_format = options.get("format", datasets[""].get("format", "lmdb"))  # fairchem's default: the training's
-            if data_format == "lmdb" and Path(source).is_dir() and not any(Path(source).glob("*.lmdb")):
-                raise FileNotFoundError(f"dataset.{name or 'train'}.src: no *.lmdb file in the directory {source}.")
+        # fairchem's default is the training's format
+        check_dataset(name or "train", options, options.get("format", datasets[""].get("format", "lmdb")))
+
+
+def check_dataset(split: str, options: dict, data_format: str) -> None:
+    """Raise FileNotFoundError when a dataset's `src` is a plain path that does not exist, ValueError when it is empty.
+
+    Args:
+        split: its name under `dataset`.
+        options: fairchem's, of this split.
+        data_format: the split's own, or the training's.
+    """
+    sources = options.get("src", [])
+    if sources is None:
+        raise ValueError(f"dataset.{split}.src: is empty; give a path, or leave the whole split out.")
+    for source in [sources] if isinstance(sources, (str, Path)) else sources:
+        is_pattern = any(mark in str(source) for mark in "*?[:")  # ase_db and ase_read also take globs and addresses
+        if not is_pattern and not Path(source).exists():
+            raise FileNotFoundError(f"dataset.{split}.src: {source} does not exist (looked in {Path.cwd()}).")
+        if data_format == "lmdb" and Path(source).is_dir() and not any(Path(source).glob("*.lmdb")):
+            raise FileNotFoundError(f"dataset.{split}.src: no *.lmdb file in the directory {source}.")
 
 
 def check_metrics(evaluation_metrics: dict) -> None:
@@ -42,4 +59,78 @@ def check_metrics(evaluation_metrics: dict) -> None:
         raise ValueError(
             "evaluation_metrics.primary_metric: missing. It decides which checkpoint is the best; "
             "OC20's is `energy_forces_within_threshold`, `forces_mae` is usual too."
+        )
+
+
+def distill_faults(block: Any) -> list[str]:
+    """Everything that is wrong with a `task.distill` block; `config.parse` stops at the first."""
+    return _faults(DistillConfig, block, "task.distill")
+
+
+def term_faults(loss_functions: list) -> tuple[list[str], list[dict], list[TermConfig]]:
+    """Everything that is wrong with the distillation terms.
+
+    Returns:
+        the faults, the student's own terms, the distillation terms without fault.
+    """
+    faults: list[str] = []
+    sound: list = []
+    for index, entry in enumerate(loss_functions):
+        terms = entry if isinstance(entry, dict) else {}
+        found: list[str] = []
+        for key in keys.DISTILLATION_TERMS:
+            options = terms.get(key) or {}
+            if key in terms and isinstance(options, dict) and "key" not in options:
+                found += _faults(TermConfig, {"key": key, **options}, f"loss_functions[{index}].{key}")
+        try:
+            # the entries before it keep its index; with them it is seen whether a term is given twice
+            split_loss_functions([*sound, entry])
+        except ValueError as error:
+            found = found or [str(error)]
+        faults += found
+        sound.append({} if found else entry)
+    own, terms_without_fault = split_loss_functions(sound)
+    return faults, own, terms_without_fault
+
+
+def _faults(cls: type, values: Any, path: str) -> list[str]:
+    """The message of `parse` for each option of a mapping that it refuses."""
+    if not isinstance(values, dict):
+        return [_refusal(cls, values, path)]
+    hints = typing.get_type_hints(cls)
+    faults: list[str] = []
+    sound = dict(values)
+    for name, value in values.items():
+        if is_dataclass(hints.get(name)):
+            inside = _faults(hints[name], value, f"{path}.{name}")  # type: ignore[arg-type]
+            faults += inside
+            if inside:
+                del sound[name]
+    while refusal := _refusal(cls, sound, path):
+        name = refusal.removeprefix(f"{path}.").partition(":")[0].partition(".")[0]
+        if name in sound:
+            del sound[name]  # and on to the next
+        elif name in values:
+            break  # missing, because it was refused
+        faults.append(refusal)
+        if name not in values:
+            break  # missing
+    return faults
+
+
+def _refusal(cls: type, values: Any, path: str) -> str:
+    try:
+        parse(cls, values, path)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def check_warmup(scheduler_params: dict, steps_per_epoch: int) -> None:
+    """Raise ValueError when `warmup_epochs` comes to no whole step, by which fairchem's schedules divide."""
+    warmup = scheduler_params.get("warmup_epochs", 0)
+    if int(warmup * steps_per_epoch) < 1:
+        raise ValueError(
+            f"optim.scheduler_params.warmup_epochs: {warmup} of an epoch of {steps_per_epoch} steps is less than one step; "
+            f"give at least {1 / steps_per_epoch:.2g}."
         )

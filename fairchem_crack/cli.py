@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import logging
 import os
 import sys
@@ -15,12 +16,14 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point of the `fairchem-crack` command."""
     arguments = sys.argv[1:] if arguments is None else arguments
     _require_compiled_packages()
-    if arguments[:1] == ["train"]:  # takes fairchem's flags, which argparse would want listed here
-        train(arguments[1:])
+    if arguments and arguments[0] in WITH_FLAGS:  # which argparse would want listed here
+        WITH_FLAGS[arguments[0]](arguments[1:])
         return
     parser = argparse.ArgumentParser(prog="fairchem-crack", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("train", help="fairchem --mode train, with `trainer: crack_distill` known; takes fairchem's flags")
+    commands.add_parser("check", help="say what training would do, and every problem at once; takes fairchem's flags")
+    commands.add_parser("fit-scales", help="fit the student's scale factors into --output FILE; takes fairchem's flags")
 
     prepare = commands.add_parser("prepare-demo", help="write the demo's splits as OC20-format LMDBs")
     prepare.add_argument("directory", type=Path)
@@ -62,6 +65,13 @@ def _require_compiled_packages() -> None:
         )
 
 
+def _flags(arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The flags of `fairchem --mode train`, and the overrides of the YAML."""
+    from fairchem.core.common.flags import flags
+
+    return flags.get_parser().parse_known_args(["--mode", "train", *arguments])
+
+
 def train(arguments: list[str]) -> None:
     """Run `fairchem --mode train` with this package registered.
 
@@ -69,15 +79,63 @@ def train(arguments: list[str]) -> None:
     fairchem alone.
     """
     import fairchem.core._cli
-    from fairchem.core.common.flags import flags
     from fairchem.core.common.utils import build_config
 
     import fairchem_crack.trainer  # noqa: F401, registers trainer and loss
 
-    options, overrides = flags.get_parser().parse_known_args(["--mode", "train", *arguments])
+    options, overrides = _flags(arguments)
     if build_config(options, overrides).get("trainer") == "crack_distill":
         overrides.append("--trainer=fairchem_crack.CrackDistillTrainer")
     fairchem.core._cli.main(options, overrides)
+
+
+def check(arguments: list[str]) -> None:
+    """Print what training would do; exit with status 1 and the list of all problems if there is one."""
+    warnings.filterwarnings("ignore", module="fairchem|torch_geometric")
+    handler = logging.StreamHandler()
+    handler.addFilter(lambda record: "fairchem_crack" in record.pathname)  # fairchem's warnings come when training
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", handlers=[handler])
+    from fairchem.core.common.utils import build_config
+
+    from fairchem_crack.check import check_config
+
+    options, overrides = _flags(arguments)
+    try:
+        config = build_config(options, overrides)
+    except (ValueError, OSError) as error:
+        sys.exit(f"fairchem-crack check: {error}")
+    problems = check_config(config, str(options.config_yml))
+    if not problems:
+        print("\nNo problem found.")
+        return
+    print(f"\n{len(problems)} problem{'s'[: len(problems) > 1]}:")
+    for problem in problems:
+        print(f"- {problem}")
+    sys.exit(1)
+
+
+def fit_scales(arguments: list[str]) -> None:
+    """Fit the student's scale factors on its training data and write them to `--output`."""
+    parser = argparse.ArgumentParser(prog="fairchem-crack fit-scales", add_help=False)
+    parser.add_argument("--output", type=Path, required=True)
+    own, others = parser.parse_known_args(arguments)
+    from fairchem.core.common.utils import build_config
+
+    from fairchem_crack.files import write_text
+    from fairchem_crack.scales import fit_scale_factors
+
+    try:
+        if own.output.suffix != ".json":
+            raise ValueError(f"--output {own.output}: expected the name of a .json file.")
+        factors = fit_scale_factors(build_config(*_flags(others)))
+        own.output.parent.mkdir(parents=True, exist_ok=True)
+        write_text(own.output, json.dumps(factors, indent=1) + "\n")
+    except (ValueError, OSError) as error:
+        sys.exit(f"fairchem-crack fit-scales: {error}")
+    print(f"{len(factors)} scale factors written. Set model.scale_file: {own.output}")
+
+
+WITH_FLAGS = {"train": train, "check": check, "fit-scales": fit_scales}  # of fairchem
 
 
 if __name__ == "__main__":

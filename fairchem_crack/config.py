@@ -55,12 +55,24 @@ class ProjectionConfig:
 
 
 @dataclass(frozen=True)
+class InitConfig:
+    """Start a student of the teacher's architecture and width from the teacher's own weights."""
+
+    blocks: tuple[int, ...]  # for each block of the student, the number of the teacher's block to copy, from 0
+
+    def __post_init__(self) -> None:
+        is_list = len(self.blocks) > 0 and all(block >= 0 for block in self.blocks)
+        _require(is_list, "blocks", "numbers of teacher blocks, from 0", list(self.blocks))
+
+
+@dataclass(frozen=True)
 class DistillConfig:
     """The whole `task.distill` block."""
 
     teacher: TeacherConfig
     relations: RelationsConfig = field(default_factory=RelationsConfig)
     projection: ProjectionConfig = field(default_factory=ProjectionConfig)
+    init_from_teacher: Optional[InitConfig] = None
 
 
 @dataclass(frozen=True)
@@ -146,6 +158,10 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         if value is None:
             return None
         return _convert(next(one for one in typing.get_args(hint) if one is not type(None)), value, path)
+    if origin is tuple:  # tuple[item, ...]
+        if not isinstance(value, (list, tuple)):
+            raise ValueError(f"{path}: expected a list, found {value!r}.")
+        return tuple(_convert(typing.get_args(hint)[0], item, f"{path}[{index}]") for index, item in enumerate(value))
     if origin is Literal:
         choices = typing.get_args(hint)
         if value not in choices:

@@ -19,7 +19,7 @@ from fairchem_crack.features import attach_features
 from fairchem_crack.losses import CrackLoss, DistillationLoss
 from fairchem_crack.projection import build_projection
 from fairchem_crack.relations import unordered_pairs
-from fairchem_crack.teacher import load_teacher
+from fairchem_crack.teacher import Teacher, TeacherOutputs
 
 
 class Distillation:
@@ -34,7 +34,7 @@ class Distillation:
         config: DistillConfig,
         terms: list[TermConfig],
         *,
-        student_name: str,
+        teacher: Teacher,
         student: nn.Module,
         optimizer: torch.optim.Optimizer,
         device: torch.device,
@@ -42,23 +42,24 @@ class Distillation:
     ) -> None:
         self.config, self.terms, self.seed, self.device = config, terms, seed, device
         self.student = student
-        self.student_features = attach_features(student_name, student, "student")
-        self.teacher = load_teacher(config.teacher, device)
+        self.student_features = attach_features(student, "student")
+        self.teacher = teacher
         widths = self.student_features.width, self.teacher.features.width
         projection = build_projection(config.projection.kind, *widths, seed=seed).to(device)
         self.projection = DistributedDataParallel(projection) if distutils.initialized() else projection
         self.optimizer = type(optimizer)(projection.parameters(), **optimizer.defaults)
-        self.losses = {term.key: _build_loss(term, config) for term in terms}
+        self.losses = {term.key: build_loss(term, config) for term in terms}
         self.log: dict[str, float] = {}
 
-    def loss(self, batch: Batch, step: int) -> Tensor:
+    def loss(self, batch: Batch, step: int, teacher: TeacherOutputs | None = None) -> Tensor:
         """Weighted sum of the distillation terms for the batch that has just gone through the student.
 
         Args:
             batch: B systems, on the student's device.
             step: number of the training step; with the seed and the rank it fixes the random subset of `max_pairs`.
+            teacher: what the teacher says of the batch, where it is known; else the teacher is run.
         """
-        teacher = self.teacher(batch)
+        teacher = self.teacher(batch) if teacher is None else teacher
         projected = self.projection(self.student_features.node_embedding).float()  # (N, D)
         edges = teacher.edge_index if self.config.relations.graph == "teacher" else self.student_features.edge_index
         self.log = {}
@@ -114,7 +115,7 @@ class Distillation:
         """
         self.check_elements(batch.atomic_numbers, "dataset.train")
         batch = batch.to(self.device)
-        self._check_neighbors(batch)
+        self.check_neighbors(batch)
         edges = self.teacher(batch).edge_index
         if self.config.relations.graph == "student":
             with torch.no_grad(), torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
@@ -132,18 +133,19 @@ class Distillation:
                 f"check dataset.train.src, or distil with `{keys.NODE_EMBEDDINGS}` alone."
             )
 
-    def _check_neighbors(self, batch: Batch) -> None:
+    def check_neighbors(self, batch: Batch) -> None:
         """Raise ValueError for a system without any edge, on which fairchem's models fail obscurely."""
-        for role, model in (("teacher", self.teacher.model), ("student", self.student)):
-            if not hasattr(model, "cutoff"):
+        for role, features in (("teacher", self.teacher.features), ("student", self.student_features)):
+            cutoff = getattr(features.backbone, "cutoff", None)
+            if cutoff is None:
                 continue
-            _, _, edges = radius_graph_pbc(batch, model.cutoff, 1)  # (B,)
+            _, _, edges = radius_graph_pbc(batch, cutoff, 1)  # (B,)
             if (edges == 0).any():
                 alone = (edges == 0).nonzero()[:, 0].tolist()
                 sids = ", ".join(str(int(batch.sid[index])) for index in alone[:8])
                 raise ValueError(
                     f"dataset.train: in {len(alone)} of a sample of {len(edges)} systems (sid {sids}) no atom has a "
-                    f"neighbor within the {role}'s cutoff, {model.cutoff} A. Leave such systems out; check the cells."
+                    f"neighbor within the {role}'s cutoff, {cutoff} A. Leave such systems out; check the cells."
                 )
 
     def state_dict(self) -> dict[str, Any]:
@@ -177,7 +179,12 @@ class Distillation:
         self.teacher.features.close()
 
 
-def _build_loss(term: TermConfig, config: DistillConfig) -> DistillationLoss:
+def build_loss(term: TermConfig, config: DistillConfig) -> DistillationLoss:
+    """The loss of one term.
+
+    Raises:
+        ValueError: fairchem has no loss `fn`.
+    """
     try:
         loss = DistillationLoss(term.fn, reduction=term.reduction)
     except RuntimeError as error:  # fairchem's registry; its message lists the names

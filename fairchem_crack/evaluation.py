@@ -11,6 +11,7 @@ import torch
 from fairchem.core.common.utils import setup_imports
 from fairchem.core.trainers.ocp_trainer import OCPTrainer
 
+from fairchem_crack.features import architecture
 from fairchem_crack.teacher import model_config, read_checkpoint
 
 METRICS = {
@@ -22,6 +23,9 @@ METRICS = {
 
 class CheckpointEvaluator:
     """A checkpoint ready to be validated on any number of datasets.
+
+    Attributes:
+        architecture: fairchem's name of the model, or of a hydra's backbone.
 
     Args:
         checkpoint: any fairchem checkpoint, ours or not; one written for inference holds the EMA weights.
@@ -50,6 +54,7 @@ class CheckpointEvaluator:
             cpu=cpu,
             inference_only=True,
         )
+        self.architecture = architecture(self._trainer._unwrapped_model)
         self._trainer.load_checkpoint(str(checkpoint), content, inference_only=True)
         self._trainer.load_loss()
 

@@ -45,7 +45,7 @@ class Teacher:
         self.checkpoint = checkpoint
         self._fingerprint: str | None = None
         self.model = model.requires_grad_(False).eval()
-        self.features: Features = attach_features(name, model, f"teacher {checkpoint}")
+        self.features: Features = attach_features(model, f"teacher {checkpoint}")
 
     @torch.inference_mode()
     def _run(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -62,9 +62,11 @@ class Teacher:
         EquiformerV2 and eSCN draw a random frame for each edge, here always from the same seed: the outputs depend on the
         batch alone, and the caller's random number stream is left as it was.
         """
+        own = copy.copy(batch)  # shallow: some models add to their batch, or ask for the gradient of its positions
+        own.pos = batch.pos.detach()
         with torch.random.fork_rng([batch.pos.device] if batch.pos.is_cuda else []):
             torch.manual_seed(0)
-            node_embedding, edge_index = self._run(batch)
+            node_embedding, edge_index = self._run(own)
         # a clone made outside of inference mode may enter the student's graph
         return TeacherOutputs(node_embedding.clone(), edge_index.clone())
 
@@ -105,9 +107,9 @@ def load_teacher(config: TeacherConfig, device: torch.device) -> Teacher:
         load_scales_compat(model, checkpoint["scale_dict"])
     if config.use_ema and checkpoint.get("ema"):
         _check_ema(model, checkpoint["ema"], path)
-        average = ExponentialMovingAverage(model.parameters(), checkpoint["ema"]["decay"])
-        average.load_state_dict(checkpoint["ema"])
-        average.copy_to()
+        average = ExponentialMovingAverage([], checkpoint["ema"]["decay"])  # of the model it would hold a copy
+        average.shadow_params = checkpoint["ema"]["shadow_params"]  # load_state_dict would copy them
+        average.copy_to(model.parameters())
         logging.info(f"Teacher {path}: taking its EMA weights.")
     teacher = Teacher(name, model.to(device), path)
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -134,7 +136,9 @@ def model_config(checkpoint: dict, path: Path) -> tuple[str, dict[str, Any]]:
         name = attributes.pop("name") if isinstance(config["model"], dict) else config["model"]
     except KeyError as error:
         raise ValueError(f"{path}: its config has no {error}, so the model cannot be built.") from error
-    attributes["otf_graph"] = True  # as OCPCalculator does: a student's data need not hold the teacher's edges
+    for part in (attributes, attributes.get("backbone")):  # the second, of a hydra
+        if part is not None:
+            part["otf_graph"] = True  # as OCPCalculator does: a student's data need not hold the teacher's edges
     return name, attributes
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 from pathlib import Path
@@ -10,15 +11,18 @@ from typing import Any
 import torch
 from fairchem.core.common.registry import registry
 from fairchem.core.datasets import data_list_collater
+from fairchem.core.models.equiformer_v2.trainers.forces_trainer import EquiformerV2ForcesTrainer
+from fairchem.core.modules.exponential_moving_average import ExponentialMovingAverage
 from fairchem.core.trainers.ocp_trainer import OCPTrainer
 from torch import Tensor
 from torch_geometric.data import Batch
 
 from fairchem_crack import keys
-from fairchem_crack.checks import check_datasets, check_metrics, check_run_dir
+from fairchem_crack.checks import check_datasets, check_metrics, check_run_dir, check_warmup
 from fairchem_crack.config import DistillConfig, parse, split_loss_functions
 from fairchem_crack.distillation import Distillation
-from fairchem_crack.teacher import read_checkpoint
+from fairchem_crack.initialization import copy_weights
+from fairchem_crack.teacher import load_teacher, read_checkpoint
 
 SAMPLE_SYSTEMS = 16  # of the training data, looked at before the first step
 
@@ -37,6 +41,8 @@ class CrackDistillTrainer(OCPTrainer):
         FileNotFoundError: a dataset or the teacher's checkpoint is missing.
     """
 
+    ema: ExponentialMovingAverage | None
+
     def __init__(self, *, task: dict, loss_functions: list[dict], **fairchem_arguments: Any) -> None:
         own_losses, terms = split_loss_functions(loss_functions)
         if terms and not own_losses:
@@ -53,6 +59,7 @@ class CrackDistillTrainer(OCPTrainer):
             logging.warning("task.distill is given, but loss_functions has no distillation term: plain training.")
         self._distillation: Distillation | None = None
         self._resumed_state: dict | None = None
+        self._has_fresh_weights = True
         check_run_dir(fairchem_arguments.get("run_dir"))
         super().__init__(
             task={key: value for key, value in task.items() if key != "distill"},
@@ -74,6 +81,18 @@ class CrackDistillTrainer(OCPTrainer):
                 lambda _, __, value, name=name: self._own_losses.update({keys.LOSS_PREFIX + name: value.item()})
             )
 
+    def load_extras(self) -> None:
+        """Also schedules in epochs (`scheduler_params.lambda_type`), which fairchem has for EquiformerV2 alone."""
+        optim = self.config["optim"]
+        if "lambda_type" not in optim.get("scheduler_params", {}):
+            super().load_extras()
+            return
+        if self.train_loader is not None:
+            check_warmup(optim["scheduler_params"], len(self.train_loader))
+        self.config["optim"] = copy.deepcopy(optim)  # fairchem turns its epochs into steps; a resubmitted run must not twice
+        EquiformerV2ForcesTrainer.load_extras(self)  # type: ignore[arg-type]
+        self.config["optim"] = optim
+
     def train(self, disable_eval_tqdm: bool = False) -> None:
         """Load the teacher, check it against data and student, then train as fairchem does."""
         check_metrics(self.evaluation_metrics)
@@ -83,7 +102,7 @@ class CrackDistillTrainer(OCPTrainer):
         self._distillation = Distillation(
             self._distill_config,
             self._terms,
-            student_name=self.config["model"]["name"],
+            teacher=load_teacher(self._distill_config.teacher, self.device),
             student=self._unwrapped_model,
             optimizer=self.optimizer,
             device=self.device,
@@ -91,6 +110,12 @@ class CrackDistillTrainer(OCPTrainer):
         )
         try:
             self._distillation.preflight(self._sample_of_training_data())
+            if self._distill_config.init_from_teacher is not None and self._has_fresh_weights:
+                copy_weights(
+                    self._distillation.teacher.model, self._unwrapped_model, self._distill_config.init_from_teacher.blocks
+                )
+                if self.ema:
+                    self.ema = ExponentialMovingAverage(self.model.parameters(), self.ema_decay)
             if self._resumed_state is not None:
                 self._distillation.load_state_dict(self._resumed_state)
             elif self.step > 0:
@@ -154,10 +179,18 @@ class CrackDistillTrainer(OCPTrainer):
         """
         if checkpoint is None and os.path.isfile(checkpoint_path):
             checkpoint = read_checkpoint(Path(checkpoint_path))
+        self._has_fresh_weights = False
         if checkpoint is not None:
             self._resumed_state = checkpoint.get(keys.CHECKPOINT_KEY)
+            if self.scheduler is None:  # without training data there are no epochs to count a schedule in
+                checkpoint = {**checkpoint, "scheduler": None}
         super().load_checkpoint(checkpoint_path, checkpoint, inference_only)
-        if self._terms and not inference_only and self.scheduler.scheduler_type not in ("Null", "ReduceLROnPlateau"):
+        if (
+            self._terms
+            and self.scheduler
+            and not inference_only
+            and self.scheduler.scheduler_type not in ("Null", "ReduceLROnPlateau")
+        ):
             while self.scheduler.scheduler.last_epoch < self.step:
                 self.scheduler.scheduler.step()
 

@@ -34,6 +34,14 @@ STUDENT_MODEL = {"name": "painn", "hidden_channels": 16, "num_layers": 2, "num_r
 STUDENT_MODEL["scale_file"] = {f"upd_out_scalar_scale_{layer}": 1.0 for layer in range(2)}
 
 
+# A model of fairchem without an adapter here.
+SCN_MODEL = {
+    "name": "scn",
+    **{"num_interactions": 1, "lmax": 1, "num_resolutions": 1, "sphere_channels": 8, "sphere_channels_reduce": 8},
+    **{"hidden_channels": 8, "num_sphere_samples": 8, "num_basis_functions": 8},
+}
+
+
 @pytest.fixture(scope="session")
 def data(tmp_path_factory) -> Path:
     """Directory with the splits train (12 systems), val_id, ... (6 systems each)."""

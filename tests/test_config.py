@@ -22,6 +22,7 @@ def test_documented_block_is_accepted():
         "teacher": {"checkpoint": "eq2_31M.pt", "local_cache": "pretrained_models", "use_ema": True},
         "relations": {**relations, "false_negative_threshold": None},
         "projection": {"kind": "linear"},
+        "init_from_teacher": None,
     }
 
 
@@ -50,7 +51,7 @@ def test_choices_are_those_of_the_loss():
     [
         (distill(relations={"anchr": "student"}), "task.distill.relations.anchr", "Did you mean `anchor`?"),
         (distill(relation={}), "task.distill.relation", "Did you mean `relations`?"),
-        (distill(zzz={}), "task.distill.zzz", "Known are `teacher`, `relations`, `projection`"),
+        (distill(zzz={}), "task.distill.zzz", "Known are `teacher`, `relations`, `projection`, `init_from_teacher`"),
         (distill(relations={"anchor": "studnt"}), "task.distill.relations.anchor", "Did you mean `student`?"),
         (distill(relations={"negatives": "world"}), "task.distill.relations.negatives", "batch, system"),
         (distill(relations={"graph": None}), "task.distill.relations.graph", "teacher, student"),
@@ -66,7 +67,7 @@ def test_choices_are_those_of_the_loss():
         ({"teacher": {"checkpoint": None}}, "task.distill.teacher.checkpoint", "expected str, found None"),
         ({"teacher": {"checkpoint": "a.pt", "use_ema": 1}}, "task.distill.teacher.use_ema", "expected bool"),
         ({}, "task.distill.teacher", "missing"),
-        (None, "task.distill", "`teacher`, `relations`, `projection`"),
+        (None, "task.distill", "`teacher`, `relations`, `projection`, `init_from_teacher`"),
     ],
 )
 def test_a_wrong_block_is_refused_by_dotted_path(block, path, part):

@@ -280,6 +280,7 @@ def rows() -> list[dict]:
     return [
         {
             "model": model,
+            "architecture": "painn",
             "seed": seed,
             "split": split,
             "energy_mae": energy,

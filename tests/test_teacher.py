@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 import torch
-from conftest import STUDENT_MODEL, TEACHER_MODEL
+from conftest import SCN_MODEL, STUDENT_MODEL, TEACHER_MODEL
 
 from fairchem_crack import teacher as teacher_module
 from fairchem_crack.config import TeacherConfig
@@ -288,18 +288,18 @@ UNREADABLE = {
     "EMA of fewer parameters": (changed(lambda content: content["ema"]["shadow_params"].pop()), "EMA"),
     "EMA of more parameters": (changed(lambda content: content["ema"]["shadow_params"].append(torch.ones(1))), "EMA"),
     "no adapter": (
-        changed(lambda content: content.update(schnet())),
-        "teacher .*is a `schnet`.*knows `equiformer_v2`, `painn`",
+        changed(lambda content: content.update(scn())),
+        "teacher .*is a `scn`.*knows .*`equiformer_v2`, .*`painn`",
     ),
 }
 
 
-def schnet() -> dict:
+def scn() -> dict:
     from fairchem.core.common.registry import registry
 
-    attributes = {"hidden_channels": 8, "num_filters": 8, "num_interactions": 1}
-    model = registry.get_model_class("schnet")(**attributes)
-    return {"config": {"model": {"name": "schnet", **attributes}}, "state_dict": model.state_dict(), "ema": None}
+    attributes = {key: value for key, value in SCN_MODEL.items() if key != "name"}
+    model = registry.get_model_class("scn")(**attributes)
+    return {"config": {"model": SCN_MODEL}, "state_dict": model.state_dict(), "ema": None}
 
 
 @pytest.mark.parametrize("kind", UNREADABLE)

@@ -11,6 +11,7 @@ from statistics import mean
 
 from fairchem_crack.demo.prepare import SPLITS
 from fairchem_crack.evaluation import CheckpointEvaluator
+from fairchem_crack.files import write_text
 
 MODELS = ("undistilled", "crack", "teacher")
 COLUMNS = {  # of summary.json: heading, format
@@ -21,6 +22,8 @@ COLUMNS = {  # of summary.json: heading, format
 }
 ERRORS = ("energy_mae", "forces_mae")
 VALIDATION_SPLITS = tuple(split for split in SPLITS if split != "train")
+# What the demo's architectures are called in print.
+TITLES = {"painn": "PaiNN", "gemnet_t": "GemNet-dT", "equiformer_v2": "EquiformerV2", "escn": "eSCN"}
 DATASET = {"format": "lmdb", "key_mapping": {"y": "energy", "force": "forces"}}
 
 
@@ -39,7 +42,7 @@ def summarize_demo(run_dir: Path, *, data: Path, teacher: Path, seeds: list[int]
     rows = [row for model, seed, path in checkpoints for row in _evaluate(model, seed, path, data)]
     logging.disable(logging.NOTSET)
 
-    _write(run_dir / "summary.json", json.dumps(rows, indent=1))
+    write_text(run_dir / "summary.json", json.dumps(rows, indent=1))
     draw(rows, run_dir / "summary.png")
     print(table(rows))
     print("\nWritten:")
@@ -56,6 +59,7 @@ def _evaluate(model: str, seed: int, checkpoint: Path, data: Path) -> Iterable[d
         metrics = evaluator.metrics(data / split)
         yield {
             "model": model,
+            "architecture": evaluator.architecture,
             "seed": seed,
             "split": split,
             **{name: metrics[name] for name in COLUMNS},
@@ -100,7 +104,12 @@ def draw(rows: list[dict], file: Path) -> None:
     from matplotlib import pyplot
 
     colors = {"undistilled": "#9aa5b1", "crack": "#d1495b", "teacher": "#1d3557"}
-    labels = {"undistilled": "PaiNN, labels alone", "crack": "PaiNN, distilled (CRACK)", "teacher": "EquiformerV2 teacher"}
+    title = {row["model"]: TITLES.get(row["architecture"], row["architecture"]) for row in rows}
+    labels = {
+        "undistilled": f"{title['undistilled']}, labels alone",
+        "crack": f"{title['crack']}, distilled (CRACK)",
+        "teacher": f"{title['teacher']} teacher",
+    }
     seeds = {row["seed"] for row in rows}
     figure, axes = pyplot.subplots(1, 2, figsize=(10.5, 4), layout="constrained")
     for axis, column in zip(axes, ERRORS):
@@ -126,10 +135,4 @@ def draw(rows: list[dict], file: Path) -> None:
     partial = file.with_suffix(".partial.png")
     figure.savefig(partial, dpi=150)
     pyplot.close(figure)
-    os.replace(partial, file)
-
-
-def _write(file: Path, text: str) -> None:
-    partial = file.with_suffix(".partial")
-    partial.write_text(text)
     os.replace(partial, file)

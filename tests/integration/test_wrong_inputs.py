@@ -13,7 +13,7 @@ import recorder
 import torch
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
-from conftest import TEACHER_MODEL
+from conftest import SCN_MODEL, TEACHER_MODEL
 
 FAR = 60.0  # A, edge of a cell in which no atom is within a cutoff of another's image
 
@@ -95,8 +95,8 @@ def test_truncated_teacher(fails, distilled, teacher):
 
 
 def test_teacher_without_adapter(fails, distilled, teacher):
-    path = teacher(name="schnet", hidden_channels=8, num_filters=8, num_interactions=1)
-    message = fails(distilled, ValueError, "teacher .*is a `schnet`.*knows `equiformer_v2`, `painn`")
+    path = teacher(**SCN_MODEL)
+    message = fails(distilled, ValueError, "teacher .*is a `scn`.*knows .*`equiformer_v2`, .*`painn`")
     assert str(path) in message
 
 
@@ -117,8 +117,8 @@ def test_student_that_cannot_represent_an_element(fails, distilled):
 
 
 def test_student_without_adapter(fails, distilled):
-    distilled["model"] = {"name": "schnet", "hidden_channels": 8, "num_filters": 8, "num_interactions": 1}
-    fails(distilled, ValueError, "student is a `schnet`.*knows `equiformer_v2`, `painn`")
+    distilled["model"] = dict(SCN_MODEL)
+    fails(distilled, ValueError, "student is a `scn`.*knows .*`equiformer_v2`, .*`painn`")
 
 
 # ---- config

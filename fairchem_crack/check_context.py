@@ -1,0 +1,121 @@
+"""What the sections of `fairchem-crack check` share: the config, the parts made so far, and the problems found."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+import torch
+from fairchem.core.datasets import data_list_collater
+from torch import nn
+from torch_geometric.data import Batch
+
+from fairchem_crack.config import DistillConfig, TeacherConfig, TermConfig
+from fairchem_crack.distillation import Distillation
+from fairchem_crack.teacher import Teacher
+from fairchem_crack.trainer import SAMPLE_SYSTEMS, CrackDistillTrainer
+
+SPLITS = ("train", "val", "test", "relax")
+
+# How a section that is left out names what it lacks.
+NAMES = {
+    "teacher_config": "valid task.distill.teacher",
+    "distillation": "sound student with a sound teacher",
+    "pairs_per_system": "number of pairs",
+}
+
+
+class LeftOut(Exception):
+    """A section lacks what an earlier problem has kept from being made."""
+
+
+class TrainerParts(CrackDistillTrainer):
+    """The trainer, to be loaded part by part, so that a problem in one does not hide those of the next."""
+
+    config: dict
+
+    def load(self, inference_only: bool) -> None:
+        """Only what needs neither data nor model; `is_debug` makes the logger None."""
+        self.load_seed_from_config()
+        self.load_logger()
+        self.load_task()
+        self.train_loader = None
+
+    def load_split(self, split: str) -> Any:
+        """The dataset of one split, loaded as training loads it."""
+        config, train_loader = self.config, self.train_loader
+        without_source = {name: value for name, value in config["dataset"].items() if name != "src"}
+        self.config = {**config, **{dataset_key(other): {} for other in SPLITS}, "dataset": without_source}
+        self.config[dataset_key(split)] = config[dataset_key(split)]
+        try:
+            self.load_datasets()
+        finally:
+            self.config = config
+            self.train_loader = self.train_loader or train_loader
+        return getattr(self, f"{split}_dataset")
+
+
+def dataset_key(split: str) -> str:
+    """Where fairchem's trainer keeps the options of a split."""
+    return "dataset" if split == "train" else f"{split}_dataset"
+
+
+@dataclass
+class Check:
+    """What the sections share: the config, the problems so far, and the parts made so far, None until then."""
+
+    config: dict
+    config_yml: str
+    section: str = ""
+    problems: list[str] = field(default_factory=list)
+    own_losses: list[dict] = field(default_factory=list)
+    terms: list[TermConfig] = field(default_factory=list)
+    samples: dict[str, list] = field(default_factory=dict)  # systems of each split
+    trainer: Optional[TrainerParts] = None
+    distill: Optional[DistillConfig] = None
+    teacher_config: Optional[TeacherConfig] = None
+    student: Optional[nn.Module] = None
+    student_has_adapter: bool = False
+    optimizer: Optional[torch.optim.Optimizer] = None
+    teacher: Optional[Teacher] = None
+    distillation: Optional[Distillation] = None
+    pairs_per_system: Optional[float] = None
+    activations: Optional[float] = None  # bytes of the teacher's forward, per system
+
+    def need(self, part: str) -> Any:
+        """The part of this name, or the end of the section that asks for it."""
+        if getattr(self, part) is None:
+            raise LeftOut(f"there is no {NAMES.get(part, part)}")
+        return getattr(self, part)
+
+    @contextmanager
+    def collecting(self, where: str = "") -> Iterator[None]:
+        """Turn an error into a problem. With `where`, one of fairchem's that does not say where it comes from."""
+        try:
+            yield
+        except LeftOut:
+            raise
+        except Exception as error:
+            logging.debug("", exc_info=True)
+            said = not where and isinstance(error, (ValueError, OSError))
+            problem = str(error) if said else f"{where or self.section}: {type(error).__name__}: {error}"
+            if problem not in self.problems:
+                self.problems.append(problem)
+
+    def batch(self, systems: int = SAMPLE_SYSTEMS) -> Batch:
+        """The first systems of the training sample, on the device."""
+        if not self.samples.get("train"):
+            raise LeftOut("there is no training data")
+        trainer = self.need("trainer")
+        otf_graph = trainer.config["model"].get("otf_graph", False)
+        # clones: some models add to their batch
+        chosen = [system.clone() for system in self.samples["train"][:systems]]
+        return data_list_collater(chosen, otf_graph=otf_graph).to(trainer.device)
+
+    @property
+    def batch_size(self) -> int:
+        """Systems of a training batch on one rank."""
+        return int((self.config.get("optim") or {}).get("batch_size", 1))

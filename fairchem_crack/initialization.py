@@ -1,0 +1,59 @@
+"""Start a student from blocks of its teacher, as the 22M EquiformerV2 of Lim, Choung, Han 2025 does."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+_BLOCK = re.compile(r"^(blocks|layer_blocks)\.(\d+)\.")
+_HYDRA = re.compile(r"^(backbone\.|output_heads\.[^.]+\.)")
+
+
+@torch.no_grad()
+def copy_weights(teacher: nn.Module, student: nn.Module, blocks: Sequence[int]) -> None:
+    """Copy the teacher's embeddings, norms and heads into the student, and block `blocks[i]` into the student's block i.
+
+    A hydra and the model it was made of have the same weights under other names; either may be teacher or student.
+
+    Args:
+        teacher: a model of blocks, EquiformerV2 or eSCN.
+        student: a model of the same architecture and widths with `len(blocks)` blocks.
+
+    Raises:
+        ValueError: the student has another number of blocks, or weights that the teacher has not, or of another shape.
+    """
+    own = {_HYDRA.sub("", key): value for key, value in student.state_dict().items()}
+    theirs = {_HYDRA.sub("", key): value for key, value in teacher.state_dict().items()}
+    count, available = _number_of_blocks(own), _number_of_blocks(theirs)
+    where = "task.distill.init_from_teacher"
+    if count != len(blocks):
+        raise ValueError(f"{where}.blocks: the student has {count} blocks, and {len(blocks)} are named: {list(blocks)}.")
+    if max(blocks) >= available:
+        raise ValueError(f"{where}.blocks: block {max(blocks)} is named, the teacher has {available}, numbered from 0.")
+
+    def source(key: str) -> str:
+        return _BLOCK.sub(lambda found: f"{found[1]}.{blocks[int(found[2])]}.", key)
+
+    def misfit(key: str, value: Tensor) -> str | None:
+        if source(key) not in theirs:
+            return f"{key} is not in the teacher"
+        found = theirs[source(key)].shape
+        return None if found == value.shape else f"{key} is {tuple(value.shape)}, the teacher's {tuple(found)}"
+
+    misfits = [found for key, value in own.items() if (found := misfit(key, value))]
+    if misfits:
+        raise ValueError(
+            f"{where}: the student must have the teacher's architecture and widths; {len(misfits)} of its {len(own)} "
+            f"weights do not fit: {'; '.join(misfits[:3])}. Leave the option out, or give the student the teacher's options."
+        )
+    for key, value in own.items():
+        value.copy_(theirs[source(key)])
+    logging.info(f"Student: started from the teacher's embeddings, heads and blocks {', '.join(map(str, blocks))}.")
+
+
+def _number_of_blocks(weights: dict[str, Tensor]) -> int:
+    return len({found[0] for key in weights if (found := _BLOCK.match(key))})

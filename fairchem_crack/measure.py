@@ -1,0 +1,77 @@
+"""Time and memory of a piece of work, and the memory that the CRACK loss will take."""
+
+from __future__ import annotations
+
+import re
+import statistics
+import time
+from pathlib import Path
+from typing import Any, Callable, Optional
+
+import torch
+
+from fairchem_crack.partition import SLAB_COLUMNS, TILE_ENTRIES
+
+WARM_UP = 2  # torch.jit, which PaiNN uses, compiles in the first two runs
+REPEATS = 3  # timed runs after them
+
+# Copies of a (P, D) or (N, D) array, and of a tile, alive at the loss's peak; fitted to docs/benchmarks/crack_loss.json.
+EMBEDDING_COPIES = 9
+TILE_COPIES = 4
+
+
+def loss_bytes(*, pairs: float, atoms: float, width: int, device: str = "cpu", fused: bool = True) -> float:
+    """Peak memory of the CRACK loss in float32, forward and backward, estimated; linear in pairs and atoms.
+
+    Args:
+        pairs: P, of one batch.
+        atoms: N, of one batch.
+        width: D.
+        device: "cpu" or "cuda", whose tiles differ.
+        fused: by the kernels for the CPU, which store no tile.
+    """
+    slab = min(SLAB_COLUMNS[device], pairs)
+    tile = 0 if fused else TILE_COPIES * min(TILE_ENTRIES[device], pairs * slab)
+    return 4 * (EMBEDDING_COPIES * (pairs + atoms) * width + 2 * atoms * slab + tile)
+
+
+def seconds(work: Callable[[], Any], device: torch.device, *, prepare: Callable[[], Any] = lambda: None) -> float:
+    """Median time of `work()`; `prepare()`, before each, is not timed."""
+    times = []
+    for _ in range(WARM_UP + REPEATS):
+        prepare()
+        _synchronize(device)
+        start = time.perf_counter()
+        work()
+        _synchronize(device)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[WARM_UP:])
+
+
+def peak_growth(work: Callable[[], Any], device: torch.device) -> tuple[Any, Optional[int]]:
+    """What `work()` returns, and by how many bytes memory grew meanwhile, at its peak.
+
+    On CUDA of the memory that torch allocates; on CPU of the resident memory, None where the system does not tell.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        result = work()
+        return result, torch.cuda.max_memory_allocated(device) - before
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts anew
+        resident = _resident("VmRSS")
+    except (OSError, AttributeError):
+        return work(), None
+    result = work()
+    return result, max(0, _resident("VmHWM") - resident)
+
+
+def _resident(entry: str) -> int:
+    found = re.search(rf"{entry}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(found[1]) * 1024  # type: ignore[index]
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,62 @@
+"""Scale factors of a student: which are fitted, and fitting them by fairchem's own function."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from pathlib import Path
+
+import torch
+from fairchem.core.common import distutils
+from fairchem.core.common.registry import registry
+from fairchem.core.modules.scaling import ScaleFactor
+from fairchem.core.modules.scaling.fit import compute_scaling_factors
+from torch import nn
+
+from fairchem_crack.config import split_loss_functions
+
+
+def scale_factors(model: nn.Module) -> dict[str, ScaleFactor]:
+    """The scale factors of a model, or of a hydra's backbone, by the names that `scale_file` uses."""
+    model = getattr(model, "backbone", model)
+    return {one.name or path: one for path, one in model.named_modules() if isinstance(one, ScaleFactor)}
+
+
+def fit_scale_factors(config: dict) -> dict[str, float]:
+    """Fit all scale factors of a training's student on its training data, with fairchem's trainer and its own losses.
+
+    Args:
+        config: as of `build_config`; nothing is written to its run directory.
+
+    Returns:
+        what `model.scale_file` takes. fairchem's function saves the factors by the paths of their modules, which its
+        loader refuses where they have names of their own, as in GemNet-dT.
+
+    Raises:
+        ValueError: the model has no scale factor, or `dataset.train.src` is missing.
+    """
+    config = copy.deepcopy(config)
+    if not (config.get("dataset") or {}).get("train", {}).get("src"):
+        raise ValueError("dataset.train.src: missing; scale factors are fitted on training data.")
+    for part in (config["model"], config["model"].get("backbone", {})):
+        part.pop("scale_file", None)  # all are fitted anew
+    with tempfile.TemporaryDirectory() as directory:
+        file = Path(directory) / "scale_factors.pt"
+        config.update(
+            trainer="ocp",
+            task={},
+            loss_functions=split_loss_functions(config["loss_functions"])[0],
+            dataset={"train": config["dataset"]["train"]},
+            checkpoint=str(file),  # where fairchem's function writes to
+            is_debug=True,
+            world_size=1,
+        )
+        distutils.setup_env_local()
+        compute_scaling_factors(config)
+        by_path = torch.load(file, weights_only=True)
+    attributes = dict(config["model"])
+    if not by_path:
+        raise ValueError(f"model: `{attributes['name']}` has no scale factor to fit.")
+    model = registry.get_model_class(attributes.pop("name"))(**attributes)
+    model = getattr(model, "backbone", model)
+    return {getattr(model.get_submodule(path), "name", None) or path: float(value) for path, value in by_path.items()}

@@ -1,0 +1,266 @@
+"""`fairchem-crack check` and `fit-scales`: the facts they print, every problem at once, and nothing written."""
+
+from __future__ import annotations
+
+import gc
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import STUDENT_MODEL, TEACHER_MODEL
+from fairchem.core.common.registry import registry
+from fairchem.core.datasets import LmdbDataset, data_list_collater
+
+from fairchem_crack import check as check_module
+from fairchem_crack.checks import distill_faults, term_faults
+from fairchem_crack.cli import main
+from fairchem_crack.measure import loss_bytes
+from fairchem_crack.scales import scale_factors
+
+GEMNET_T = {
+    "name": "gemnet_t",
+    **{"num_spherical": 3, "num_radial": 8, "num_blocks": 1, "cutoff": 5.0, "max_neighbors": 12},
+    **{"emb_size_atom": 16, "emb_size_edge": 16, "emb_size_trip": 8, "emb_size_rbf": 4, "emb_size_cbf": 4},
+    **{"emb_size_bil_trip": 8, "num_before_skip": 1, "num_after_skip": 1, "num_concat": 1, "num_atom": 1},
+    **{"regress_forces": True, "direct_forces": True, "otf_graph": True, "output_init": "HeOrthogonal"},
+    **{
+        "rbf": {"name": "gaussian"},
+        "envelope": {"name": "polynomial", "exponent": 5},
+        "cbf": {"name": "spherical_harmonics"},
+    },
+}
+
+
+@pytest.fixture
+def command(tmp_path):
+    """Callable: write the config, and return the arguments that check it."""
+
+    def arguments(config: dict, *flags: str) -> list[str]:
+        file = tmp_path / "student.yml"
+        file.write_text(yaml.safe_dump(config))
+        return ["check", "--config-yml", str(file), "--cpu", "--run-dir", str(tmp_path / "runs"), *flags]
+
+    return arguments
+
+
+@pytest.fixture
+def check(command, capsys, tmp_path):
+    """Callable: check the config in this process; the exit status and the output. Nothing may have been written."""
+
+    def run(config: dict, *flags: str) -> tuple[int, str]:
+        arguments = command(config, *flags)
+        before = sorted(tmp_path.rglob("*"))
+        status, said = call(arguments, capsys)
+        assert sorted(tmp_path.rglob("*")) == before
+        return status, said
+
+    return run
+
+
+def call(arguments: list[str], capsys) -> tuple[int, str]:
+    gc.collect()  # a former data set closes its LMDB when collected; one process opens it only once
+    status: int | str | None = 0
+    try:
+        main(arguments)
+    except SystemExit as end:
+        status = end.code
+    said = capsys.readouterr().out
+    assert isinstance(status, int), status
+    return status, said
+
+
+def section(said: str, name: str) -> str:
+    """The line of one section."""
+    return next(line for line in said.splitlines() if line.startswith(f"{name} "))
+
+
+def problems(said: str) -> list[str]:
+    return [line for line in said.splitlines() if line.startswith("- ")]
+
+
+def build(options: dict) -> torch.nn.Module:
+    return registry.get_model_class(options["name"])(**{key: value for key, value in options.items() if key != "name"})
+
+
+def pairs_per_system(source: Path) -> float:
+    """Of the toy teacher's graph, one system after the other, by a set of Python."""
+    data, teacher = LmdbDataset({"src": str(source)}), build(TEACHER_MODEL)
+    count = 0
+    for index in range(len(data)):
+        graph = teacher.generate_graph(data_list_collater([data[index]], otf_graph=True))
+        count += len({frozenset(edge) for edge in graph.edge_index.T.tolist()} - {frozenset([i]) for i in range(99)})
+    return count / len(data)
+
+
+def test_a_good_config(check, distilled, data, monkeypatch):
+    loads = []
+    load = check_module.load_teacher
+    monkeypatch.setattr(check_module, "load_teacher", lambda *given: loads.append(given) or load(*given))
+    distilled["optim"]["batch_size"] = 4
+    status, said = check(distilled)
+    assert (status, said.splitlines()[-1]) == (0, "No problem found.")
+    assert len(loads) == 1
+    for role, options, width in (("student", STUDENT_MODEL, "D_s = 16"), ("teacher", TEACHER_MODEL, "D = 16")):
+        line = section(said, role)
+        millions = sum(parameter.numel() for parameter in build(options).parameters()) / 1e6
+        assert f"{options['name']}, {millions:.3f}M parameters, {width}, float32 on cpu" in line
+    assert "train 12, val 6, test 6" in section(said, "data")
+    assert "train: energy, forces; val: energy, forces" in section(said, "labels")
+    gc.collect()
+    expected = pairs_per_system(data / "train")
+    found = re.search(r"([\d.]+) per system, (\d+) per batch of 4 .*sample of 12 systems", section(said, "pairs"))
+    assert float(found[1]) == pytest.approx(expected, abs=0.05)
+    assert int(found[2]) == pytest.approx(4 * expected, abs=0.5)
+    assert "2 of 2 scale factors fitted" in section(said, "scales")
+    assert re.search(r"loss of the relations [\d.]+ MB .*weights [\d.]+ MB", section(said, "memory"))
+    seconds = [float(value) for value in re.findall(r"[\d.]+(?:e-\d+)?(?= s:|,| \()", section(said, "step"))]
+    assert len(seconds) == 4
+    assert seconds[0] == pytest.approx(sum(seconds[1:]), rel=0.02)
+
+
+def test_five_mistakes_at_once(check, distilled, tmp_path):
+    distilled["task"]["distill"]["teacher"]["checkpoint"] = "teachers/gone.pt"
+    distilled["task"]["distill"]["relations"] = {"anchr": "student", "graph": "techer"}
+    distilled["dataset"]["val"]["src"] = "data/val_idd"
+    distilled["dataset"]["train"]["key_mapping"] = {"y": "energy"}
+    del distilled["evaluation_metrics"]["primary_metric"]
+    status, said = check(distilled)
+    found = problems(said)
+    assert status == 1
+    expected = [
+        "task.distill.relations.anchr: unknown option. Did you mean `anchor`?",
+        "task.distill.relations.graph: expected one of teacher, student, found 'techer'",
+        "evaluation_metrics.primary_metric: missing",
+        "dataset.val.src: data/val_idd does not exist",
+        "dataset.train: 12 of a sample of 12 systems have no `forces`",
+        "task.distill.teacher.checkpoint: teachers/gone.pt is neither a file",
+    ]
+    assert [problem[2 : 2 + len(start)] for problem, start in zip(found, expected)] == expected
+    assert len(found) == len(expected)
+    assert "6 problems:" in said
+    assert "left out: there is no sound student with a sound teacher" in section(said, "pairs")
+    assert "left out: only a config without problems is timed" in section(said, "step")
+
+
+def test_mistakes_of_fairchems_own_options(check, distilled, tmp_path):
+    (tmp_path / "file").write_text("")
+    distilled["trainer"] = "ocp"
+    distilled["model"]["hiden_channels"] = 8
+    distilled["optim"]["optimizer"] = "Adamm"
+    distilled["loss_functions"].append({"energie": {"fn": "mae", "coefficient": 1}})
+    status, said = check(distilled, "--run-dir", str(tmp_path / "file"))
+    assert status == 1
+    for message in ("trainer: 'ocp' cannot", "--run-dir", "hiden_channels", "'Adamm'", "`energie` is no output"):
+        assert sum(message in problem for problem in problems(said)) == 1, message
+    assert section(said, "teacher").startswith("teacher   equiformer_v2")  # it is looked at all the same
+
+
+def test_an_element_too_heavy(check, distilled):
+    distilled["model"]["num_elements"] = 30
+    status, said = check(distilled)
+    assert status == 1
+    assert [re.sub(r"\d+", "#", problem)[:71] for problem in problems(said)] == [
+        "- dataset.train holds an atom of atomic number #; the student knows elemen"[:71]
+    ]
+
+
+def test_plain_training_needs_no_teacher(check, stock):
+    status, said = check(stock)
+    assert status == 0
+    assert "plain training" in section(said, "config")
+    assert section(said, "teacher").startswith("teacher   left out")
+    assert "student" in section(said, "step")
+
+
+def test_scale_factors(check, distilled, tmp_path, capsys):
+    distilled["trainer"] = "crack_distill"
+    distilled["model"] = dict(GEMNET_T)
+    status, said = check(distilled)
+    assert status == 0  # a warning, not a problem
+    assert "0 of 7 scale factors fitted" in section(said, "scales")
+    printed = next(line for line in said.splitlines() if "fairchem-crack fit-scales" in line)
+    file = tmp_path / "scale_factors.json"
+    status, _ = call(shlex.split(printed.replace("scale_factors.json", str(file)))[1:], capsys)
+    assert status == 0
+    fitted = scale_factors(build({**GEMNET_T, "scale_file": str(file)}))
+    assert {name: factor.scale_factor.item() for name, factor in fitted.items()} == json.loads(file.read_text())
+    status, said = check(distilled, f"--model.scale_file={file}")
+    assert "7 of 7 scale factors fitted" in section(said, "scales")
+
+
+def test_as_a_command(command, distilled):
+    del distilled["evaluation_metrics"]["primary_metric"]
+    done = subprocess.run(
+        [sys.executable, "-m", "fairchem_crack.cli", *command(distilled)], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.splitlines()[-2] == "1 problem:"
+    assert "Traceback" not in done.stderr
+
+
+def test_no_config_file(command, distilled, tmp_path):
+    with pytest.raises(SystemExit, match=r"fairchem-crack check: .*gone\.yml"):
+        main([*command(distilled)[:2], str(tmp_path / "gone.yml")])
+
+
+# ---- the parts that read no data
+
+
+def test_every_fault_of_a_block_is_found():
+    block = {
+        "teacher": {"chekpoint": "a.pt"},
+        "relations": {"anchr": "student", "max_pairs": -1, "false_negative_threshold": 7},
+        "projektion": {},
+    }
+    assert [fault.partition(":")[0] for fault in distill_faults(block)] == [
+        "task.distill.teacher.chekpoint",
+        "task.distill.teacher.checkpoint",
+        "task.distill.relations.anchr",
+        "task.distill.relations.max_pairs",
+        "task.distill.relations.false_negative_threshold",
+        "task.distill.projektion",
+    ]
+    assert distill_faults({"teacher": {"checkpoint": "a.pt"}}) == []
+
+
+def test_every_fault_of_the_terms_is_found():
+    relations = {"relations": {"fn": "crack", "coefficient": 1}}
+    energy = {"energy": {"fn": "mae", "coefficient": 1}}
+    faulty = {"relations": {"fn": "crack", "coefficient": -1, "temprature": 4}}
+    faults, own, terms = term_faults([energy, 3, faulty, relations, relations, {"node_embeddings": None}])
+    assert [fault.partition(":")[0] for fault in faults] == [
+        "loss_functions[1]",
+        "loss_functions[2].relations.temprature",
+        "loss_functions[2].relations.coefficient",
+        "loss_functions[4].relations",
+        "loss_functions[5].node_embeddings.fn",
+    ]
+    assert own == [energy]
+    assert [term.key for term in terms] == ["relations"]
+
+
+@pytest.mark.parametrize("method", ["ours", "unfused"])
+def test_memory_estimate_is_that_of_the_benchmark(method):
+    """Peaks measured by benchmarks/crack_loss.py, D = 128, N = P / 12.5."""
+    report = Path(__file__).parents[2] / "docs/benchmarks/crack_loss.json"
+    measured = [one for one in json.loads(report.read_text())["results"] if one["method"] == method]
+    assert measured
+    for one in measured:
+        pairs = one["pairs"]
+        estimate = loss_bytes(pairs=pairs, atoms=pairs / 12.5, width=128, fused=method == "ours") / 2**20
+        assert one["peak_mb"] / 1.5 < estimate < one["peak_mb"] * 1.5, one
+
+
+def test_memory_estimate_is_linear_in_pairs_and_atoms():
+    """Beyond the width of a slab."""
+    for device, base in (("cpu", 10_000), ("cuda", 100_000)):
+        one, two, three = (
+            loss_bytes(pairs=base * n, atoms=base * n / 10, width=64, device=device, fused=False) for n in (1, 2, 3)
+        )
+        assert three - two == pytest.approx(two - one)
