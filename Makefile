@@ -11,7 +11,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 CONFIGS := configs/oc20/demo
 TEACHER_FILE := $(CONFIGS)/teacher_$(TEACHER).pt
-OTHER_TEACHER := $(if $(filter-out equiformer_v2,$(TEACHER)),--task.distill.teacher.checkpoint=$(TEACHER_FILE))
+CACHE := data/demo-cache-$(TEACHER)
+DISTILL := --task.distill.teacher.checkpoint=$(TEACHER_FILE) --task.distill.teacher.cache=$(CACHE)
 RUN := runs/demo$(if $(filter-out painn,$(STUDENT))$(filter-out equiformer_v2,$(TEACHER)),-$(STUDENT)-from-$(TEACHER))
 
 .PHONY: demo test lint venv clean
@@ -20,16 +21,18 @@ RUN := runs/demo$(if $(filter-out painn,$(STUDENT))$(filter-out equiformer_v2,$(
 demo: venv
 	@ls $(CONFIGS)/$(STUDENT).yml $(CONFIGS)/$(STUDENT)_crack.yml $(TEACHER_FILE) > /dev/null || \
 	  { echo "STUDENT is painn or gemnet_dT, TEACHER is equiformer_v2 or escn."; exit 1; }
-	@echo; echo "== 1/4  Data: adsorbates on metal slabs, labelled with EMT, in OC20's LMDB format -> data/demo"
+	@echo; echo "== 1/5  Data: adsorbates on metal slabs, labelled with EMT, in OC20's LMDB format -> data/demo"
 	$(BIN)/fairchem-crack prepare-demo data/demo
+	@echo; echo "== 2/5  What the $(TEACHER) teacher says of the training data, once -> $(CACHE)"
+	$(BIN)/fairchem-crack cache-teacher --config-yml $(CONFIGS)/$(STUDENT)_crack.yml --cpu $(DISTILL)
 	@mkdir -p $(RUN)
 	@for seed in $(SEEDS); do \
-	  echo; echo "== 2/4  $(STUDENT) student on the labels alone, with fairchem's own trainer, seed $$seed (about 2 minutes)"; \
+	  echo; echo "== 3/5  $(STUDENT) student on the labels alone, with fairchem's own trainer, seed $$seed"; \
 	  $(call train,$(STUDENT).yml,undistilled-$$seed) || exit 1; \
-	  echo; echo "== 3/4  The same student distilled from a frozen $(TEACHER) teacher, seed $$seed (about 4 minutes)"; \
-	  $(call train,$(STUDENT)_crack.yml,crack-$$seed,$(OTHER_TEACHER)) || exit 1; \
+	  echo; echo "== 4/5  The same student distilled from a frozen $(TEACHER) teacher, from its cache, seed $$seed"; \
+	  $(call train,$(STUDENT)_crack.yml,crack-$$seed,$(DISTILL)) || exit 1; \
 	done
-	@echo; echo "== 4/4  Both students and the teacher on four validation splits, and their speed"
+	@echo; echo "== 5/5  Both students and the teacher on four validation splits, and their speed"
 	@$(BIN)/fairchem-crack summarize-demo $(RUN) --teacher $(TEACHER_FILE) --seeds $(SEEDS)
 
 # $(call train,YAML,NAME,OVERRIDES): the stock command; the log goes to a file, the validations to the screen.
@@ -72,4 +75,4 @@ $(VENV)/.installed: setup.cfg pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf runs data/demo build *.egg-info
+	rm -rf runs data/demo data/demo-cache-* build *.egg-info

@@ -15,6 +15,7 @@ from torch import nn
 from torch_geometric.data import Batch
 
 from fairchem_crack import keys, partition
+from fairchem_crack.cached import CachedDataset, CachedTeacher, open_cache
 from fairchem_crack.check_context import SPLITS, Check, LeftOut, TrainerParts, dataset_key
 from fairchem_crack.checks import check_dataset, check_metrics, check_run_dir, distill_faults, term_faults
 from fairchem_crack.config import DistillConfig, TeacherConfig, parse
@@ -24,8 +25,7 @@ from fairchem_crack.initialization import copy_weights
 from fairchem_crack.measure import REPEATS, loss_bytes, peak_growth, seconds
 from fairchem_crack.relations import unordered_pairs
 from fairchem_crack.scales import scale_factors
-from fairchem_crack.teacher import TeacherOutputs, load_teacher
-from fairchem_crack.trainer import SAMPLE_SYSTEMS
+from fairchem_crack.teacher import Teacher, TeacherOutputs, load_teacher
 
 TRAINERS = ("crack_distill", "fairchem_crack.CrackDistillTrainer", "fairchem_crack.trainer.CrackDistillTrainer")
 
@@ -58,7 +58,7 @@ def _config(check: Check) -> str:
     check.problems += faults
     for term in terms:
         with check.collecting():
-            build_loss(term, DistillConfig(TeacherConfig("")))
+            build_loss(term, DistillConfig(TeacherConfig("any")))
             check.terms += [term] if term.coefficient > 0 else []
     is_distilling = any(term.coefficient > 0 for term in terms) or bool(faults)
     if is_distilling:
@@ -102,11 +102,9 @@ def _data(check: Check) -> str:
             check_dataset(split, options, options.get("format", trainer.config["dataset"].get("format", "lmdb")))
             with check.collecting(f"dataset.{split}"):
                 dataset = trainer.load_split(split)
-                size = len(dataset)
-                sample = min(SAMPLE_SYSTEMS, size)
-                check.samples[split] = [dataset[index * size // sample] for index in range(sample)]
-                sizes.append(f"{split} {size}")
-                if size == 0:
+                check.take_sample(split, dataset)
+                sizes.append(f"{split} {len(dataset)}")
+                if len(dataset) == 0:
                     check.problems.append(f"dataset.{split}: holds no system.")
     if "src" not in trainer.config["dataset"]:
         check.problems.append("dataset.train.src: missing; training needs data.")
@@ -217,7 +215,7 @@ def _scales(check: Check) -> str:
 def _teacher(check: Check) -> str:
     """Loaded once; if the student is sound, with all that a training step has beyond the student's own."""
     config, trainer = check.need("teacher_config"), check.need("trainer")
-    teacher = check.teacher = load_teacher(config, trainer.device)
+    teacher = check.teacher = _cached_teacher(check, config) if config.cache else load_teacher(config, trainer.device)
     if check.distill and check.terms and check.student_has_adapter and check.optimizer is not None:
         check.distillation = Distillation(
             check.distill,
@@ -230,8 +228,21 @@ def _teacher(check: Check) -> str:
         )
         if check.distill.init_from_teacher is not None:
             with check.collecting():
-                copy_weights(teacher.model, check.need("student"), check.distill.init_from_teacher.blocks)
-    return f"{_facts(teacher.name, teacher.model, 'D', teacher.features.width)}, from {teacher.checkpoint}"
+                started = teacher if isinstance(teacher, Teacher) else load_teacher(config, trainer.device)
+                copy_weights(started.model, check.need("student"), check.distill.init_from_teacher.blocks)
+    if isinstance(teacher, CachedTeacher):
+        plan, size = teacher.cache.plan, sum(file.stat().st_size for file in teacher.checkpoint.iterdir())
+        kept = f"{plan.systems} systems, {plan.dtype}, {_mb(size)}"
+        return f"{teacher.name}, D = {teacher.width}, from the cache {teacher.checkpoint} ({kept}; a sample of it is sound)"
+    return f"{_facts(teacher.name, teacher.model, 'D', teacher.width)}, from {teacher.checkpoint}"
+
+
+def _cached_teacher(check: Check, config: TeacherConfig) -> CachedTeacher:
+    trainer = check.need("trainer")
+    cache = open_cache(config, trainer.device)
+    if check.samples.get("train"):
+        check.take_sample("train", CachedDataset(trainer.train_dataset, cache, "dataset.train"))
+    return CachedTeacher(cache)
 
 
 def _pairs(check: Check) -> str:
@@ -270,15 +281,17 @@ def _memory(check: Check) -> str:
     loss = loss_bytes(
         pairs=pairs * check.batch_size,
         atoms=batch.num_nodes / len(batch.natoms) * check.batch_size,
-        width=teacher.features.width,
+        width=teacher.width,
         device=device,
         fused=device == "cpu" and partition.kernels is not None and threshold is None,
     )
-    weights = sum(x.numel() * x.element_size() for x in (*teacher.model.parameters(), *teacher.model.buffers()))
     how = "peak on the GPU" if device == "cuda" else "growth of the resident memory"
     activations = "not measured" if check.activations is None else f"{_mb(check.activations * check.batch_size)} ({how})"
     has_relations = any(term.key == keys.RELATIONS for term in check.terms)
     said = f"loss of the relations {_mb(loss)} (estimate), " if has_relations else ""
+    if isinstance(teacher, CachedTeacher):
+        return f"{said}no teacher is run"
+    weights = sum(x.numel() * x.element_size() for x in (*teacher.model.parameters(), *teacher.model.buffers()))
     return f"{said}teacher's weights {_mb(weights)}, its activations {activations}"
 
 

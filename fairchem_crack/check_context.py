@@ -13,6 +13,7 @@ from fairchem.core.datasets import data_list_collater
 from torch import nn
 from torch_geometric.data import Batch
 
+from fairchem_crack.cached import CachedTeacher
 from fairchem_crack.config import DistillConfig, TeacherConfig, TermConfig
 from fairchem_crack.distillation import Distillation
 from fairchem_crack.teacher import Teacher
@@ -80,7 +81,7 @@ class Check:
     student: Optional[nn.Module] = None
     student_has_adapter: bool = False
     optimizer: Optional[torch.optim.Optimizer] = None
-    teacher: Optional[Teacher] = None
+    teacher: Optional[Teacher | CachedTeacher] = None
     distillation: Optional[Distillation] = None
     pairs_per_system: Optional[float] = None
     activations: Optional[float] = None  # bytes of the teacher's forward, per system
@@ -114,6 +115,12 @@ class Check:
         # clones: some models add to their batch
         chosen = [system.clone() for system in self.samples["train"][:systems]]
         return data_list_collater(chosen, otf_graph=otf_graph).to(trainer.device)
+
+    def take_sample(self, split: str, dataset: Any) -> None:
+        """Keep evenly spaced systems of a dataset, for the sections that look at systems."""
+        size = len(dataset)
+        sample = min(SAMPLE_SYSTEMS, size)
+        self.samples[split] = [dataset[index * size // sample] for index in range(sample)]
 
     @property
     def batch_size(self) -> int:

@@ -134,3 +134,12 @@ def check_warmup(scheduler_params: dict, steps_per_epoch: int) -> None:
             f"optim.scheduler_params.warmup_epochs: {warmup} of an epoch of {steps_per_epoch} steps is less than one step; "
             f"give at least {1 / steps_per_epoch:.2g}."
         )
+
+
+def check_no_graph_parallelism(gp_gpus: int | None) -> None:
+    """Raise ValueError for `--gp-gpus`, which spreads a system's atoms over ranks: relations join atoms of one rank."""
+    if gp_gpus:
+        raise ValueError(
+            f"--gp-gpus {gp_gpus}: distillation needs all atoms of a system on one rank. Leave the flag out; students are "
+            "small, and a large teacher can be cached on another machine (fairchem-crack cache-teacher)."
+        )

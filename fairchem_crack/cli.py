@@ -23,6 +23,9 @@ def main(arguments: list[str] | None = None) -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("train", help="fairchem --mode train, with `trainer: crack_distill` known; takes fairchem's flags")
     commands.add_parser("check", help="say what training would do, and every problem at once; takes fairchem's flags")
+    commands.add_parser(
+        "cache-teacher", help="run the teacher over the training data once; takes fairchem's flags and its own"
+    )
     commands.add_parser("fit-scales", help="fit the student's scale factors into --output FILE; takes fairchem's flags")
 
     prepare = commands.add_parser("prepare-demo", help="write the demo's splits as OC20-format LMDBs")
@@ -135,7 +138,45 @@ def fit_scales(arguments: list[str]) -> None:
     print(f"{len(factors)} scale factors written. Set model.scale_file: {own.output}")
 
 
-WITH_FLAGS = {"train": train, "check": check, "fit-scales": fit_scales}  # of fairchem
+def cache_teacher(arguments: list[str]) -> None:
+    """Write a teacher cache, or verify one."""
+    parser = argparse.ArgumentParser(prog="fairchem-crack cache-teacher", description="Takes fairchem's flags too.")
+    parser.add_argument("--config-yml", type=Path, required=True, help="the YAML of the training")
+    parser.add_argument("--output", type=Path, help="directory of the cache (default: task.distill.teacher.cache)")
+    parser.add_argument("--split", default="train", help="of the YAML's dataset (default: train)")
+    parser.add_argument("--dtype", default="float16", choices=["float16", "float32"], help="of the embeddings")
+    parser.add_argument("--chunk", type=int, default=16, help="systems in a teacher's batch; fewer take less memory (16)")
+    parser.add_argument("--vectors", action="store_true", help="keep the l=1 embedding too")
+    parser.add_argument("--calculator", help="module:function that makes an ASE calculator: its energies and forces")
+    parser.add_argument("--verify", type=int, metavar="N", help="recompute N records of a finished cache and compare")
+    own, others = parser.parse_known_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    warnings.filterwarnings("ignore", module="fairchem|torch_geometric")
+    from fairchem.core.common.utils import build_config
+
+    from fairchem_crack.cache_teacher import Job, cache_teacher, verify
+
+    try:
+        flags, overrides = _flags(["--config-yml", str(own.config_yml), *others])
+        config = build_config(flags, overrides)
+        teacher = ((config.get("task") or {}).get("distill") or {}).get("teacher") or {}
+        directory = own.output or teacher.get("cache")
+        if directory is None:
+            raise ValueError("where to write? Give task.distill.teacher.cache in the YAML, or --output DIR.")
+        if own.calculator is None and not teacher.get("checkpoint"):
+            raise ValueError("task.distill.teacher.checkpoint: missing; it is the teacher to run.")
+        job = Job(config, Path(directory), own.split, own.dtype, own.vectors, own.chunk, own.calculator, flags.cpu)
+        if own.verify is not None:
+            print(f"{own.verify} records recomputed: they differ by at most {verify(job, own.verify):.1e} of the largest.")
+            return
+        cache = cache_teacher(job, ranks=flags.num_gpus)
+    except (ValueError, OSError) as error:
+        sys.exit(f"fairchem-crack cache-teacher: {error}")
+    size = sum(file.stat().st_size for file in Path(directory).iterdir())
+    print(f"{len(cache)} systems, {size / 2**20:,.1f} MB. Train with task.distill.teacher.cache: {directory}")
+
+
+WITH_FLAGS = {"train": train, "check": check, "fit-scales": fit_scales, "cache-teacher": cache_teacher}  # of fairchem
 
 
 if __name__ == "__main__":

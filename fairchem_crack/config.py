@@ -15,18 +15,23 @@ from fairchem_crack import keys
 SMALLEST_TEMPERATURE = 1 / 600
 
 Anchor = Literal["student", "teacher", "symmetric"]
-Negatives = Literal["batch", "system"]
+Negatives = Literal["batch", "system", "world"]
 Reduction = Literal["mean", "sum"]
 RelationGraph = Literal["teacher", "student"]
 
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    """Where the frozen teacher comes from."""
+    """Where the frozen teacher, or what it said of the training data, comes from."""
 
-    checkpoint: str  # a fairchem checkpoint file, or a name in fairchem's registry of pretrained models
+    checkpoint: Optional[str] = None  # a fairchem checkpoint file, or a name in fairchem's registry of pretrained models
+    cache: Optional[str] = None  # directory of a teacher cache; with it the teacher is not run, and its file may be gone
     local_cache: str = "pretrained_models"  # where a pretrained checkpoint is downloaded to
     use_ema: bool = True  # take the checkpoint's EMA weights when it has them
+
+    def __post_init__(self) -> None:
+        if not self.checkpoint and not self.cache:
+            raise ValueError("checkpoint: missing. Give the file of a teacher, or the directory of its `cache`.")
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,10 @@ class DistillConfig:
     relations: RelationsConfig = field(default_factory=RelationsConfig)
     projection: ProjectionConfig = field(default_factory=ProjectionConfig)
     init_from_teacher: Optional[InitConfig] = None
+    max_skipped_steps: int = 10  # steps in a row whose gradients are not finite before the run stops
+
+    def __post_init__(self) -> None:
+        _require(self.max_skipped_steps > 0, "max_skipped_steps", "a positive integer", self.max_skipped_steps)
 
 
 @dataclass(frozen=True)

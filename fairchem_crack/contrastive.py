@@ -72,6 +72,7 @@ def crack_terms(
     anchor: str = "student",
     negatives: str = "batch",
     systems: Optional[Tensor] = None,
+    anchors: Optional[Tensor] = None,
     max_pairs: Optional[int] = None,
     false_negative_threshold: Optional[float] = None,
     generator: Optional[torch.Generator] = None,
@@ -86,8 +87,10 @@ def crack_terms(
         pairs: (2, P) long, i < j, no duplicates.
         temperature: tau.
         anchor: "student", "teacher", or "symmetric", the mean of both.
-        negatives: "batch", or "system": only relations of the anchor's own system.
+        negatives: "batch", or "system": only relations of the anchor's own system. "world" is "batch": `losses.CrackLoss`
+            brings the other ranks' relations, of which `anchors` are this rank's own.
         systems: (N,) long, the system of each atom; needed for negatives="system".
+        anchors: (P,) bool, the pairs that are anchors; the others are negatives alone. None for all.
         max_pairs: anchors to draw at random; every relation stays a negative, so the mean is unbiased.
         false_negative_threshold: leave out of the sum the pairs f != e with |t_e . t_f| above it.
         generator: CPU source of randomness for `max_pairs`.
@@ -104,7 +107,8 @@ def crack_terms(
         unit_student, unit_teacher = unit_embedding(student.to(dtype)), unit_embedding(teacher.detach().to(dtype))
         kept, system_of_pair = pairs, None
         if negatives == "system" and systems is not None:
-            kept = pairs[:, torch.argsort(systems[pairs[0]], stable=True)]
+            order = torch.argsort(systems[pairs[0]], stable=True)
+            kept, anchors = pairs[:, order], None if anchors is None else anchors[order]
             system_of_pair = systems[kept[0]]
         difference, distance, valid = pair_difference(unit_student, kept)
         relations, teacher_distance, teacher_valid = pair_difference(unit_teacher, kept)
@@ -113,11 +117,15 @@ def crack_terms(
             kept, difference, distance = kept[:, valid], difference[valid], distance[valid]
             relations, teacher_distance = relations[valid], teacher_distance[valid]
             system_of_pair = None if system_of_pair is None else system_of_pair[valid]
+            anchors = None if anchors is None else anchors[valid]
         relations = relations / teacher_distance[:, None]  # (P, D)
         scale = 1 / (temperature * distance)  # (P,)
         positive = torch.linalg.vecdot(difference, relations) * scale  # (P,) x_ee
 
-        chosen = _draw(kept.shape[1], max_pairs, generator, kept.device)
+        candidates = kept.shape[1] if anchors is None else int(anchors.sum())
+        chosen = _draw(candidates, max_pairs, generator, kept.device)
+        if anchors is not None:
+            chosen = anchors.nonzero()[:, 0] if chosen is None else anchors.nonzero()[chosen, 0]
         sums = _sums_of_anchors(
             partial(
                 partition_sums,
@@ -137,7 +145,7 @@ def crack_terms(
         entropy = torch.stack([side.entropy for side in sums])
     return CrackTerms(
         loss=loss,
-        num_pairs=kept.shape[1],
+        num_pairs=candidates,
         num_degenerate=pairs.shape[1] - kept.shape[1],
         top1=_mean(hits),
         cosine=_mean(positive * temperature),

@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch_geometric.data import Batch
 
 from fairchem_crack import keys
+from fairchem_crack.cached import CachedTeacher
 from fairchem_crack.config import DistillConfig, TermConfig
 from fairchem_crack.features import attach_features
 from fairchem_crack.losses import CrackLoss, DistillationLoss
@@ -34,7 +35,7 @@ class Distillation:
         config: DistillConfig,
         terms: list[TermConfig],
         *,
-        teacher: Teacher,
+        teacher: Teacher | CachedTeacher,
         student: nn.Module,
         optimizer: torch.optim.Optimizer,
         device: torch.device,
@@ -44,7 +45,7 @@ class Distillation:
         self.student = student
         self.student_features = attach_features(student, "student")
         self.teacher = teacher
-        widths = self.student_features.width, self.teacher.features.width
+        widths = self.student_features.width, self.teacher.width
         projection = build_projection(config.projection.kind, *widths, seed=seed).to(device)
         self.projection = DistributedDataParallel(projection) if distutils.initialized() else projection
         self.optimizer = type(optimizer)(projection.parameters(), **optimizer.defaults)
@@ -68,7 +69,7 @@ class Distillation:
             loss = self.losses[term.key]
             if isinstance(loss.loss_fn, CrackLoss):
                 loss.loss_fn.pairs = unordered_pairs(edges, projected.shape[0])
-                loss.loss_fn.generator = torch.Generator().manual_seed(hash((self.seed, step, distutils.get_rank())) % 2**63)
+                loss.loss_fn.generator = torch.Generator().manual_seed(self.seed_of(step))
             value = loss(projected, teacher.node_embedding, natoms=batch.natoms)
             self.log[keys.LOSS_PREFIX + term.key] = value.item()
             if isinstance(loss.loss_fn, CrackLoss):
@@ -76,6 +77,10 @@ class Distillation:
             total = total + term.coefficient * value
         self.student_features.clear()
         return total
+
+    def seed_of(self, step: int) -> int:
+        """Seed of all that is random in a training step, so that a resumed run draws what the uninterrupted one drew."""
+        return hash((self.seed, step, distutils.get_rank())) % 2**63
 
     def step(self, lr: float, *, max_norm: float | None, loss_scale: float) -> None:
         """Update the projection from the gradients of the last backward pass.
@@ -99,11 +104,12 @@ class Distillation:
     def check_elements(self, atomic_numbers: Tensor, where: str) -> None:
         """Raise ValueError when the teacher or the student has no embedding for an element."""
         largest = int(atomic_numbers.max())
-        for role, features in (("teacher", self.teacher.features), ("student", self.student_features)):
-            if largest > features.max_atomic_number:
+        limits = {"teacher": self.teacher.max_atomic_number, "student": self.student_features.max_atomic_number}
+        for role, limit in limits.items():
+            if largest > limit:
                 raise ValueError(
                     f"{where} holds an atom of atomic number {largest}; the {role} knows elements up to "
-                    f"{features.max_atomic_number}. Leave such systems out"
+                    f"{limit}. Leave such systems out"
                     + (", or raise the model's `num_elements`." if role == "student" else ", or take another teacher.")
                 )
 
@@ -135,8 +141,8 @@ class Distillation:
 
     def check_neighbors(self, batch: Batch) -> None:
         """Raise ValueError for a system without any edge, on which fairchem's models fail obscurely."""
-        for role, features in (("teacher", self.teacher.features), ("student", self.student_features)):
-            cutoff = getattr(features.backbone, "cutoff", None)
+        cutoffs = {"teacher": self.teacher.cutoff, "student": getattr(self.student_features.backbone, "cutoff", None)}
+        for role, cutoff in cutoffs.items():
             if cutoff is None:
                 continue
             _, _, edges = radius_graph_pbc(batch, cutoff, 1)  # (B,)
@@ -176,7 +182,7 @@ class Distillation:
     def close(self) -> None:
         """Take every hook off the student and the teacher."""
         self.student_features.close()
-        self.teacher.features.close()
+        self.teacher.close()
 
 
 def build_loss(term: TermConfig, config: DistillConfig) -> DistillationLoss:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import statistics
 import time
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -72,9 +73,9 @@ class CheckpointEvaluator:
         return {name: float(value["metric"]) for name, value in found.items() if name != "loss"}
 
     def atoms_per_second(self, src: Path, *, repeats: int = 3) -> float:
-        """Atoms per second of inference over the dataset at `src`, median of `repeats` passes after one to warm up."""
+        """Atoms per second of inference on a batch of the dataset at `src`, median of `repeats` after one to warm up."""
         self._load(src)
-        batches = list(self._trainer.val_loader)
+        batches = list(islice(self._trainer.val_loader, 1))
         atoms = sum(int(batch.natoms.sum()) for batch in batches)
         self._trainer.model.eval()
         seconds = []

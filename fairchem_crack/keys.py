@@ -13,6 +13,10 @@ RELATIONS: Final = "relations"  # (P, D) unit relational vectors, from the (N, D
 NODE_EMBEDDINGS: Final = "node_embeddings"  # (N, D) invariant node embedding, dimensionless
 DISTILLATION_TERMS: Final = (RELATIONS, NODE_EMBEDDINGS)
 
+# Fields of a batch that a teacher cache adds to it. PyG shifts a field whose name has "index" by the atoms before it.
+TEACHER_EMBEDDING: Final = "teacher_node_embedding"  # (N, D) float16 or float32
+TEACHER_PAIRS: Final = "teacher_pair_index"  # (2, P) long, i < j
+
 # Names under which a training step is logged. A term's unweighted value is logged as `loss_<its key>`.
 LOSS_PREFIX: Final = "loss_"
 RELATION_TOP1: Final = "relation_top1"  # fraction of relations nearest to their own teacher relation, of 2P

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 from fairchem.core.common import distutils
@@ -11,6 +11,7 @@ from fairchem.core.modules.loss import DDPLoss
 from torch import Tensor, nn
 
 from fairchem_crack.contrastive import CrackTerms, crack_terms
+from fairchem_crack.distributed import gather_rows
 
 
 @registry.register_loss("crack")
@@ -38,9 +39,10 @@ class CrackLoss(nn.Module):
         """(P',) loss per anchor from the embeddings of student, pred (N, D), and teacher, target (N, D)."""
         systems = torch.repeat_interleave(torch.arange(natoms.numel(), device=pred.device), natoms.to(pred.device))
         pairs = _all_pairs(systems) if self.pairs is None else self.pairs
-        self.terms = crack_terms(
-            student=pred, teacher=target, pairs=pairs, systems=systems, generator=self.generator, **self.options
-        )
+        given: dict[str, Any] = {"student": pred, "teacher": target, "pairs": pairs, "systems": systems}
+        if self.options.get("negatives") == "world":
+            given = _of_all_ranks(pred, target, pairs)
+        self.terms = crack_terms(**given, generator=self.generator, **self.options)
         return self.terms.loss
 
 
@@ -50,6 +52,18 @@ class DistillationLoss(DDPLoss):
     def _ddp_mean(self, num_samples: int, loss: Tensor) -> Tensor:
         global_samples = distutils.all_reduce(num_samples, device=loss.device)
         return loss * distutils.get_world_size() / max(global_samples, 1)
+
+
+def _of_all_ranks(student: Tensor, teacher: Tensor, pairs: Tensor) -> dict[str, Any]:
+    """The atoms and pairs of every rank; the anchors are this rank's pairs."""
+    students, atoms = gather_rows(student)
+    teachers, _ = gather_rows(teacher.detach())
+    rank = distutils.get_rank()
+    all_pairs, counts = gather_rows(pairs.T.contiguous() + sum(atoms[:rank]))
+    anchors = torch.zeros(sum(counts), dtype=torch.bool, device=pairs.device)
+    first = sum(counts[:rank])
+    anchors[first : first + counts[rank]] = True
+    return {"student": students, "teacher": teachers, "pairs": all_pairs.T.contiguous(), "anchors": anchors}
 
 
 def _all_pairs(systems: Tensor) -> Tensor:

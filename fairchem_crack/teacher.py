@@ -7,6 +7,8 @@ import hashlib
 import logging
 import pickle
 import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,11 @@ from fairchem.core.common.registry import registry
 from fairchem.core.common.utils import load_state_dict, match_state_dict
 from fairchem.core.models.model_registry import available_pretrained_models, model_name_to_local_file
 from fairchem.core.modules.exponential_moving_average import ExponentialMovingAverage
+from fairchem.core.modules.normalization.element_references import create_element_references
+from fairchem.core.modules.normalization.normalizer import create_normalizer
 from fairchem.core.modules.scaling.compat import load_scales_compat
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch_geometric.data import Batch
 
 from fairchem_crack.config import TeacherConfig
@@ -37,15 +42,37 @@ class TeacherOutputs:
     edge_index: Tensor
 
 
+@dataclass(frozen=True)
+class TeacherPrediction:
+    """All that a teacher says of a batch, without gradient.
+
+    Attributes:
+        outputs: its node embedding and edges.
+        vector_embedding: (N, 3, D_v), None for a model without.
+        atom_energies: (N,), the model's own unit.
+        energy: (B,) eV.
+        forces: (N, 3) eV/A.
+    """
+
+    outputs: TeacherOutputs
+    vector_embedding: Tensor | None
+    atom_energies: Tensor
+    energy: Tensor
+    forces: Tensor
+
+
 class Teacher:
     """A frozen model: no gradients, no training mode, no part in DDP, EMA, optimizer or checkpoint."""
 
-    def __init__(self, name: str, model: nn.Module, checkpoint: Path) -> None:
+    def __init__(self, name: str, model: nn.Module, checkpoint: Path, scalers: Mapping[str, list[nn.Module]] | None = None):
         self.name = name
         self.checkpoint = checkpoint
+        self._scalers = scalers or {}  # of energy and forces: what turns the model's output into eV and eV/A
         self._fingerprint: str | None = None
         self.model = model.requires_grad_(False).eval()
         self.features: Features = attach_features(model, f"teacher {checkpoint}")
+        self.width, self.max_atomic_number = self.features.width, self.features.max_atomic_number
+        self.cutoff: float | None = getattr(self.features.backbone, "cutoff", None)
 
     @torch.inference_mode()
     def _run(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -59,16 +86,49 @@ class Teacher:
     def __call__(self, batch: Batch) -> TeacherOutputs:
         """Run the teacher on a batch on its device.
 
-        EquiformerV2 and eSCN draw a random frame for each edge, here always from the same seed: the outputs depend on the
-        batch alone, and the caller's random number stream is left as it was.
+        What it says of a system does not depend on the other systems of the batch, see `_OfItsSystemAlone`; the caller's
+        random number stream is left as it was.
         """
-        own = copy.copy(batch)  # shallow: some models add to their batch, or ask for the gradient of its positions
-        own.pos = batch.pos.detach()
-        with torch.random.fork_rng([batch.pos.device] if batch.pos.is_cuda else []):
-            torch.manual_seed(0)
-            node_embedding, edge_index = self._run(own)
+        with _reproducible(batch):
+            node_embedding, edge_index = self._run(_own(batch))
         # a clone made outside of inference mode may enter the student's graph
         return TeacherOutputs(node_embedding.clone(), edge_index.clone())
+
+    def predict(self, batch: Batch) -> TeacherPrediction:
+        """Run the teacher to its end, on a batch on its device. The same embedding and edges as a call's."""
+        self.model.eval()
+        with _reproducible(batch), torch.set_grad_enabled(self.features.has_gradient_forces):
+            found = self.model(_own(batch))
+        if not isinstance(found.get("energy"), Tensor):  # a hydra that keeps its heads apart
+            found = {name: value for head in found.values() for name, value in head.items()}
+        values = {"energy": found["energy"].detach().view(-1), "forces": found["forces"].detach().view(-1, 3)}
+        for name, scalers in self._scalers.items():
+            values[name] = scalers[0](values[name])
+            for references in scalers[1:]:
+                values[name] = references(values[name].view(len(values[name]), -1), batch).view_as(values[name])
+        features = self.features
+        vectors = features.vector_embedding.detach().float() if features.vector_width else None
+        prediction = TeacherPrediction(
+            TeacherOutputs(features.node_embedding.detach().float(), features.edge_index),
+            vectors,
+            features.atom_energies.detach().float()[:, 0],
+            values["energy"],
+            values["forces"],
+        )
+        features.clear()
+        return prediction
+
+    def graph_settings(self) -> dict[str, Any]:
+        """What the teacher's edges depend on."""
+        names = ("cutoff", "max_neighbors", "use_pbc", "use_pbc_single", "enforce_max_neighbors_strictly")
+        backbone = self.features.backbone
+        return {
+            name: getattr(backbone, name) for name in names if isinstance(getattr(backbone, name, None), (bool, int, float))
+        }
+
+    def close(self) -> None:
+        """Take the hooks off the model."""
+        self.features.close()
 
     def fingerprint(self) -> str:
         """Digest of architecture and weights: equal for the same teacher, wherever its file lies. Computed once."""
@@ -80,6 +140,37 @@ class Teacher:
             digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
         self._fingerprint = digest.hexdigest()
         return self._fingerprint
+
+
+def _own(batch: Batch) -> Batch:
+    own = copy.copy(batch)  # shallow: some models add to their batch, or ask for the gradient of its positions
+    own.pos = batch.pos.detach()
+    return own
+
+
+class _OfItsSystemAlone(TorchFunctionMode):
+    """Within it a model says of a system what it would say of it alone; a cache's records are then those of any batch.
+
+    EquiformerV2, eSCN and eSEN draw a random frame for each edge, which their grids make visible in the third digit: here
+    all edges draw the same numbers. Among equally distant neighbors beyond `max_neighbors` the first ones are kept.
+    """
+
+    FRAME = (0.83, 0.31, 0.07)  # any numbers in [0, 1): where the vector is parallel to an edge, the models turn it
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.rand_like and args[0].shape[1:] == (3,):
+            return args[0].new_tensor(self.FRAME).expand_as(args[0]).clone()
+        if func is torch.sort and args[0].dim() == 2:
+            kwargs = {**kwargs, "stable": True}
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def _reproducible(batch: Batch) -> Iterator[None]:
+    with torch.random.fork_rng([batch.pos.device] if batch.pos.is_cuda else []), _OfItsSystemAlone():
+        torch.manual_seed(0)
+        yield
 
 
 def load_teacher(config: TeacherConfig, device: torch.device) -> Teacher:
@@ -111,10 +202,23 @@ def load_teacher(config: TeacherConfig, device: torch.device) -> Teacher:
         average.shadow_params = checkpoint["ema"]["shadow_params"]  # load_state_dict would copy them
         average.copy_to(model.parameters())
         logging.info(f"Teacher {path}: taking its EMA weights.")
-    teacher = Teacher(name, model.to(device), path)
+    teacher = Teacher(name, model.to(device), path, _scalers(checkpoint, device))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     logging.info(f"Teacher {path}: `{name}`, {parameters / 1e6:.2f}M parameters, D = {teacher.features.width}.")
     return teacher
+
+
+def _scalers(checkpoint: dict, device: torch.device) -> dict[str, list[nn.Module]]:
+    """Normalizer, and element references if there are any, of energy and forces; by fairchem's names, old or new."""
+    scalers: dict[str, list[nn.Module]] = {}
+    for key, state in checkpoint.get("normalizers", {}).items():
+        name = {"target": "energy", "grad_target": "forces"}.get(key, key)
+        if name in ("energy", "forces"):
+            scalers[name] = [create_normalizer(state_dict=state).to(device)]
+    for name, state in (checkpoint.get("elementrefs") or {}).items():
+        if name in ("energy", "forces"):
+            scalers.setdefault(name, [nn.Identity()]).append(create_element_references(state_dict=state).to(device))
+    return scalers
 
 
 def _check_ema(model: nn.Module, ema: dict, path: Path) -> None:
@@ -170,6 +274,10 @@ def read_checkpoint(path: Path) -> dict:
 
 
 def _locate(config: TeacherConfig) -> Path:
+    if config.checkpoint is None:
+        raise ValueError(
+            "task.distill.teacher.checkpoint: missing; the teacher itself is needed here, its cache is not enough."
+        )
     path = Path(config.checkpoint)
     if path.is_file():
         return path

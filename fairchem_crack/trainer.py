@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,12 @@ from torch import Tensor
 from torch_geometric.data import Batch
 
 from fairchem_crack import keys
-from fairchem_crack.checks import check_datasets, check_metrics, check_run_dir, check_warmup
-from fairchem_crack.config import DistillConfig, parse, split_loss_functions
+from fairchem_crack.cached import CachedDataset, CachedTeacher, open_cache
+from fairchem_crack.checks import check_datasets, check_metrics, check_no_graph_parallelism, check_run_dir, check_warmup
+from fairchem_crack.config import DistillConfig, TeacherConfig, parse, split_loss_functions
 from fairchem_crack.distillation import Distillation
 from fairchem_crack.initialization import copy_weights
-from fairchem_crack.teacher import load_teacher, read_checkpoint
+from fairchem_crack.teacher import Teacher, load_teacher, read_checkpoint
 
 SAMPLE_SYSTEMS = 16  # of the training data, looked at before the first step
 
@@ -55,11 +57,14 @@ class CrackDistillTrainer(OCPTrainer):
         self._distill_config: DistillConfig | None = None
         if self._terms:
             self._distill_config = parse(DistillConfig, {} if distill is None else distill, "task.distill")
+            check_no_graph_parallelism(fairchem_arguments.get("gp_gpus"))
         elif distill is not None:
             logging.warning("task.distill is given, but loss_functions has no distillation term: plain training.")
         self._distillation: Distillation | None = None
         self._resumed_state: dict | None = None
         self._has_fresh_weights = True
+        self._has_finite_gradients = True
+        self._skipped_steps = 0  # in a row
         check_run_dir(fairchem_arguments.get("run_dir"))
         super().__init__(
             task={key: value for key, value in task.items() if key != "distill"},
@@ -102,7 +107,7 @@ class CrackDistillTrainer(OCPTrainer):
         self._distillation = Distillation(
             self._distill_config,
             self._terms,
-            teacher=load_teacher(self._distill_config.teacher, self.device),
+            teacher=self._open_teacher(self._distill_config.teacher),
             student=self._unwrapped_model,
             optimizer=self.optimizer,
             device=self.device,
@@ -111,19 +116,35 @@ class CrackDistillTrainer(OCPTrainer):
         try:
             self._distillation.preflight(self._sample_of_training_data())
             if self._distill_config.init_from_teacher is not None and self._has_fresh_weights:
-                copy_weights(
-                    self._distillation.teacher.model, self._unwrapped_model, self._distill_config.init_from_teacher.blocks
-                )
-                if self.ema:
-                    self.ema = ExponentialMovingAverage(self.model.parameters(), self.ema_decay)
+                self._start_from_teacher(self._distill_config.init_from_teacher.blocks)
             if self._resumed_state is not None:
                 self._distillation.load_state_dict(self._resumed_state)
             elif self.step > 0:
                 logging.warning("The checkpoint has no projection (it is not a distillation's): the projection starts anew.")
+            guard = self.optimizer.register_step_pre_hook(self._drop_nonfinite_gradients)
             super().train(disable_eval_tqdm)
+            guard.remove()
         finally:
             self._distillation.close()
             self._distillation = None
+
+    def _open_teacher(self, config: TeacherConfig) -> Teacher | CachedTeacher:
+        """The teacher itself; or its cache, whose records the loader then attaches to the training data."""
+        if config.cache is None:
+            return load_teacher(config, self.device)
+        cache = open_cache(config, self.device)
+        dataset = CachedDataset(self.train_dataset, cache, "dataset.train")
+        self.train_loader = self.get_dataloader(dataset, self.train_sampler)
+        return CachedTeacher(cache)
+
+    def _start_from_teacher(self, blocks: tuple[int, ...]) -> None:
+        assert self._distillation is not None and self._distill_config is not None
+        teacher = self._distillation.teacher
+        if not isinstance(teacher, Teacher):
+            teacher = load_teacher(self._distill_config.teacher, self.device)
+        copy_weights(teacher.model, self._unwrapped_model, blocks)
+        if self.ema:
+            self.ema = ExponentialMovingAverage(self.model.parameters(), self.ema_decay)
 
     @property
     def _active(self) -> Distillation | None:
@@ -133,6 +154,8 @@ class CrackDistillTrainer(OCPTrainer):
     def _forward(self, batch: Batch) -> dict[str, Tensor]:
         if self._active is not None:
             self._active.check_elements(batch.atomic_numbers, f"dataset.train, systems {_ids(batch)},")
+            torch.manual_seed(self._active.seed_of(self.step))  # dropout, and the frames that some models draw for edges
+            self._batch = batch
         return super()._forward(batch)
 
     def _compute_loss(self, out: dict[str, Tensor], batch: Batch) -> Tensor:
@@ -147,11 +170,46 @@ class CrackDistillTrainer(OCPTrainer):
         return metrics
 
     def _backward(self, loss: Tensor) -> None:
+        if self._distillation is None:
+            super()._backward(loss)
+            return
         loss_scale = self.scaler.get_scale() if self.scaler else 1.0
+        self._has_finite_gradients = True
         super()._backward(loss)
-        if self._distillation is not None:
-            lr = self.scheduler.get_lr()
-            self._distillation.step(lr, max_norm=self.clip_grad_norm, loss_scale=loss_scale)
+        if self._has_finite_gradients:
+            self._skipped_steps = 0
+            self._distillation.step(self.scheduler.get_lr(), max_norm=self.clip_grad_norm, loss_scale=loss_scale)
+        elif self.scaler is None:  # which lowers its scale until they are finite
+            self._report_skipped_step()
+
+    def _drop_nonfinite_gradients(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """Before each step of the student's optimizer, which leaves a parameter without gradient as it is.
+
+        The gradients are those that DDP has averaged: all ranks decide alike.
+        """
+        gradients = [one.grad for group in optimizer.param_groups for one in group["params"] if one.grad is not None]
+        norms = torch.stack(torch._foreach_norm(gradients)) if gradients else torch.zeros(1)
+        self._has_finite_gradients = bool(norms.isfinite().all())
+        if not self._has_finite_gradients:
+            optimizer.zero_grad(set_to_none=True)
+
+    def _report_skipped_step(self) -> None:
+        assert self._distillation is not None and self._distill_config is not None
+        self._distillation.optimizer.zero_grad()
+        self._skipped_steps += 1
+        terms = {**self._own_losses, **self._distillation.log}
+        guilty = ", ".join(f"{name} = {value}" for name, value in terms.items() if not math.isfinite(value))
+        message = (
+            f"Step {self.step}: gradients that are not finite, from systems {_ids(self._batch)} of dataset.train "
+            f"({guilty or 'every term of the loss is finite on this rank'}). The step is skipped"
+        )
+        limit = self._distill_config.max_skipped_steps
+        if self._skipped_steps >= limit:
+            raise FloatingPointError(
+                f"{message}, number {limit} in a row: the run stops. Resume from the last checkpoint with a lower learning "
+                "rate, leave such systems out, or raise task.distill.max_skipped_steps."
+            )
+        logging.warning(f"{message}; {limit - self._skipped_steps} more in a row stop the run.")
 
     def save(self, metrics: dict | None = None, checkpoint_file: str = "checkpoint.pt", training_state: bool = True):
         """Save fairchem's checkpoint; a training checkpoint gets the projection under one key of its own.
@@ -197,11 +255,12 @@ class CrackDistillTrainer(OCPTrainer):
     def _sample_of_training_data(self) -> Batch:
         if self.train_loader is None:
             raise ValueError("dataset.train.src: missing; training needs data.")
-        size = len(self.train_dataset)
+        dataset = self.train_loader.dataset  # with the records of the teacher's cache, if there is one
+        size = len(dataset)
         sample = min(SAMPLE_SYSTEMS, size)
         chosen = [index * size // sample for index in range(sample)]
         otf_graph = self.config["model"].get("otf_graph", False)
-        return data_list_collater([self.train_dataset[index] for index in chosen], otf_graph=otf_graph)
+        return data_list_collater([dataset[index] for index in chosen], otf_graph=otf_graph)
 
 
 def _ids(batch: Batch) -> str:

@@ -19,10 +19,11 @@ def test_documented_block_is_accepted():
     parsed = parse(DistillConfig, distill(relations=relations, projection={"kind": "linear"}), "task.distill")
     assert parsed == parse(DistillConfig, distill(), "task.distill")
     assert dataclasses.asdict(parsed) == {
-        "teacher": {"checkpoint": "eq2_31M.pt", "local_cache": "pretrained_models", "use_ema": True},
+        "teacher": {"checkpoint": "eq2_31M.pt", "cache": None, "local_cache": "pretrained_models", "use_ema": True},
         "relations": {**relations, "false_negative_threshold": None},
         "projection": {"kind": "linear"},
         "init_from_teacher": None,
+        "max_skipped_steps": 10,
     }
 
 
@@ -51,9 +52,13 @@ def test_choices_are_those_of_the_loss():
     [
         (distill(relations={"anchr": "student"}), "task.distill.relations.anchr", "Did you mean `anchor`?"),
         (distill(relation={}), "task.distill.relation", "Did you mean `relations`?"),
-        (distill(zzz={}), "task.distill.zzz", "Known are `teacher`, `relations`, `projection`, `init_from_teacher`"),
+        (
+            distill(zzz={}),
+            "task.distill.zzz",
+            "Known are `teacher`, `relations`, `projection`, `init_from_teacher`, `max_skipped_steps`",
+        ),
         (distill(relations={"anchor": "studnt"}), "task.distill.relations.anchor", "Did you mean `student`?"),
-        (distill(relations={"negatives": "world"}), "task.distill.relations.negatives", "batch, system"),
+        (distill(relations={"negatives": "galaxy"}), "task.distill.relations.negatives", "batch, system, world"),
         (distill(relations={"graph": None}), "task.distill.relations.graph", "teacher, student"),
         (distill(relations={"max_pairs": 1.5}), "task.distill.relations.max_pairs", "expected int, found 1.5"),
         (distill(relations={"max_pairs": True}), "task.distill.relations.max_pairs", "expected int"),
@@ -64,10 +69,10 @@ def test_choices_are_those_of_the_loss():
         (distill(relations="teacher"), "task.distill.relations", "`anchor`"),
         (distill(projection={"kind": "identity"}), "task.distill.projection.kind", "linear, mlp"),
         ({"teacher": {}}, "task.distill.teacher.checkpoint", "missing"),
-        ({"teacher": {"checkpoint": None}}, "task.distill.teacher.checkpoint", "expected str, found None"),
+        ({"teacher": {"checkpoint": None}}, "task.distill.teacher.checkpoint", "missing"),
         ({"teacher": {"checkpoint": "a.pt", "use_ema": 1}}, "task.distill.teacher.use_ema", "expected bool"),
         ({}, "task.distill.teacher", "missing"),
-        (None, "task.distill", "`teacher`, `relations`, `projection`, `init_from_teacher`"),
+        (None, "task.distill", "`teacher`, `relations`, `projection`, `init_from_teacher`, `max_skipped_steps`"),
     ],
 )
 def test_a_wrong_block_is_refused_by_dotted_path(block, path, part):

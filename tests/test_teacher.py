@@ -12,7 +12,7 @@ from conftest import SCN_MODEL, STUDENT_MODEL, TEACHER_MODEL
 
 from fairchem_crack import teacher as teacher_module
 from fairchem_crack.config import TeacherConfig
-from fairchem_crack.teacher import load_teacher
+from fairchem_crack.teacher import _OfItsSystemAlone, load_teacher
 
 CPU = torch.device("cpu")
 
@@ -69,7 +69,8 @@ def by_hand(weights: dict, batch) -> torch.Tensor:
     model.load_state_dict(weights, strict=True)
     found: list[torch.Tensor] = []
     model.norm.register_forward_hook(lambda _, __, x: found.append(x.detach()[:, 0]))
-    model(batch)
+    with _OfItsSystemAlone():  # the same frames and ties
+        model(batch)
     return found[0]
 
 
@@ -171,6 +172,17 @@ def test_outputs_depend_on_the_batch_alone_and_leave_the_callers_random_numbers(
     torch.manual_seed(2)
     other = teacher(batch)
     assert torch.equal(one.node_embedding, other.node_embedding) and torch.equal(one.edge_index, other.edge_index)
+
+
+def test_what_it_says_of_a_system_does_not_depend_on_the_others(teacher_checkpoint, batch):
+    from fairchem.core.datasets import data_list_collater
+
+    teacher, systems = load(teacher_checkpoint), batch.to_data_list()
+    together = teacher(batch).node_embedding.split(batch.natoms.tolist())
+    for pair in ([0, 1], [1, 0]):
+        other = data_list_collater([systems[index] for index in pair], otf_graph=True)
+        for index, found in zip(pair, teacher(other).node_embedding.split(other.natoms.tolist())):
+            assert torch.equal(found, together[index])
 
 
 def test_the_batch_is_as_it_was(teacher_checkpoint, batch):

@@ -32,12 +32,14 @@ class Features(abc.ABC):
     Attributes:
         width: D, channels of the invariant node embedding.
         vector_width: channels of the l=1 node embedding; 0 for a model that has none.
+        has_gradient_forces: the model's forward needs autograd for its forces.
         max_atomic_number: the largest atomic number the model can represent.
         backbone: the model; of a hydra, its backbone.
     """
 
     width: int
     vector_width: int = 0
+    has_gradient_forces: bool = False
     max_atomic_number: int
 
     def __init__(self, model: nn.Module) -> None:

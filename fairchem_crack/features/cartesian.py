@@ -14,6 +14,7 @@ class PaiNNFeatures(Features):
         backbone, head = self.backbone, self.owner("out_energy")
         self.width = self.vector_width = backbone.hidden_channels
         self.max_atomic_number = backbone.atom_emb.embeddings.num_embeddings  # row 0 stands for hydrogen
+        self.has_gradient_forces = backbone.regress_forces and not backbone.direct_forces
         last = backbone.update_layers[-1]
         self.on_input(backbone.message_layers[0], lambda args: {"edge_index": args[2]})
         self.on_input(last, lambda args: {"last_vectors": args[1]})

@@ -16,6 +16,7 @@ class GemNetTFeatures(Features):
         backbone = self.backbone
         self.width = backbone.atom_emb.emb_size
         self.max_atomic_number = backbone.atom_emb.embeddings.num_embeddings  # row 0 stands for hydrogen
+        self.has_gradient_forces = backbone.regress_forces and not backbone.direct_forces
         self.on_input(backbone.edge_emb, lambda args: {"edge_index": torch.stack(args[2:4])})  # idx_s, idx_t
         self.on_output(backbone.int_blocks[-1], lambda output: {"node_embedding": output[0]})
         for block in backbone.out_blocks:
@@ -31,6 +32,7 @@ class GemNetOCFeatures(Features):
         backbone, head = self.backbone, self.owner("out_energy")
         self.width = backbone.atom_emb.emb_size
         self.max_atomic_number = backbone.atom_emb.embeddings.num_embeddings  # row 0 stands for hydrogen
+        self.has_gradient_forces = backbone.regress_forces and not backbone.direct_forces
         self.on_input(backbone.edge_emb, lambda args: {"edge_index": args[2]})
         self.on_input(head.out_energy, lambda args: {"node_embedding": args[0]})
         self.on_energies(head.out_energy, lambda energies: energies, mean=not backbone.extensive)

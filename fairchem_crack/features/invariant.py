@@ -16,6 +16,7 @@ class SchNetFeatures(Features):
         backbone = self.backbone
         self.width = backbone.hidden_channels
         self.max_atomic_number = backbone.embedding.num_embeddings - 1
+        self.has_gradient_forces = backbone.regress_forces
         self.on_input(backbone.interactions[0], lambda args: {"edge_index": args[1]})
         self.on_input(backbone.lin1, lambda args: {"node_embedding": args[0]})
         self.on_energies(backbone.lin2, lambda energies: energies, mean=backbone.reduce == "mean")
@@ -30,6 +31,7 @@ class DimeNetPlusPlusFeatures(Features):
         backbone = self.backbone
         self.width = backbone.output_blocks[-1].lin.in_features
         self.max_atomic_number = backbone.emb.emb.num_embeddings - 1
+        self.has_gradient_forces = backbone.regress_forces
         self.on_input(backbone.emb, lambda args: {"edge_index": torch.stack((args[3], args[2]))})  # j, i
         self.on_input(backbone.output_blocks[-1].lin, lambda args: {"node_embedding": args[0]})
         for block in backbone.output_blocks:

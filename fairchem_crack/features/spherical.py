@@ -72,6 +72,7 @@ class ESENFeatures(Features):
         backbone, head = self.backbone, self.owner("energy_block")
         self.width = self.vector_width = backbone.sphere_channels
         self.max_atomic_number = backbone.max_num_elements - 1
+        self.has_gradient_forces = backbone.regress_forces and not backbone.direct_forces
         mean = getattr(head, "reduce", "sum") == "mean"
         self.on_input(backbone.edge_degree_embedding, lambda args: {"edge_index": args[3]})
         self.on_output(backbone.norm, lambda x: _split(x, [backbone.lmax]))

@@ -1,0 +1,113 @@
+"""Train from a teacher cache: its records attached to the systems, and read from a batch where a teacher would be run."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from torch_geometric.data import Batch, Data
+
+from fairchem_crack import keys
+from fairchem_crack.cache import CacheError, TeacherCache, system_digest
+from fairchem_crack.config import TeacherConfig
+from fairchem_crack.teacher import TeacherOutputs, load_teacher
+
+SAMPLE = 64  # systems compared with their records before the first step; every other one when it is read
+
+
+def open_cache(config: TeacherConfig, device: torch.device) -> TeacherCache:
+    """The cache of `config`, compared with the teacher's checkpoint where that is at hand.
+
+    Raises:
+        CacheError: the cache cannot be used, or is another teacher's, or was made with another relation graph.
+    """
+    assert config.cache is not None
+    cache = TeacherCache(Path(config.cache))
+    if config.checkpoint is None or not Path(config.checkpoint).is_file():
+        logging.info(f"Teacher cache {config.cache}: used without its teacher's checkpoint, which is not at hand.")
+        return cache
+    teacher = load_teacher(config, device)
+    teacher.close()
+    if teacher.fingerprint() != cache.plan.fingerprint:
+        raise CacheError(
+            f"Teacher cache {config.cache} was made by another teacher than {config.checkpoint}: the fingerprints of their "
+            "weights differ. Give its own checkpoint or none, or write another cache with `fairchem-crack cache-teacher`."
+        )
+    if teacher.graph_settings() != cache.plan.graph:
+        raise CacheError(
+            f"Teacher cache {config.cache} was made with the relation graph {cache.plan.graph}, the checkpoint has "
+            f"{teacher.graph_settings()}. Write another one with `fairchem-crack cache-teacher`."
+        )
+    return cache
+
+
+class CachedDataset(Dataset):
+    """A dataset of fairchem, each system with what the teacher says of it. Read by the loader's workers.
+
+    Raises:
+        CacheError: the cache was made of other systems, or of another order of them.
+    """
+
+    def __init__(self, dataset: Dataset, cache: TeacherCache, name: str) -> None:
+        self.dataset, self.cache, self.name = dataset, cache, name
+        size = len(dataset)  # type: ignore[arg-type]
+        if len(cache) != size:
+            raise CacheError(
+                f"Teacher cache {cache.directory} holds {len(cache)} systems, {name} {size}. The cache belongs to another "
+                "dataset; write one for this dataset with `fairchem-crack cache-teacher`."
+            )
+        for index in {number * size // SAMPLE for number in range(SAMPLE)}:
+            self[index]
+
+    def __len__(self) -> int:
+        return len(self.cache)
+
+    def __getitem__(self, index: int) -> Data:
+        """System `index` with the fields `keys.TEACHER_*`."""
+        system, record = self.dataset[index], self.cache[index]
+        self.cache.check_system(index, record, int(system.natoms), digest_of(system), self.name)
+        if self.cache.plan.width:
+            system[keys.TEACHER_EMBEDDING] = torch.from_numpy(record.values["node_embedding"].copy())
+        if self.cache.plan.has_pairs:
+            system[keys.TEACHER_PAIRS] = torch.from_numpy(record.pairs.astype(np.int64))
+        return system
+
+
+class CachedTeacher:
+    """A teacher whose answers are in the batch; the same to a training as `teacher.Teacher`."""
+
+    def __init__(self, cache: TeacherCache) -> None:
+        plan = cache.plan
+        self.name, self.checkpoint = plan.teacher, Path(cache.directory)
+        self.width, self.max_atomic_number, self.cutoff = plan.width, plan.max_atomic_number, plan.graph.get("cutoff")
+        self.cache = cache
+
+    def __call__(self, batch: Batch) -> TeacherOutputs:
+        """What the cache says of the batch.
+
+        Raises:
+            CacheError: the cache holds no embeddings.
+        """
+        if not self.width:
+            raise CacheError(
+                f"Teacher cache {self.checkpoint} of {self.name} holds energies and forces, and no node embeddings."
+            )
+        embedding = batch[keys.TEACHER_EMBEDDING].float()
+        has_pairs = self.cache.plan.has_pairs  # else the student's graph must do, and the preflight says so
+        return TeacherOutputs(embedding, batch[keys.TEACHER_PAIRS] if has_pairs else embedding.new_zeros((2, 0)).long())
+
+    def fingerprint(self) -> str:
+        """The teacher's own."""
+        return self.cache.plan.fingerprint
+
+    def close(self) -> None:
+        """Close the cache's files in this process."""
+        self.cache.close()
+
+
+def digest_of(system: Data) -> bytes:
+    """`cache.system_digest` of a system of fairchem's dataset."""
+    return system_digest(system.atomic_numbers.numpy(), system.pos.numpy(), system.cell.numpy())

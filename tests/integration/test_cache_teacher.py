@@ -1,0 +1,432 @@
+"""`fairchem-crack cache-teacher`, and trainings from the cache it writes."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import gc
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from architectures import MODELS
+from ase import Atoms
+from ase.calculators.emt import EMT
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.db import connect
+from conftest import DATASET, distill_config, run_fairchem
+from fairchem.core.common.relaxation.ase_utils import OCPCalculator
+from fairchem.core.common.utils import setup_imports
+from fairchem.core.datasets import data_list_collater
+from fairchem.core.datasets.base_dataset import create_dataset
+
+from fairchem_crack import cache_teacher as module
+from fairchem_crack.cache import CacheError, CacheWriter, Record, TeacherCache, encode, finish, written_chunks
+from fairchem_crack.cli import main
+from fairchem_crack.config import TeacherConfig
+from fairchem_crack.relations import unordered_pairs
+from fairchem_crack.teacher import load_teacher
+
+STUDENTS = {"painn": None, "gemnet_t": MODELS["gemnet_t"]}
+FLOAT32 = 1e-5  # the teacher ran on other batches: the last bits of its sums differ
+FLOAT16 = 1e-3  # of the loss; an embedding has 11 bits
+
+
+def cache_teacher(config: dict, directory: Path, *flags: str) -> TeacherCache:
+    """Run the command in this process, and open what it wrote."""
+    file = directory.parent / f"{directory.name}.yml"
+    file.write_text(yaml.safe_dump(config))
+    gc.collect()  # a former data set closes its LMDB when collected; one process opens it only once
+    main(["cache-teacher", "--config-yml", str(file), "--cpu", "--output", str(directory), *flags])
+    gc.collect()
+    return TeacherCache(directory)
+
+
+def content(cache: TeacherCache) -> list[bytes]:
+    return [encode(record, cache.plan, index) for index, record in enumerate(cache)]
+
+
+def systems_of(source: Path, split: str = "train") -> list:
+    """In the order of a training: fairchem shuffles a dataset once, by its own seed."""
+    gc.collect()
+    dataset = create_dataset({**DATASET, "src": str(source)}, split)
+    systems = [dataset[index] for index in range(len(dataset))]
+    del dataset
+    gc.collect()
+    return systems
+
+
+def atoms_of(system) -> Atoms:
+    numbers = system.atomic_numbers.int().numpy()
+    return Atoms(numbers, system.pos.numpy(), cell=system.cell[0].numpy(), pbc=True, tags=system.tags.numpy())
+
+
+@pytest.fixture(scope="session")
+def caches(tmp_path_factory, data, teacher_checkpoint) -> dict[str, Path]:
+    """The training data's cache, by the type of its embeddings."""
+    setup_imports()
+    directory = tmp_path_factory.mktemp("caches")
+    for dtype in ("float32", "float16"):
+        cache_teacher(distill_config(data, teacher_checkpoint), directory / dtype, "--dtype", dtype)
+    return {dtype: directory / dtype for dtype in ("float32", "float16")}
+
+
+@pytest.fixture
+def from_cache(distilled, caches) -> dict:
+    """The distilled training, from the float32 cache."""
+    distilled["task"]["distill"]["teacher"]["cache"] = str(caches["float32"])
+    return distilled
+
+
+def write_database(file: Path, systems: list[Atoms], labels: list) -> dict:
+    """An ASE database, and the options of a dataset that reads it."""
+    with connect(file) as database:
+        for atoms, system in zip(systems, labels):
+            atoms.calc = SinglePointCalculator(atoms, energy=float(system.energy), forces=system.forces.numpy())
+            database.write(atoms)
+    return {"format": "ase_db", "src": str(file), "a2g_args": {"r_energy": True, "r_forces": True}}
+
+
+@pytest.fixture(scope="session")
+def many(tmp_path_factory, data) -> dict:
+    """Options of a dataset of four chunks: the training data, shaken."""
+    systems = 5 * systems_of(data / "train")
+    shaken = [atoms_of(system) for system in systems]
+    for seed, atoms in enumerate(shaken):
+        atoms.rattle(0.03, seed=seed)
+    return write_database(tmp_path_factory.mktemp("many") / "train.db", shaken, systems)
+
+
+# ---- what the command writes
+
+
+def test_records_are_what_the_teacher_says(distilled, data, caches):
+    cache = TeacherCache(caches["float32"])
+    teacher = load_teacher(TeacherConfig(**distilled["task"]["distill"]["teacher"]), torch.device("cpu"))
+    assert (cache.plan.fingerprint, cache.plan.width, cache.plan.teacher) == (teacher.fingerprint(), 16, "equiformer_v2")
+    assert cache.plan.graph["max_neighbors"] == 8 and cache.plan.graph["cutoff"] == 6.0
+    systems = systems_of(data / "train")
+    assert len(cache) == len(systems) == 12
+    half = TeacherCache(caches["float16"])
+    for index, system in enumerate(systems):
+        batch = data_list_collater([system], otf_graph=True)
+        online, record = teacher(batch), cache[index]
+        expected = online.node_embedding.numpy()
+        np.testing.assert_allclose(record.values["node_embedding"], expected, atol=1e-5 * np.abs(expected).max())
+        assert np.array_equal(record.pairs, unordered_pairs(online.edge_index, batch.num_nodes).numpy())
+        assert np.array_equal(half[index].values["node_embedding"], record.values["node_embedding"].astype("f2"))
+        for name in ("energy", "forces", "atom_energies"):
+            assert np.array_equal(half[index].values[name], record.values[name])
+
+
+def test_energies_and_forces_are_those_of_the_stock_calculator(run, stock, distilled, data, tmp_path):
+    """Of a checkpoint with normalizers and element references; the calculator takes its own weights, not the EMA's."""
+    stock["model"]["max_neighbors"] = 200  # else the calculator takes some of those at equal distance, the teacher others
+    stock["dataset"]["train"]["transforms"] = {
+        "normalizer": {"energy": {"mean": -1.3, "stdev": 2.5}, "forces": {"mean": 0.0, "stdev": 1.7}},
+        "element_references": {"fit": {"targets": ["energy"], "batch_size": 4, "num_batches": 3, "driver": "gelsd"}},
+    }
+    checkpoint = run(stock).checkpoints / "checkpoint.pt"
+    distilled["task"]["distill"]["teacher"] = {"checkpoint": str(checkpoint), "use_ema": False}
+    cache = cache_teacher(distilled, tmp_path / "cache", "--vectors", "--dtype", "float32")
+    calculator = OCPCalculator(checkpoint_path=str(checkpoint), cpu=True, seed=0)
+    for system, record in zip(systems_of(data / "train"), cache):
+        atoms = atoms_of(system)
+        atoms.calc = calculator
+        assert float(record.values["energy"]) == pytest.approx(atoms.get_potential_energy(), abs=1e-4)
+        np.testing.assert_allclose(record.values["forces"], atoms.get_forces(), atol=1e-4)
+        assert record.values["vector_embedding"].shape == (len(atoms), 3, 16)
+    scaled = [float(record.values["atom_energies"].sum()) * 2.5 - 1.3 for record in cache]
+    references = np.array([float(record.values["energy"]) for record in cache]) - scaled
+    counts = np.array(
+        [np.bincount(system.atomic_numbers.int().numpy(), minlength=90) for system in systems_of(data / "train")]
+    )
+    coefficients = torch.load(checkpoint, weights_only=False, map_location="cpu")["elementrefs"]["energy"][
+        "element_references"
+    ]
+    np.testing.assert_allclose(references, counts @ coefficients.view(-1).numpy()[:90], atol=1e-3)
+
+
+def test_vectors_turn_with_the_system(distilled, data, caches, tmp_path):
+    plain, cache = TeacherCache(caches["float16"]), cache_teacher(distilled, tmp_path / "cache", "--vectors")
+    assert cache.plan.vector_width == 16 and "vector_embedding" not in plain.plan.fields
+    for one, other in zip(plain, cache):
+        assert np.array_equal(one.values["node_embedding"], other.values["node_embedding"])
+        assert other.values["vector_embedding"].shape == (one.atoms, 3, 16)
+        assert np.abs(other.values["vector_embedding"]).max() > 0.01
+
+
+def test_another_split(distilled, data, tmp_path):
+    cache = cache_teacher(distilled, tmp_path / "cache", "--split", "val")
+    assert [record.atoms for record in cache] == [int(system.natoms) for system in systems_of(data / "val_id", "val")]
+
+
+def test_the_records_do_not_depend_on_the_number_of_ranks(distilled, many, tmp_path):
+    distilled["dataset"] = {"train": many}
+    chunk = ("--chunk", "4")
+    one = cache_teacher(distilled, tmp_path / "one", *chunk)
+    two = cache_teacher(distilled, tmp_path / "two", *chunk, "--num-gpus", "2")
+    assert len(list((tmp_path / "two").glob("shard.*.lmdb"))) == 2
+    assert len(one) == 60 and content(one) == content(two) and one.dataset == two.dataset
+    (tmp_path / "two" / "header.json").unlink()
+    (tmp_path / "two" / "shard.0001.lmdb").unlink()
+    two.close()
+    del two
+    again = cache_teacher(distilled, tmp_path / "two", *chunk)  # what is missing, with one
+    assert content(again) == content(one)
+
+
+def test_a_calculator_of_ase(distilled, data, tmp_path):
+    cache = cache_teacher(distilled, tmp_path / "cache", "--calculator", "ase.calculators.emt:EMT")
+    assert (cache.plan.width, cache.plan.has_pairs, cache.plan.teacher) == (0, False, "ase.calculators.emt:EMT")
+    for system, record in zip(systems_of(data / "train"), cache):
+        atoms = atoms_of(system)
+        atoms.calc = EMT()
+        assert float(record.values["energy"]) == pytest.approx(atoms.get_potential_energy(), abs=1e-5)
+        np.testing.assert_allclose(record.values["forces"], system.forces.numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["ase.calculators.emt", "ase.calculators.emt:Emt", "no_such_module:EMT", ":EMT"])
+def test_no_calculator(distilled, tmp_path, name):
+    with pytest.raises(SystemExit, match=f"--calculator {name}: expected module:function"):
+        cache_teacher(distilled, tmp_path / "cache", "--calculator", name)
+
+
+def test_a_calculators_cache_cannot_distil_embeddings(run, distilled, tmp_path):
+    cache_teacher(distilled, tmp_path / "cache", "--calculator", "ase.calculators.emt:EMT")
+    distilled["task"]["distill"]["teacher"] = {"cache": str(tmp_path / "cache")}
+    with pytest.raises(CacheError, match="holds energies and forces, and no node embeddings"):
+        run(distilled)
+
+
+def test_verify(distilled, caches, tmp_path, capsys):
+    for dtype, directory in caches.items():
+        cache_teacher(distilled, directory, "--dtype", dtype, "--verify", "5")
+        assert "5 records recomputed" in capsys.readouterr().out
+    cache = TeacherCache(caches["float16"])
+    for name, problem in (("energy", "in energy"), ("node_embedding", "in node_embedding"), ("pairs", "other pairs")):
+        records = [dataclasses.replace(record, values=dict(record.values)) for record in cache]
+        if name == "pairs":
+            records[7] = dataclasses.replace(records[7], pairs=records[7].pairs[:, 1:])
+        else:
+            records[7].values[name] = records[7].values[name] * 1.01
+        writer = CacheWriter(tmp_path / name, cache.plan)
+        writer.write(0, records)
+        writer.close()
+        finish(tmp_path / name, cache.plan)
+        with pytest.raises(SystemExit, match=f"record 7 .*{problem}"):
+            cache_teacher(distilled, tmp_path / name, "--verify", "12")
+
+
+def test_a_finished_cache_is_left_alone(distilled, caches, capsys):
+    before = {file.name: file.stat().st_mtime_ns for file in caches["float16"].iterdir()}
+    cache_teacher(distilled, caches["float16"])
+    assert {file.name: file.stat().st_mtime_ns for file in caches["float16"].iterdir()} == before
+
+
+def test_another_type_in_the_same_directory(distilled, caches):
+    with pytest.raises(SystemExit, match="was begun with dtype float16, and is now asked for with float32"):
+        cache_teacher(distilled, caches["float16"], "--dtype", "float32")
+
+
+def test_a_disk_that_is_too_small(distilled, many, tmp_path, monkeypatch):
+    distilled["dataset"] = {"train": many}
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(SystemExit, match=r"are needed and .* are free"):
+        cache_teacher(distilled, tmp_path / "cache", "--chunk", "2")
+    assert len(written_chunks(tmp_path / "cache")) == 2 < 6  # the sample by which the size was estimated
+    monkeypatch.undo()
+    assert len(cache_teacher(distilled, tmp_path / "cache", "--chunk", "2")) == 12
+
+
+@pytest.mark.parametrize("change", ["no output", "no checkpoint", "no data"])
+def test_what_is_missing_is_named(distilled, tmp_path, change):
+    teacher, flags = distilled["task"]["distill"]["teacher"], ["--output", str(tmp_path / "cache")]
+    if change == "no output":
+        flags, message = [], "task.distill.teacher.cache in the YAML, or --output DIR"
+    elif change == "no checkpoint":
+        teacher.clear()
+        message = "task.distill.teacher.checkpoint: missing"
+    else:
+        del distilled["dataset"]["train"]["src"]
+        message = "dataset.train.src: missing"
+    file = tmp_path / "config.yml"
+    file.write_text(yaml.safe_dump(distilled))
+    with pytest.raises(SystemExit, match=message):
+        main(["cache-teacher", "--config-yml", str(file), "--cpu", *flags])
+
+
+def test_killed_at_twenty_moments_it_goes_on_where_it_was(distilled, many, tmp_path, monkeypatch):
+    """SIGKILL while the toy teacher runs over chunks of one system; no finished chunk is run again."""
+    log = tmp_path / "log"
+    source_of = module.Job.source
+
+    def slowly(job, rank, dataset):
+        source, plan = source_of(job, rank, dataset)
+
+        def logged(systems: list) -> list[Record]:
+            records = source(systems)
+            with log.open("a") as file:
+                file.writelines(f"{record.digest.hex()}\n" for record in records)
+            return records
+
+        return logged, dataclasses.replace(plan, chunk=1)
+
+    monkeypatch.setattr(module.Job, "source", slowly)
+    monkeypatch.setattr(module, "SAMPLE_CHUNKS", 1)
+    distilled["dataset"] = {"train": many}
+    whole = cache_teacher(distilled, tmp_path / "whole")
+    digests = [record.digest.hex() for record in whole]
+    directory = tmp_path / "killed"
+    directory.mkdir()
+    moments, progress = random.Random(1), [0]
+    gc.collect()
+    for _ in range(20):
+        done = {digests[chunk] for chunk in written_chunks(directory)}
+        log.write_text("")
+        pid = os.fork()
+        if pid == 0:
+            try:
+                torch.set_num_threads(1)  # the threads of the parent's pool are not here
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+                cache_teacher(distilled, directory)
+            finally:
+                os._exit(1)
+        for _ in range(400):  # until it is at work
+            if log.read_text() or os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                break
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0, 0.05))
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        assert not done & set(log.read_text().split())
+        progress.append(len(written_chunks(directory)))
+        assert progress[-1] >= progress[-2]
+    assert progress[-1] > 2
+    killed = cache_teacher(distilled, directory)
+    assert content(killed) == content(whole)
+
+
+# ---- training from it
+
+
+@pytest.mark.parametrize("student", STUDENTS)
+def test_training_from_the_cache_is_training_online(run, distilled, caches, student):
+    distilled["model"] = STUDENTS[student] or distilled["model"]
+    distilled["optim"].update(max_epochs=2)
+    online = run(distilled, name="online")
+    assert len(online.steps) == 12
+    for dtype, tolerance in (("float32", FLOAT32), ("float16", FLOAT16)):
+        distilled["task"]["distill"]["teacher"]["cache"] = str(caches[dtype])
+        assert run(distilled, name=dtype).losses() == pytest.approx(online.losses(), rel=tolerance)
+
+
+@pytest.mark.parametrize("relations", [{"graph": "student"}, {"negatives": "system"}, {"max_pairs": 30}], ids=str)
+def test_options_of_the_relations(run, distilled, caches, relations):
+    distilled["task"]["distill"]["relations"] = relations
+    online = run(distilled, name="online")
+    distilled["task"]["distill"]["teacher"]["cache"] = str(caches["float32"])
+    assert run(distilled, name="cached").losses() == pytest.approx(online.losses(), rel=FLOAT32)
+
+
+def test_loader_workers_read_the_cache(run, from_cache):
+    direct = run(from_cache, name="direct")
+    from_cache["optim"]["num_workers"] = 1
+    assert run(from_cache, name="workers").losses() == direct.losses()
+
+
+@pytest.mark.parametrize("change", ["a missing file", "no checkpoint"])
+def test_the_teacher_may_be_gone(run, from_cache, change):
+    known = run(from_cache, name="known")
+    teacher = from_cache["task"]["distill"]["teacher"]
+    if change == "no checkpoint":
+        del teacher["checkpoint"]
+    else:
+        teacher["checkpoint"] = "gone.pt"
+    assert run(from_cache, name="gone").losses() == known.losses()
+
+
+def test_an_online_run_is_resumed_from_the_cache(run, distilled, caches):
+    distilled["optim"].update(max_epochs=2, checkpoint_every=2, eval_every=4)
+    whole = run(distilled, name="whole")
+    run(distilled, name="cut", stop_at=5)
+    distilled["task"]["distill"]["teacher"]["cache"] = str(caches["float32"])
+    resumed = run(distilled, name="cut")
+    assert [record["step"] for record in resumed.steps] == list(range(5, 13))
+    assert resumed.losses() == pytest.approx(whole.losses()[4:], rel=FLOAT32)
+
+
+def test_validation_and_prediction_need_no_cache(run, from_cache):
+    trained = run(from_cache)
+    from_cache["task"]["distill"]["teacher"] = {"cache": "gone"}
+    best = trained.checkpoints / "best_checkpoint.pt"
+    validated = run(from_cache, mode="validate", name="validate", checkpoint=best)
+    assert validated.validations[0]["forces_mae"] == pytest.approx(trained.validations[-1]["forces_mae"], rel=1e-6)
+    assert (run(from_cache, mode="predict", name="predict", checkpoint=best).results / "ocp_predictions.npz").is_file()
+
+
+def test_data_of_an_ase_database(run, distilled, data, tmp_path):
+    distilled["dataset"] = {}
+    for split, source in (("train", data / "train"), ("val", data / "val_id")):
+        systems = systems_of(source)
+        distilled["dataset"][split] = write_database(tmp_path / f"{split}.db", list(map(atoms_of, systems)), systems)
+    online = run(distilled, name="online")
+    cache_teacher(distilled, tmp_path / "cache", "--dtype", "float32")
+    distilled["task"]["distill"]["teacher"]["cache"] = str(tmp_path / "cache")
+    assert run(distilled, name="cached").losses() == pytest.approx(online.losses(), rel=FLOAT32)
+
+
+# ---- refused before the first step
+
+
+@pytest.fixture
+def refused(tmp_path):
+    """Callable: the training is refused with this message, before its first step."""
+
+    def check(config: dict, message: str) -> None:
+        with pytest.raises(CacheError, match=message):
+            run_fairchem(tmp_path, config, name="refused")
+        import recorder
+
+        assert not [record for record in recorder.records() if record["split"] == "train"]
+
+    return check
+
+
+def test_no_cache(refused, from_cache, tmp_path):
+    from_cache["task"]["distill"]["teacher"]["cache"] = str(tmp_path / "gone")
+    refused(from_cache, f"{tmp_path / 'gone'} does not exist")
+
+
+def test_another_teacher(refused, from_cache):
+    from_cache["task"]["distill"]["teacher"]["use_ema"] = False
+    refused(from_cache, "was made by another teacher than .*: the fingerprints of their weights differ")
+
+
+def test_another_relation_graph(refused, from_cache, teacher_checkpoint, tmp_path):
+    checkpoint = torch.load(teacher_checkpoint, weights_only=False)
+    checkpoint["config"]["model"]["max_neighbors"] = 5
+    torch.save(checkpoint, tmp_path / "other.pt")
+    from_cache["task"]["distill"]["teacher"]["checkpoint"] = str(tmp_path / "other.pt")
+    refused(from_cache, "was made with the relation graph .*'max_neighbors': 8.* has .*'max_neighbors': 5")
+
+
+def test_another_dataset(refused, from_cache, data, tmp_path):
+    other = copy.deepcopy(from_cache)
+    other["dataset"]["train"]["src"] = str(data / "val_ood_ads")
+    refused(other, "holds 12 systems, dataset.train 6")
+
+
+def test_another_order(refused, distilled, data, caches, tmp_path):
+    systems = systems_of(data / "train")[::-1]
+    distilled["dataset"] = {"train": write_database(tmp_path / "turned.db", list(map(atoms_of, systems)), systems)}
+    distilled["task"]["distill"]["teacher"]["cache"] = str(caches["float32"])
+    refused(distilled, "record 0 (holds|was made of another system)")
