@@ -36,6 +36,7 @@ from fairchem_crack.cache import (
     Plan,
     Record,
     TeacherCache,
+    encode,
     finish,
     start,
     written_chunks,
@@ -213,17 +214,19 @@ def cache_teacher(job: Job, *, ranks: int = 1) -> TeacherCache:
     return TeacherCache(job.directory)
 
 
-def _size(directory: Path) -> int:
-    return sum(file.stat().st_size for file in directory.glob("shard.*.lmdb"))
-
-
 def _write_sample(directory: Path, source: Source, dataset: Dataset, plan: Plan, todo: list[int]) -> list[int]:
     """Write some chunks, estimate the rest by them, raise OSError unless the disk can hold it; return the rest."""
     chosen = todo[:: max(1, len(todo) // SAMPLE_CHUNKS)][:SAMPLE_CHUNKS]
-    before = _size(directory)
-    systems = sum(write_chunks(directory, source, dataset, plan, chosen, 0))
+    writer, written, systems = CacheWriter(directory, plan, 0), 0, 0
+    try:
+        for chunk in chosen:
+            records = source(_chunk(dataset, plan, chunk))
+            writer.write(chunk, records)
+            written, systems = written + sum(len(encode(record, plan, 0)) for record in records), systems + len(records)
+    finally:
+        writer.close()
     rest = [chunk for chunk in todo if chunk not in chosen]
-    needed = (_size(directory) - before) / systems * len(rest) * plan.chunk
+    needed = written / systems * len(rest) * plan.chunk
     free = shutil.disk_usage(directory).free
     print(f"About {needed / 2**20:,.1f} MB more to write to {directory}; {free / 2**20:,.0f} MB are free.", flush=True)
     if needed * FREE > free:

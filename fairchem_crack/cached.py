@@ -77,24 +77,24 @@ class CachedDataset(Dataset):
 
 
 class CachedTeacher:
-    """A teacher whose answers are in the batch; the same to a training as `teacher.Teacher`."""
+    """A teacher whose answers are in the batch; the same to a training as `teacher.Teacher`.
+
+    Raises:
+        CacheError: the cache holds no embeddings.
+    """
 
     def __init__(self, cache: TeacherCache) -> None:
         plan = cache.plan
         self.name, self.checkpoint = plan.teacher, Path(cache.directory)
         self.width, self.max_atomic_number, self.cutoff = plan.width, plan.max_atomic_number, plan.graph.get("cutoff")
         self.cache = cache
-
-    def __call__(self, batch: Batch) -> TeacherOutputs:
-        """What the cache says of the batch.
-
-        Raises:
-            CacheError: the cache holds no embeddings.
-        """
         if not self.width:
             raise CacheError(
                 f"Teacher cache {self.checkpoint} of {self.name} holds energies and forces, and no node embeddings."
             )
+
+    def __call__(self, batch: Batch) -> TeacherOutputs:
+        """What the cache says of the batch."""
         embedding = batch[keys.TEACHER_EMBEDDING].float()
         has_pairs = self.cache.plan.has_pairs  # else the student's graph must do, and the preflight says so
         return TeacherOutputs(embedding, batch[keys.TEACHER_PAIRS] if has_pairs else embedding.new_zeros((2, 0)).long())

@@ -154,7 +154,7 @@ def test_energies_and_forces_are_those_of_the_stock_calculator(run, stock, disti
     np.testing.assert_allclose(references, counts @ coefficients.view(-1).numpy()[:90], atol=1e-3)
 
 
-def test_vectors_turn_with_the_system(distilled, data, caches, tmp_path):
+def test_vectors_are_kept_on_demand(distilled, data, caches, tmp_path):
     plain, cache = TeacherCache(caches["float16"]), cache_teacher(distilled, tmp_path / "cache", "--vectors")
     assert cache.plan.vector_width == 16 and "vector_embedding" not in plain.plan.fields
     for one, other in zip(plain, cache):
@@ -236,8 +236,7 @@ def test_another_type_in_the_same_directory(distilled, caches):
         cache_teacher(distilled, caches["float16"], "--dtype", "float32")
 
 
-def test_a_disk_that_is_too_small(distilled, many, tmp_path, monkeypatch):
-    distilled["dataset"] = {"train": many}
+def test_a_disk_that_is_too_small(distilled, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage._replace(free=1000))
     with pytest.raises(SystemExit, match=r"are needed and .* are free"):
