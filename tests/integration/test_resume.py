@@ -1,0 +1,133 @@
+"""A run interrupted anywhere and started again goes on as the uninterrupted one."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import recorder
+import torch
+import yaml
+from conftest import TEACHER_MODEL
+
+from fairchem_crack.trainer import CrackDistillTrainer
+
+TESTS = Path(__file__).parents[1]
+STEPS = 24  # 4 epochs of 6
+
+
+@pytest.fixture
+def long(distilled) -> dict:
+    """24 steps with random subsets of pairs, a checkpoint every second and an evaluation every fourth."""
+    distilled["optim"].update(max_epochs=4, T_max=STEPS, checkpoint_every=2, eval_every=4)
+    distilled["task"]["distill"]["relations"] = {"max_pairs": 30}
+    return distilled
+
+
+def goes_on(run, config: dict, whole: list[float]) -> None:
+    """Start the run `cut` again, and compare every loss from there on."""
+    resumed = run(copy.deepcopy(config), name="cut")
+    first = int(resumed.steps[0]["step"])
+    assert resumed.losses() == pytest.approx(whole[first - 1 :], rel=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("student", ["painn", "equiformer_v2"])
+def test_an_interruption_at_any_step(run, long, student):
+    """Steps 3 to 5 are within an epoch, 6 and 12 end one, 8 and 16 are evaluated."""
+    if student == "equiformer_v2":
+        long["model"] = {**TEACHER_MODEL, "alpha_drop": 0.1}
+    whole = run(copy.deepcopy(long), name="whole").losses()
+    assert len(whole) == STEPS
+    for stop_at in (3, 4, 5, 6, 8, 12, 13, 16, 19, 22):  # of one run, interrupted again and again
+        run(copy.deepcopy(long), name="cut", stop_at=stop_at)
+    goes_on(run, long, whole)
+
+
+def test_an_interruption_during_an_evaluation(run, long, monkeypatch):
+    whole = run(copy.deepcopy(long), name="whole").losses()
+
+    def interrupted(*_, **__):
+        raise recorder.Interrupted
+
+    monkeypatch.setattr(CrackDistillTrainer, "validate", interrupted)
+    run(copy.deepcopy(long), name="cut", stop_at=99)
+    monkeypatch.undo()
+    goes_on(run, long, whole)
+
+
+@pytest.mark.parametrize("which", ["fairchem's file", "ours"])
+def test_an_interruption_during_saving_leaves_the_last_checkpoint(run, long, monkeypatch, which):
+    whole = run(copy.deepcopy(long), name="whole").losses()
+    save, count = torch.save, 0
+
+    def torn(content, file, *more, **options):
+        nonlocal count
+        count += str(file).endswith(".partial.merged" if which == "ours" else ".partial")
+        if count == 3:
+            Path(file).write_bytes(b"half a checkpoint")
+            raise recorder.Interrupted
+        save(content, file, *more, **options)
+
+    monkeypatch.setattr(torch, "save", torn)
+    run(copy.deepcopy(long), name="cut", stop_at=99)
+    monkeypatch.undo()
+    goes_on(run, long, whole)
+
+
+def test_a_full_disk_while_saving_leaves_the_last_checkpoint(run, long, monkeypatch):
+    whole = run(copy.deepcopy(long), name="whole").losses()
+    save, count = torch.save, 0
+
+    def full(content, file, *more, **options):
+        nonlocal count
+        count += str(file).endswith(".partial")
+        if count == 3:
+            raise OSError(28, "No space left on device")
+        save(content, file, *more, **options)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        run(copy.deepcopy(long), name="cut")
+    monkeypatch.undo()
+    goes_on(run, long, whole)
+
+
+def ranks(config: dict, directory: Path, name: str, kill_at: int = 0) -> dict[int, list[float]]:
+    """Two ranks by the stock command; rank 0 is killed after step `kill_at`. The losses by step, of each rank."""
+    file = directory / "ranks.yml"
+    file.write_text(yaml.safe_dump(config))
+    flags = ["--config-yml", str(file), "--cpu", "--num-gpus", "2", "--run-dir", str(directory), "--timestamp-id", name]
+    environment = {
+        **os.environ,
+        **{"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"},
+        **{"LOSSES": str(directory / name), "KILL_AT": str(kill_at)},
+    }
+    command = [sys.executable, "-c", "from fairchem.core._cli import main; main()", "--mode", "train", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=directory)
+    assert (done.returncode == 0) is (kill_at == 0), done.stderr[-3000:]
+    found: dict[int, list[float]] = {}
+    for rank in (0, 1):
+        for line in (directory / f"{name}.{rank}").read_text().splitlines():
+            step, loss = json.loads(line)
+            found.setdefault(step, []).append(loss)
+    return found
+
+
+@pytest.mark.slow
+def test_two_ranks_one_of_them_killed(long, tmp_path):
+    long["trainer"] = "killed_trainer.KilledTrainer"
+    long["logger"] = "tensorboard"
+    whole = ranks(long, tmp_path, "whole")
+    ranks(long, tmp_path, "cut", kill_at=5)
+    for file in tmp_path.glob("cut.*"):
+        file.unlink()
+    resumed = ranks(long, tmp_path, "cut")
+    assert sorted(whole) == list(range(1, 13)) and sorted(resumed) == list(range(5, 13))
+    for step, losses in resumed.items():
+        assert losses == pytest.approx(whole[step], rel=1e-6), step
