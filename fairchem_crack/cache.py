@@ -399,6 +399,7 @@ class TeacherCache:
         Raises:
             CacheError: it cannot be read, or is not what was written.
         """
+        index = int(index)  # with several ranks fairchem's sampler hands out tensors
         if not 0 <= index < len(self):
             raise IndexError(f"{index} of {len(self)} records")
         chunk, slot = divmod(index, self.plan.chunk)

@@ -68,7 +68,7 @@ class CachedDataset(Dataset):
     def __getitem__(self, index: int) -> Data:
         """System `index` with the fields `keys.TEACHER_*`."""
         system, record = self.dataset[index], self.cache[index]
-        self.cache.check_system(index, record, int(system.natoms), digest_of(system), self.name)
+        self.cache.check_system(int(index), record, int(system.natoms), digest_of(system), self.name)
         if self.cache.plan.width:
             system[keys.TEACHER_EMBEDDING] = torch.from_numpy(record.values["node_embedding"].copy())
         if self.cache.plan.has_pairs:

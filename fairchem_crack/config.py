@@ -78,6 +78,7 @@ class DistillConfig:
     relations: RelationsConfig = field(default_factory=RelationsConfig)
     projection: ProjectionConfig = field(default_factory=ProjectionConfig)
     init_from_teacher: Optional[InitConfig] = None
+    resume: Literal["all", "student"] = "all"  # from a checkpoint: its projection too, or its student alone
     max_skipped_steps: int = 10  # steps in a row whose gradients are not finite before the run stops
 
     def __post_init__(self) -> None:

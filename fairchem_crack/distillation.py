@@ -22,6 +22,8 @@ from fairchem_crack.projection import build_projection
 from fairchem_crack.relations import unordered_pairs
 from fairchem_crack.teacher import Teacher, TeacherOutputs
 
+STUDENT_ALONE = "To go on with its student and a new projection, set task.distill.resume: student."
+
 
 class Distillation:
     """Teacher, projection and terms of one training run.
@@ -171,12 +173,14 @@ class Distillation:
         if state[keys.TEACHER_FINGERPRINT] != self.teacher.fingerprint():
             raise ValueError(
                 f"The checkpoint to resume was distilled from another teacher than {self.teacher.checkpoint}: the "
-                "fingerprints of their weights differ. Give the teacher it started with in task.distill.teacher.checkpoint."
+                f"fingerprints of their weights differ. Give the teacher it started with. {STUDENT_ALONE}"
             )
         try:
             _unwrap(self.projection).load_state_dict(state[keys.PROJECTION])
         except RuntimeError as error:
-            raise ValueError(f"The checkpoint to resume has another task.distill.projection: {error}") from error
+            raise ValueError(
+                f"The checkpoint to resume has another task.distill.projection: {error}. {STUDENT_ALONE}"
+            ) from error
         self.optimizer.load_state_dict(state[keys.PROJECTION_OPTIMIZER])
 
     def close(self) -> None:

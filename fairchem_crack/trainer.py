@@ -117,10 +117,10 @@ class CrackDistillTrainer(OCPTrainer):
             self._distillation.preflight(self._sample_of_training_data())
             if self._distill_config.init_from_teacher is not None and self._has_fresh_weights:
                 self._start_from_teacher(self._distill_config.init_from_teacher.blocks)
-            if self._resumed_state is not None:
+            if self._resumed_state is not None and self._distill_config.resume == "all":
                 self._distillation.load_state_dict(self._resumed_state)
             elif self.step > 0:
-                logging.warning("The checkpoint has no projection (it is not a distillation's): the projection starts anew.")
+                logging.warning("The projection starts anew: the checkpoint has none, or task.distill.resume is `student`.")
             guard = self.optimizer.register_step_pre_hook(self._drop_nonfinite_gradients)
             super().train(disable_eval_tqdm)
             guard.remove()

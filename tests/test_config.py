@@ -23,6 +23,7 @@ def test_documented_block_is_accepted():
         "relations": {**relations, "false_negative_threshold": None},
         "projection": {"kind": "linear"},
         "init_from_teacher": None,
+        "resume": "all",
         "max_skipped_steps": 10,
     }
 
@@ -55,7 +56,7 @@ def test_choices_are_those_of_the_loss():
         (
             distill(zzz={}),
             "task.distill.zzz",
-            "Known are `teacher`, `relations`, `projection`, `init_from_teacher`, `max_skipped_steps`",
+            "Known are `teacher`, `relations`, `projection`, `init_from_teacher`, `resume`, `max_skipped_steps`",
         ),
         (distill(relations={"anchor": "studnt"}), "task.distill.relations.anchor", "Did you mean `student`?"),
         (distill(relations={"negatives": "galaxy"}), "task.distill.relations.negatives", "batch, system, world"),
@@ -72,7 +73,7 @@ def test_choices_are_those_of_the_loss():
         ({"teacher": {"checkpoint": None}}, "task.distill.teacher.checkpoint", "missing"),
         ({"teacher": {"checkpoint": "a.pt", "use_ema": 1}}, "task.distill.teacher.use_ema", "expected bool"),
         ({}, "task.distill.teacher", "missing"),
-        (None, "task.distill", "`teacher`, `relations`, `projection`, `init_from_teacher`, `max_skipped_steps`"),
+        (None, "task.distill", "`teacher`, `relations`, `projection`, `init_from_teacher`, `resume`, `max_skipped_steps`"),
     ],
 )
 def test_a_wrong_block_is_refused_by_dotted_path(block, path, part):

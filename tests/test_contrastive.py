@@ -343,7 +343,7 @@ def test_autocast_changes_nothing(anchor, is_backward_inside):
         ("temperature", math.nan),
         ("temperature", 0.001),
         ("anchor", "studnt"),
-        ("negatives", "world"),
+        ("negatives", "galaxy"),
         ("systems", None),
         ("systems", torch.zeros(3, dtype=torch.long)),
     ],

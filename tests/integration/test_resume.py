@@ -15,6 +15,7 @@ import torch
 import yaml
 from conftest import TEACHER_MODEL
 
+from fairchem_crack.cli import main
 from fairchem_crack.trainer import CrackDistillTrainer
 
 TESTS = Path(__file__).parents[1]
@@ -117,6 +118,22 @@ def ranks(config: dict, directory: Path, name: str, kill_at: int = 0) -> dict[in
             step, loss = json.loads(line)
             found.setdefault(step, []).append(loss)
     return found
+
+
+@pytest.mark.slow
+def test_two_ranks_from_a_cache_train_as_online(distilled, tmp_path):
+    distilled["trainer"] = "killed_trainer.KilledTrainer"
+    distilled["logger"] = "tensorboard"
+    distilled["task"]["distill"]["relations"] = {"negatives": "world"}
+    file, cache = tmp_path / "cached.yml", tmp_path / "cache"
+    file.write_text(yaml.safe_dump(distilled))
+    main(["cache-teacher", "--config-yml", str(file), "--cpu", "--output", str(cache), "--dtype", "float32", "--chunk", "5"])
+    online = ranks(distilled, tmp_path, "online")
+    distilled["task"]["distill"]["teacher"]["cache"] = str(cache)
+    cached = ranks(distilled, tmp_path, "cached")
+    assert sorted(online) == [1, 2, 3]
+    for step, losses in online.items():
+        assert len(losses) == 2 and losses == pytest.approx(cached[step], rel=1e-6)
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 from architectures import MODELS, build
-from conftest import STUDENT_MODEL, TEACHER_MODEL, stock_config
+from conftest import STUDENT_MODEL, TEACHER_MODEL, same_weights, stock_config
 
 from fairchem_crack.scales import scale_factors
 
@@ -39,6 +39,15 @@ try:
     raise SystemExit("fairchem_crack could be imported")
 except ImportError:
     pass
+"""
+
+# The same with everything of this package imported and registered.
+WITH_US = """
+import sys
+import fairchem_crack.trainer, fairchem_crack.check, fairchem_crack.cache_teacher, fairchem_crack.testing
+from fairchem.core._cli import main
+sys.argv = ["fairchem", *sys.argv[2:]]
+main()
 """
 
 
@@ -120,6 +129,23 @@ def test_stock_fairchem_validates_predicts_and_relaxes_with_it(trained, plain_ya
     assert np.isfinite(np.load(tmp_path / "results/predict/ocp_predictions.npz")["energy"]).all()
     fairchem("run-relaxations", plain_yaml, tmp_path, best)
     assert (tmp_path / "results/run-relaxations/relaxed_positions.npz").is_file()
+
+
+@pytest.mark.slow
+def test_a_stock_run_is_the_same_with_and_without_this_package(data, tmp_path):
+    config = stock_config(data)
+    config["optim"].update(max_epochs=4)  # 24 steps
+    config["logger"] = "tensorboard"
+    file = tmp_path / "stock.yml"
+    file.write_text(yaml.safe_dump(config))
+    weights = []
+    for name, code in (("without", WITHOUT_US), ("with", WITH_US)):
+        flags = ("--config-yml", file, "--cpu", "--seed", "0", "--run-dir", tmp_path, "--timestamp-id", name)
+        command = [sys.executable, "-c", code, "fairchem", "--mode", "train", *map(str, flags)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+        assert done.returncode == 0, done.stderr[-3000:]
+        weights.append(torch.load(tmp_path / f"checkpoints/{name}/checkpoint.pt", weights_only=False)["state_dict"])
+    assert same_weights(*weights)
 
 
 @pytest.mark.slow

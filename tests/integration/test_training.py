@@ -86,8 +86,11 @@ def test_resuming_with_another_teacher_is_refused(run, distilled, teacher_checkp
     other["ema"] = None
     torch.save(other, tmp_path / "other.pt")
     distilled["task"]["distill"]["teacher"]["checkpoint"] = str(tmp_path / "other.pt")
-    with pytest.raises(ValueError, match="another teacher"):
+    with pytest.raises(ValueError, match=r"another teacher.*task.distill.resume: student"):
         run(distilled)
+    distilled["task"]["distill"]["resume"] = "student"
+    distilled["optim"]["max_epochs"] = 2
+    assert [record["step"] for record in run(distilled).steps] == list(range(7, 13))
 
 
 def test_a_checkpoint_has_one_key_beyond_a_stock_one(run, stock, distilled):
