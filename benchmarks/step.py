@@ -49,7 +49,6 @@ from fairchem_crack.cache_teacher import Job, write_chunks
 from fairchem_crack.cached import CachedDataset
 from fairchem_crack.config import split_loss_functions
 from fairchem_crack.demo.prepare import DATA_FILE, MAP_SIZE, METADATA_FILE, oc20_record
-from fairchem_crack.distillation import Distillation
 from fairchem_crack.measure import peak_growth
 from fairchem_crack.teacher import Teacher
 from fairchem_crack.trainer import CrackDistillTrainer
@@ -153,15 +152,7 @@ def build_trainer(config: dict, device: str) -> OCPTrainer:
 def begin(trainer: OCPTrainer) -> None:
     """What `CrackDistillTrainer.train` does before its first step, but for the checks of a sample."""
     if isinstance(trainer, CrackDistillTrainer):
-        trainer._distillation = Distillation(
-            trainer._distill_config,
-            trainer._terms,
-            teacher=trainer._open_teacher(trainer._distill_config.teacher),
-            student=trainer._unwrapped_model,
-            optimizer=trainer.optimizer,
-            device=trainer.device,
-            seed=0,
-        )
+        trainer._distillation = trainer.build_distillation(trainer._distill_config)
 
 
 def endless(trainer: OCPTrainer) -> Iterator[Batch]:

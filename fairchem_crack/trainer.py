@@ -104,15 +104,7 @@ class CrackDistillTrainer(OCPTrainer):
         if self._distill_config is None:
             super().train(disable_eval_tqdm)
             return
-        self._distillation = Distillation(
-            self._distill_config,
-            self._terms,
-            teacher=self._open_teacher(self._distill_config.teacher),
-            student=self._unwrapped_model,
-            optimizer=self.optimizer,
-            device=self.device,
-            seed=self.config["cmd"]["seed"] or 0,
-        )
+        self._distillation = self.build_distillation(self._distill_config)
         try:
             self._distillation.preflight(self._sample_of_training_data())
             if self._distill_config.init_from_teacher is not None and self._has_fresh_weights:
@@ -127,6 +119,18 @@ class CrackDistillTrainer(OCPTrainer):
         finally:
             self._distillation.close()
             self._distillation = None
+
+    def build_distillation(self, config: DistillConfig) -> Distillation:
+        """All that a training step has beyond the student's own; what `train` begins with."""
+        return Distillation(
+            config,
+            self._terms,
+            teacher=self._open_teacher(config.teacher),
+            student=self._unwrapped_model,
+            optimizer=self.optimizer,
+            device=self.device,
+            seed=self.config["cmd"]["seed"] or 0,
+        )
 
     def _open_teacher(self, config: TeacherConfig) -> Teacher | CachedTeacher:
         """The teacher itself; or its cache, whose records the loader then attaches to the training data."""
