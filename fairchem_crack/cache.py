@@ -26,7 +26,7 @@ import numpy as np
 
 from fairchem_crack.files import write_text
 
-FORMAT = 1
+FORMAT = 2
 PLAN, HEADER = "plan.json", "header.json"
 MAP_SIZE = 1 << 42  # upper limit of a shard in bytes; the file grows with its content
 IDENTITY = b"identity"  # key of a shard's own mark
@@ -34,9 +34,10 @@ IDENTITY = b"identity"  # key of a shard's own mark
 FIELDS: dict[str, tuple[Optional[str], Optional[str]]] = {
     "energy": (None, "float64"),  # eV
     "forces": ("3", "float32"),  # eV/A
-    "atom_energies": ("", "float32"),  # their sum is the model's normalised energy
+    "atom_energies": ("", "float32"),  # eV, their sum is the energy
     "node_embedding": ("width", None),
     "vector_embedding": ("3 vector_width", None),
+    "force_jacobian": ("jacobian_rows 4", "float32"),  # eV/A^2, see jacobian.to_keep
 }
 _RECORD = struct.Struct("<II16s")  # N, P, digest of the system
 _CHECKSUM = struct.Struct("<I")
@@ -60,7 +61,9 @@ class Plan:
     dtype: str = "float16"  # of the embeddings
     chunk: int = 16  # systems
     fields: tuple[str, ...] = ("energy", "forces", "atom_energies", "node_embedding")
+    jacobian_rows: int = 0
     has_pairs: bool = True
+    precision: str = "float32"  # the teacher's own
     graph: dict[str, Any] = field(default_factory=dict)  # what the teacher's edges depend on: cutoff, max_neighbors, ...
     format: int = FORMAT
 
@@ -84,8 +87,8 @@ class Record:
 
     Attributes:
         digest: of the system, `system_digest`.
-        values: by the names of `FIELDS`, energy () in eV, forces (N, 3) in eV/A, atom_energies (N,), node_embedding (N, D),
-            vector_embedding (N, 3, D_v).
+        values: by the names of `FIELDS`, energy () in eV, forces (N, 3) in eV/A, atom_energies (N,) eV,
+            node_embedding (N, D), vector_embedding (N, 3, D_v), force_jacobian (N, rows, 4).
         pairs: (2, P) unordered pairs of the teacher's edges, i < j.
     """
 

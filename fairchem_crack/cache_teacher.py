@@ -29,6 +29,7 @@ from torch.utils.data import Dataset
 from torch_geometric.data import Data
 from tqdm import tqdm
 
+from fairchem_crack import keys
 from fairchem_crack.cache import (
     HEADER,
     CacheError,
@@ -43,12 +44,15 @@ from fairchem_crack.cache import (
 )
 from fairchem_crack.cached import SAMPLE, digest_of
 from fairchem_crack.config import TeacherConfig
+from fairchem_crack.jacobian import to_keep
 from fairchem_crack.relations import unordered_pairs
 from fairchem_crack.teacher import Teacher, load_teacher
 
 SAMPLE_CHUNKS = 2  # run before the start, to estimate the cache's size
 FREE = 1.1  # of the estimated size must be free on the disk
 EQUAL = {"float16": 2e-3, "float32": 1e-5, "float64": 1e-5}  # accepted deviation of a recomputed field, of its largest entry
+
+OF_ATOMS = (keys.FORCES, keys.ATOM_ENERGIES, keys.NODE_EMBEDDING, keys.VECTOR_EMBEDDING)  # one row for each atom
 
 Source = Callable[[list[Data]], list[Record]]
 
@@ -63,6 +67,7 @@ class Job:
         split: of the config's dataset.
         dtype: of the embeddings.
         has_vectors: keep the l=1 embedding too.
+        jacobian_rows: rows of the Jacobian of the forces to keep of each system; each costs two runs of the teacher.
         chunk: systems that go through the teacher together, and are read together.
         calculator: "module:function" that makes an ASE calculator, in the teacher's place.
         cpu: even where there is a GPU.
@@ -76,6 +81,7 @@ class Job:
     chunk: int = 16
     calculator: Optional[str] = None
     cpu: bool = False
+    jacobian_rows: int = 0
 
     def dataset(self) -> Dataset:
         """The split as training loads it."""
@@ -99,41 +105,42 @@ class Job:
         return self._teacher_source(teacher, device, dataset)
 
     def _teacher_source(self, teacher: Teacher, device: torch.device, dataset: Dataset) -> tuple[Source, Plan]:
-        fields: tuple[str, ...] = ("energy", "forces", "atom_energies", "node_embedding")
+        fields: tuple[str, ...] = (keys.ENERGY, keys.FORCES, keys.ATOM_ENERGIES, keys.NODE_EMBEDDING)
         if self.has_vectors:
-            if not teacher.features.vector_width:
+            if not teacher.vector_width:
                 raise ValueError(f"--vectors: a `{teacher.name}` has no l=1 embedding.")
-            fields += ("vector_embedding",)
+            fields += (keys.VECTOR_EMBEDDING,)
+        if self.jacobian_rows:
+            fields += (keys.FORCE_JACOBIAN,)
         plan = Plan(
             teacher=teacher.name,
             fingerprint=teacher.fingerprint(),
             systems=len(dataset),  # type: ignore[arg-type]
             sample=_sample_digest(dataset),
             width=teacher.width,
-            vector_width=teacher.features.vector_width if self.has_vectors else 0,
+            vector_width=teacher.vector_width if self.has_vectors else 0,
             max_atomic_number=teacher.max_atomic_number,
             dtype=self.dtype,
             chunk=self.chunk,
             fields=fields,
+            jacobian_rows=self.jacobian_rows,
+            precision="float32" if teacher.precision == "auto" else teacher.precision,
             graph=teacher.graph_settings(),
         )
-        return lambda systems: teacher_records(teacher, systems, device), plan
+        return lambda systems: teacher_records(teacher, systems, device, plan), plan
 
 
-def teacher_records(teacher: Teacher, systems: list[Data], device: torch.device) -> list[Record]:
-    """What the teacher says of the systems, run together."""
+def teacher_records(teacher: Teacher, systems: list[Data], device: torch.device, plan: Plan) -> list[Record]:
+    """What the teacher says of the systems, run together: the fields of the plan."""
     batch = data_list_collater([system.clone() for system in systems], otf_graph=True).to(device)
-    said = teacher.predict(batch)
-    pairs = unordered_pairs(said.outputs.edge_index, batch.num_nodes).cpu()
+    said = teacher(batch, set(plan.fields) - {keys.FORCE_JACOBIAN})
+    pairs = unordered_pairs(said.edge_index, batch.num_nodes).cpu()
     sizes = batch.natoms.tolist()
-    values = {
-        "energy": list(said.energy.cpu().numpy()),
-        "forces": _split(said.forces, sizes),
-        "atom_energies": _split(said.atom_energies, sizes),
-        "node_embedding": _split(said.outputs.node_embedding, sizes),
-    }
-    if said.vector_embedding is not None:
-        values["vector_embedding"] = _split(said.vector_embedding, sizes)
+    values = {name: _split(said[name], sizes) for name in plan.fields if name in OF_ATOMS}
+    values[keys.ENERGY] = list(said[keys.ENERGY].cpu().numpy())
+    if plan.jacobian_rows:
+        rows = [teacher(batch, {keys.FORCE_JACOBIAN}, seed)[keys.FORCE_JACOBIAN] for seed in range(plan.jacobian_rows)]
+        values[keys.FORCE_JACOBIAN] = _split(torch.stack([to_keep(row, batch) for row in rows], dim=1), sizes)
     records, owner, first = [], batch.batch.cpu()[pairs[0]], 0
     for index, (system, atoms) in enumerate(zip(systems, sizes)):
         own = (pairs[:, owner == index] - first).numpy()

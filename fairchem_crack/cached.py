@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,8 +15,13 @@ from torch_geometric.data import Batch, Data
 from fairchem_crack import keys
 from fairchem_crack.cache import CacheError, TeacherCache, system_digest
 from fairchem_crack.config import TeacherConfig
+from fairchem_crack.jacobian import choose_rows
 from fairchem_crack.teacher import TeacherOutputs, load_teacher
 
+HOW_TO_CACHE = {
+    keys.VECTOR_EMBEDDING: " Write one with --vectors.",
+    keys.FORCE_JACOBIAN: " Write one with --jacobian-rows 4, say.",
+}
 SAMPLE = 64  # systems compared with their records before the first step; every other one when it is read
 
 
@@ -47,12 +54,21 @@ def open_cache(config: TeacherConfig, device: torch.device) -> TeacherCache:
 class CachedDataset(Dataset):
     """A dataset of fairchem, each system with what the teacher says of it. Read by the loader's workers.
 
+    Args:
+        fields: of the cache, those to attach.
+
     Raises:
-        CacheError: the cache was made of other systems, or of another order of them.
+        CacheError: the cache was made of other systems, or of another order of them, or lacks a field.
     """
 
-    def __init__(self, dataset: Dataset, cache: TeacherCache, name: str) -> None:
-        self.dataset, self.cache, self.name = dataset, cache, name
+    def __init__(self, dataset: Dataset, cache: TeacherCache, name: str, fields: Collection[str]) -> None:
+        self.dataset, self.cache, self.name, self.fields = dataset, cache, name, sorted(fields)
+        for field in self.fields:
+            if field not in cache.plan.fields:
+                raise CacheError(
+                    f"Teacher cache {cache.directory} holds {', '.join(cache.plan.fields)}, and no {field}, which a term of "
+                    f"loss_functions needs.{HOW_TO_CACHE.get(field, '')}"
+                )
         size = len(dataset)  # type: ignore[arg-type]
         if len(cache) != size:
             raise CacheError(
@@ -69,35 +85,37 @@ class CachedDataset(Dataset):
         """System `index` with the fields `keys.TEACHER_*`."""
         system, record = self.dataset[index], self.cache[index]
         self.cache.check_system(int(index), record, int(system.natoms), digest_of(system), self.name)
-        if self.cache.plan.width:
-            system[keys.TEACHER_EMBEDDING] = torch.from_numpy(record.values["node_embedding"].copy())
+        for field in self.fields:
+            system[keys.TEACHER_PREFIX + field] = torch.from_numpy(np.array(record.values[field]))
         if self.cache.plan.has_pairs:
             system[keys.TEACHER_PAIRS] = torch.from_numpy(record.pairs.astype(np.int64))
         return system
 
 
 class CachedTeacher:
-    """A teacher whose answers are in the batch; the same to a training as `teacher.Teacher`.
-
-    Raises:
-        CacheError: the cache holds no embeddings.
-    """
+    """A teacher whose answers are in the batch; the same to a training as `teacher.Teacher`."""
 
     def __init__(self, cache: TeacherCache) -> None:
         plan = cache.plan
         self.name, self.checkpoint = plan.teacher, Path(cache.directory)
         self.width, self.max_atomic_number, self.cutoff = plan.width, plan.max_atomic_number, plan.graph.get("cutoff")
-        self.cache = cache
-        if not self.width:
-            raise CacheError(
-                f"Teacher cache {self.checkpoint} of {self.name} holds energies and forces, and no node embeddings."
-            )
+        self.vector_width, self.cache = plan.vector_width, cache
 
-    def __call__(self, batch: Batch) -> TeacherOutputs:
-        """What the cache says of the batch."""
-        embedding = batch[keys.TEACHER_EMBEDDING].float()
+    def __call__(self, batch: Batch, wanted: Collection[str] = (keys.NODE_EMBEDDING,), seed: int = 0) -> TeacherOutputs:
+        """What the cache says of the batch.
+
+        Args:
+            wanted: fields of `TeacherOutputs`, of those that `CachedDataset` has attached.
+            seed: chooses which of the kept rows of `force_jacobian` each system gets.
+        """
+        said = {name: batch[keys.TEACHER_PREFIX + name] for name in wanted}
+        fields: dict[str, Any] = {name: value.float() for name, value in said.items()}
+        if keys.FORCE_JACOBIAN in said:
+            fields[keys.FORCE_JACOBIAN] = choose_rows(batch, fields[keys.FORCE_JACOBIAN], seed)
+        fields.setdefault(keys.NODE_EMBEDDING, batch.pos.new_zeros((batch.num_nodes, 0)))
         has_pairs = self.cache.plan.has_pairs  # else the student's graph must do, and the preflight says so
-        return TeacherOutputs(embedding, batch[keys.TEACHER_PAIRS] if has_pairs else embedding.new_zeros((2, 0)).long())
+        pairs = batch[keys.TEACHER_PAIRS] if has_pairs else torch.zeros((2, 0), dtype=torch.long, device=batch.pos.device)
+        return TeacherOutputs(edge_index=pairs, **fields)
 
     def fingerprint(self) -> str:
         """The teacher's own."""

@@ -11,7 +11,7 @@ from typing import Callable, Optional
 
 import torch
 from fairchem.core.common.utils import setup_imports
-from torch import nn
+from torch import Tensor, nn
 from torch_geometric.data import Batch
 
 from fairchem_crack import keys, partition
@@ -19,13 +19,13 @@ from fairchem_crack.cached import CachedDataset, CachedTeacher, open_cache
 from fairchem_crack.check_context import SPLITS, Check, LeftOut, TrainerParts, dataset_key
 from fairchem_crack.checks import check_dataset, check_metrics, check_run_dir, distill_faults, term_faults
 from fairchem_crack.config import DistillConfig, TeacherConfig, parse
-from fairchem_crack.distillation import Distillation, build_loss
+from fairchem_crack.distillation import Distillation, build_loss, wanted_fields
 from fairchem_crack.features import attach_features
 from fairchem_crack.initialization import copy_weights
 from fairchem_crack.measure import REPEATS, loss_bytes, peak_growth, seconds
 from fairchem_crack.relations import unordered_pairs
 from fairchem_crack.scales import scale_factors
-from fairchem_crack.teacher import Teacher, TeacherOutputs, load_teacher
+from fairchem_crack.teacher import Teacher, load_teacher
 
 TRAINERS = ("crack_distill", "fairchem_crack.CrackDistillTrainer", "fairchem_crack.trainer.CrackDistillTrainer")
 
@@ -143,8 +143,9 @@ def _labels(check: Check) -> str:
         lacking = {name: sum(name not in system for system in systems) for name in trainer.output_targets}
         present = [name for name, count in lacking.items() if count == 0]
         said.append(f"{split}: {', '.join(present) or 'none'}")
+        is_labelled = split == "train" and check.distill is not None and check.distill.labels == "teacher"
         for name, count in lacking.items():
-            if count and split in ("train", "val"):
+            if count and split in ("train", "val") and not is_labelled:
                 held = ", ".join(f"`{key}`" for key in sorted(systems[0].keys()))
                 check.problems.append(
                     f"dataset.{split}: {count} of a sample of {len(systems)} systems have no `{name}`, which outputs.{name} "
@@ -223,6 +224,8 @@ def _teacher(check: Check) -> str:
             teacher=teacher,
             student=check.need("student"),
             optimizer=check.optimizer,
+            normalize=trainer._normalize,
+            total_steps=1,
             device=trainer.device,
             seed=check.config.get("seed") or 0,
         )
@@ -241,7 +244,8 @@ def _cached_teacher(check: Check, config: TeacherConfig) -> CachedTeacher:
     trainer = check.need("trainer")
     cache = open_cache(config, trainer.device)
     if check.samples.get("train"):
-        check.take_sample("train", CachedDataset(trainer.train_dataset, cache, "dataset.train"))
+        fields = wanted_fields(check.distill, check.terms) if check.distill else set()
+        check.take_sample("train", CachedDataset(trainer.train_dataset, cache, "dataset.train", fields))
     return CachedTeacher(cache)
 
 
@@ -255,16 +259,15 @@ def _pairs(check: Check) -> str:
     if len(check.problems) > before:
         return ""
     with check.collecting("teacher"):
-        outputs, growth = peak_growth(lambda: distillation.teacher(batch), distillation.device)
+        outputs, growth = peak_growth(lambda: distillation.teacher(batch, distillation.wanted), distillation.device)
     with check.collecting("student"), torch.no_grad():
         distillation.student.eval()(batch)
     if len(check.problems) > before:
         return ""
     graph = distillation.config.relations.graph
+    distillation.preflight(batch)
     edges = outputs.edge_index if graph == "teacher" else distillation.student_features.edge_index
     pairs, systems = unordered_pairs(edges, batch.num_nodes).shape[1], len(batch.natoms)
-    if pairs == 0:
-        distillation.preflight(batch)  # says why
     check.pairs_per_system = pairs / systems
     check.activations = None if growth is None else growth / systems
     return (
@@ -310,12 +313,11 @@ def _step(check: Check) -> str:
     trainer.model.train()
     parts = {"student": scale * seconds(lambda: _student_step(trainer, batch), trainer.device)}
     if distillation is not None:
-        parts["teacher"] = scale * seconds(lambda: distillation.teacher(batch), trainer.device)
+        parts["teacher"] = scale * seconds(lambda: distillation.ask(batch, 1), trainer.device)
         # every relation is compared with every other one, of the batch or of its system
         power = 2 if distillation.config.relations.negatives == "batch" else 1
-        outputs = distillation.teacher(batch)
         parts["distillation terms"] = scale**power * seconds(
-            lambda: _terms_step(trainer, distillation, batch, outputs),
+            lambda outputs: _terms_step(trainer, distillation, batch, outputs),
             trainer.device,
             prepare=lambda: trainer._forward(batch),
         )
@@ -331,12 +333,12 @@ def _student_step(trainer: TrainerParts, batch: Batch) -> None:
     trainer.model.zero_grad()
 
 
-def _terms_step(trainer: TrainerParts, distillation: Distillation, batch: Batch, teacher: TeacherOutputs) -> None:
-    """Back to the student's embedding and no further: the rest of its backward is in the student's time."""
-    embedding = distillation.student_features.node_embedding
+def _terms_step(trainer: TrainerParts, distillation: Distillation, batch: Batch, outputs: dict[str, Tensor]) -> None:
+    """Back to what the student has read of it and no further: the rest of its backward is in the student's time."""
+    compared = [distillation.student_features.node_embedding, *outputs.values()]
     with torch.autocast("cuda", enabled=trainer.scaler is not None):
-        loss = distillation.loss(batch, 0, teacher)
-    torch.autograd.grad(loss, [embedding, *distillation.projection.parameters()], allow_unused=True)
+        loss = distillation.loss(batch, 1, outputs)
+    torch.autograd.grad(loss, [*compared, *distillation.projection.parameters()], allow_unused=True)
 
 
 SECTIONS: tuple[Callable[[Check], str], ...] = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.util
 import json
 import logging
@@ -147,6 +148,9 @@ def cache_teacher(arguments: list[str]) -> None:
     parser.add_argument("--dtype", default="float16", choices=["float16", "float32"], help="of the embeddings")
     parser.add_argument("--chunk", type=int, default=16, help="systems in a teacher's batch; fewer take less memory (16)")
     parser.add_argument("--vectors", action="store_true", help="keep the l=1 embedding too")
+    parser.add_argument(
+        "--jacobian-rows", type=int, default=0, metavar="N", help="keep N rows of the Jacobian of the forces"
+    )
     parser.add_argument("--calculator", help="module:function that makes an ASE calculator: its energies and forces")
     parser.add_argument("--verify", type=int, metavar="N", help="recompute N records of a finished cache and compare")
     own, others = parser.parse_known_args(arguments)
@@ -166,6 +170,7 @@ def cache_teacher(arguments: list[str]) -> None:
         if own.calculator is None and not teacher.get("checkpoint"):
             raise ValueError("task.distill.teacher.checkpoint: missing; it is the teacher to run.")
         job = Job(config, Path(directory), own.split, own.dtype, own.vectors, own.chunk, own.calculator, flags.cpu)
+        job = dataclasses.replace(job, jacobian_rows=own.jacobian_rows)
         if own.verify is not None:
             print(f"{own.verify} records recomputed: they differ by at most {verify(job, own.verify):.1e} of the largest.")
             return

@@ -6,6 +6,7 @@ import difflib
 import math
 import types
 import typing
+from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, Optional, Union
 
@@ -18,6 +19,7 @@ Anchor = Literal["student", "teacher", "symmetric"]
 Negatives = Literal["batch", "system", "world"]
 Reduction = Literal["mean", "sum"]
 RelationGraph = Literal["teacher", "student"]
+Precision = Literal["auto", "float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class TeacherConfig:
     cache: Optional[str] = None  # directory of a teacher cache; with it the teacher is not run, and its file may be gone
     local_cache: str = "pretrained_models"  # where a pretrained checkpoint is downloaded to
     use_ema: bool = True  # take the checkpoint's EMA weights when it has them
+    precision: Precision = "auto"  # auto is the training's: float32, or with --amp float16 where autocast takes it
 
     def __post_init__(self) -> None:
         if not self.checkpoint and not self.cache:
@@ -78,11 +81,43 @@ class DistillConfig:
     relations: RelationsConfig = field(default_factory=RelationsConfig)
     projection: ProjectionConfig = field(default_factory=ProjectionConfig)
     init_from_teacher: Optional[InitConfig] = None
+    labels: Literal["data", "teacher"] = "data"  # teacher: the student's own terms take its energies and forces as labels
     resume: Literal["all", "student"] = "all"  # from a checkpoint: its projection too, or its student alone
     max_skipped_steps: int = 10  # steps in a row whose gradients are not finite before the run stops
 
     def __post_init__(self) -> None:
         _require(self.max_skipped_steps > 0, "max_skipped_steps", "a positive integer", self.max_skipped_steps)
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """How a coefficient changes during training: by a factor that goes from 1 to `final`."""
+
+    kind: Literal["constant", "linear", "cosine", "off"] = "constant"  # off: `final` at once, when `until` is reached
+    until: float = 1.0  # fraction of the training after which the factor is `final`
+    final: float = 0.0
+
+    def __post_init__(self) -> None:
+        _require(0 < self.until <= 1, "until", "in (0, 1]", self.until)
+        _require(0 <= self.final < math.inf, "final", ">= 0", self.final)
+
+    def factor(self, progress: float) -> float:
+        """The factor at `progress`, the fraction of the training that is over."""
+        if self.kind == "constant":
+            return 1.0
+        if progress >= self.until:
+            return self.final
+        way = {"off": 0.0, "linear": progress / self.until, "cosine": (1 - math.cos(math.pi * progress / self.until)) / 2}
+        return 1 + (self.final - 1) * way[self.kind]
+
+
+# Options that not every term has.
+TERMS_WITH = {
+    "temperature": (keys.RELATIONS, keys.NODE_CONTRAST),
+    "lmax": (keys.RELATIONS,),
+    "standardize": (keys.NODE_EMBEDDINGS, keys.VECTOR_EMBEDDINGS),
+}
+CONTRASTIVE = {keys.RELATIONS: "crack", keys.NODE_CONTRAST: "info_nce"}  # terms and the one loss they take
 
 
 @dataclass(frozen=True)
@@ -93,17 +128,24 @@ class TermConfig:
     fn: str
     coefficient: float
     reduction: Optional[Reduction] = None  # fairchem's; None is its default, the mean
-    temperature: float = 0.15  # of `crack` only; Lim et al. 2025, between 0.05 and 0.2 makes no difference there
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    temperature: float = 0.15  # Lim et al. 2025; between 0.05 and 0.2 makes no difference there
+    lmax: Literal[0, 1] = 0  # 1: relations of the invariant and the l=1 embedding together
+    standardize: bool = True  # compare in units of each channel's spread over the teacher's atoms
 
     def __post_init__(self) -> None:
         is_warm = math.isfinite(self.temperature) and self.temperature >= SMALLEST_TEMPERATURE
         _require(is_warm, "temperature", f"a number of at least {SMALLEST_TEMPERATURE:.4f}", self.temperature)
         _require(self.coefficient >= 0 and math.isfinite(self.coefficient), "coefficient", ">= 0", self.coefficient)
-        if (self.fn == "crack") is not (self.key == keys.RELATIONS):
-            raise ValueError(
-                f"fn: the term `{self.key}` cannot use `{self.fn}`: `{keys.RELATIONS}` takes `crack`, "
-                "and the other terms take an elementwise loss of fairchem such as `mse`, `mae` or `l2mae`."
+        if CONTRASTIVE.get(self.key, self.fn) != self.fn or (
+            self.fn in CONTRASTIVE.values() and self.key not in CONTRASTIVE
+        ):
+            expected = (
+                f"`{CONTRASTIVE[self.key]}`"
+                if self.key in CONTRASTIVE
+                else "an elementwise loss of fairchem such as `mse`, `mae` or `l2mae`"
             )
+            raise ValueError(f"fn: the term `{self.key}` cannot use `{self.fn}`; it takes {expected}.")
 
 
 def split_loss_functions(loss_functions: list[dict]) -> tuple[list[dict], list[TermConfig]]:
@@ -133,7 +175,11 @@ def _parse_term(key: str, options: Any, path: str) -> TermConfig:
         raise ValueError(f"{path}: expected a mapping, found {options!r}.")
     if "key" in options:
         raise ValueError(f"{path}.key: unknown option.")
-    return parse(TermConfig, {"key": key, **options}, path)
+    term = parse(TermConfig, {"key": key, **options}, path)
+    for name, terms in TERMS_WITH.items():
+        if name in options and key not in terms:
+            raise ValueError(f"{path}.{name}: `{key}` has no such option; it is one of {_listed(terms)}.")
+    return term
 
 
 def parse(cls: type, values: Any, path: str) -> Any:
@@ -191,11 +237,15 @@ def _require(condition: bool, option: str, expected: str, found: Any) -> None:
 
 
 def _names(cls: type) -> str:
-    return ", ".join(f"`{one.name}`" for one in fields(cls))
+    return _listed(one.name for one in fields(cls))
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
 
 
 def _suggestion(name: str, known: Any) -> str:
     nearest = difflib.get_close_matches(str(name), [str(one) for one in known], n=1, cutoff=0.5)
     if nearest:
         return f"Did you mean `{nearest[0]}`?"
-    return "Known are " + ", ".join(f"`{one}`" for one in known) + "."
+    return f"Known are {_listed(known)}."

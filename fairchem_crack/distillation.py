@@ -1,9 +1,9 @@
-"""Everything a training step has beyond the student's own: teacher, projection, distillation terms."""
+"""Everything a training step has beyond the student's own: teacher, projections, distillation terms."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -16,20 +16,30 @@ from torch_geometric.data import Batch
 from fairchem_crack import keys
 from fairchem_crack.cached import CachedTeacher
 from fairchem_crack.config import DistillConfig, TermConfig
-from fairchem_crack.features import attach_features
-from fairchem_crack.losses import CrackLoss, DistillationLoss
-from fairchem_crack.projection import build_projection
+from fairchem_crack.distributed import Gathering
+from fairchem_crack.features import architecture, attach_features
+from fairchem_crack.losses import CrackLoss, DistillationLoss, InfoNCELoss
+from fairchem_crack.projection import build_projection, build_vector_projection
 from fairchem_crack.relations import unordered_pairs
 from fairchem_crack.teacher import Teacher, TeacherOutputs
+from fairchem_crack.terms import COMPARISONS, Spread, Step, spread_of, wanted
 
 STUDENT_ALONE = "To go on with its student and a new projection, set task.distill.resume: student."
 
 
 class Distillation:
-    """Teacher, projection and terms of one training run.
+    """Teacher, projections and terms of one training run.
 
     Attributes:
+        wanted: what the terms ask of the teacher, fields of `TeacherOutputs`.
         log: what the last step has to report, by the names of `keys`.
+
+    Args:
+        normalize: see `terms.Step`.
+        total_steps: of the whole training; the coefficients' schedules go by it.
+
+    Raises:
+        ValueError: a term needs what the student or the teacher does not have.
     """
 
     def __init__(
@@ -40,45 +50,134 @@ class Distillation:
         teacher: Teacher | CachedTeacher,
         student: nn.Module,
         optimizer: torch.optim.Optimizer,
+        normalize: Callable[[str, Tensor, Batch], Tensor],
+        total_steps: int,
         device: torch.device,
         seed: int,
     ) -> None:
         self.config, self.terms, self.seed, self.device = config, terms, seed, device
+        self.total_steps, self._normalize = max(total_steps, 1), normalize
         self.student = student
         self.student_features = attach_features(student, "student")
         self.teacher = teacher
-        widths = self.student_features.width, self.teacher.width
-        projection = build_projection(config.projection.kind, *widths, seed=seed).to(device)
-        self.projection = DistributedDataParallel(projection) if distutils.initialized() else projection
-        self.optimizer = type(optimizer)(projection.parameters(), **optimizer.defaults)
+        self.wanted = wanted_fields(config, terms)
+        for term in terms:
+            self._check_term(term)
+        self.projection, self.vector_projection = self._build_projections()
+        self._parameters = [*self.projection.parameters(), *self.vector_projection.parameters()]
+        self.optimizer = type(optimizer)(self._parameters, **optimizer.defaults) if self._parameters else None
         self.losses = {term.key: build_loss(term, config) for term in terms}
         self.log: dict[str, float] = {}
+        self._said: TeacherOutputs | None = None
+        self._gathering: Gathering | None = None
+        self._spread: Spread | None = None
 
-    def loss(self, batch: Batch, step: int, teacher: TeacherOutputs | None = None) -> Tensor:
-        """Weighted sum of the distillation terms for the batch that has just gone through the student.
+    def _check_term(self, term: TermConfig) -> None:
+        name, needs = architecture(self.student), wanted(term)
+        if keys.VECTOR_EMBEDDING in needs:
+            for role, model, width in (
+                ("student", name, self.student_features.vector_width),
+                ("teacher", self.teacher.name, self.teacher.vector_width),
+            ):
+                if not width:
+                    raise ValueError(
+                        f"loss_functions: `{term.key}` needs an l=1 embedding, which the {role}, a `{model}`, has not"
+                        + (" in its cache: write one with --vectors" if isinstance(self.teacher, CachedTeacher) else "")
+                        + ". Leave the term out."
+                    )
+        if term.key == keys.FORCE_JACOBIAN and not self.student_features.has_position_gradients:
+            raise ValueError(
+                f"loss_functions: `{term.key}` needs a student whose forces can be differentiated; a `{name}` detaches the "
+                "rotations of its edges from the positions. Leave the term out, or take another student."
+            )
+
+    def _build_projections(self) -> tuple[nn.Module, nn.Module]:
+        """Those that a term needs; in the place of another an `Identity`, without parameters."""
+        features, teacher = self.student_features, self.teacher
+        node: nn.Module = nn.Identity()
+        vector: nn.Module = nn.Identity()
+        compared = set().union(*(wanted(term) for term in self.terms))
+        if keys.NODE_EMBEDDING in compared:
+            node = build_projection(self.config.projection.kind, features.width, teacher.width, seed=self.seed)
+        if keys.VECTOR_EMBEDDING in compared:
+            vector = build_vector_projection(features.vector_width, teacher.vector_width, seed=self.seed + 1)
+        return self._on_all_ranks(node), self._on_all_ranks(vector)
+
+    def _on_all_ranks(self, module: nn.Module) -> nn.Module:
+        has_parameters = any(True for _ in module.parameters())
+        module = module.to(self.device)
+        return DistributedDataParallel(module) if has_parameters and distutils.initialized() else module
+
+    def ask(self, batch: Batch, step: int) -> None:
+        """Ask the teacher what the terms of this step need.
+
+        Before the student runs: the teacher's activations are gone by then, and the embeddings that other ranks need are
+        on their way while it does.
+
+        Args:
+            batch: B systems, on the student's device; with `labels: teacher` its labels become the teacher's.
+        """
+        self._said = self._gathering = None
+        active = self._active_terms(step)
+        fields = wanted_fields(self.config, [term for term, _ in active])
+        if not fields:
+            return
+        self._said = self.teacher(batch, fields, self.seed_of(step))
+        if self.config.labels == "teacher":
+            batch[keys.ENERGY], batch[keys.FORCES] = self._said.energy, self._said.forces
+        if keys.FORCE_JACOBIAN in fields:
+            batch.pos.requires_grad_(True)
+        if self.config.relations.negatives == "world" and any(
+            term.key == keys.RELATIONS and term.lmax == 0 for term, _ in active
+        ):
+            self._gathering = Gathering(self._said.node_embedding)
+
+    def _active_terms(self, step: int) -> list[tuple[TermConfig, float]]:
+        """The terms of a step and their coefficients, without those whose schedule is at 0."""
+        progress = (step - 1) / self.total_steps
+        weighted = [(term, term.coefficient * term.schedule.factor(progress)) for term in self.terms]
+        return [(term, coefficient) for term, coefficient in weighted if coefficient > 0]
+
+    def loss(self, batch: Batch, step: int, outputs: dict[str, Tensor]) -> Tensor:
+        """Weighted sum of the distillation terms for the batch that has just gone through the student, behind `ask`.
 
         Args:
             batch: B systems, on the student's device.
             step: number of the training step; with the seed and the rank it fixes the random subset of `max_pairs`.
-            teacher: what the teacher says of the batch, where it is known; else the teacher is run.
+            outputs: the student's energy (B, 1) and forces (N, 3), normalised.
         """
-        teacher = self.teacher(batch) if teacher is None else teacher
-        projected = self.projection(self.student_features.node_embedding).float()  # (N, D)
-        edges = teacher.edge_index if self.config.relations.graph == "teacher" else self.student_features.edge_index
         self.log = {}
-        total = projected.new_zeros(())
-        for term in self.terms:
-            loss = self.losses[term.key]
-            if isinstance(loss.loss_fn, CrackLoss):
-                loss.loss_fn.pairs = unordered_pairs(edges, projected.shape[0])
-                loss.loss_fn.generator = torch.Generator().manual_seed(self.seed_of(step))
-            value = loss(projected, teacher.node_embedding, natoms=batch.natoms)
-            self.log[keys.LOSS_PREFIX + term.key] = value.item()
-            if isinstance(loss.loss_fn, CrackLoss):
-                self.log.update(_diagnostics(loss.loss_fn))
-            total = total + term.coefficient * value
+        total = torch.zeros((), device=self.device)
+        if self._said is not None:
+            seen = Step(
+                batch,
+                self.student_features,
+                outputs,
+                self._said,
+                self.projection,
+                self.vector_projection,
+                self._spread,
+                self._normalize,
+            )
+            for term, coefficient in self._active_terms(step):
+                total = total + coefficient * self._term_loss(term, seen, step)
         self.student_features.clear()
         return total
+
+    def _term_loss(self, term: TermConfig, seen: Step, step: int) -> Tensor:
+        loss = self.losses[term.key]
+        if isinstance(loss.loss_fn, CrackLoss):
+            uses_teacher = self.config.relations.graph == "teacher"
+            edges = seen.teacher.edge_index if uses_teacher else self.student_features.edge_index
+            loss.loss_fn.pairs = unordered_pairs(edges, seen.batch.num_nodes)
+            loss.loss_fn.generator = torch.Generator().manual_seed(self.seed_of(step))
+            loss.loss_fn.gathering, self._gathering = self._gathering, None
+        with torch.autocast(self.device.type, enabled=False):
+            value = loss(*COMPARISONS[term.key].pair(seen, term), natoms=seen.batch.natoms)
+        self.log[keys.LOSS_PREFIX + term.key] = value.item()
+        if isinstance(loss.loss_fn, CrackLoss):
+            self.log.update(_diagnostics(loss.loss_fn))
+        return value
 
     def seed_of(self, step: int) -> int:
         """Seed of all that is random in a training step, so that a resumed run draws what the uninterrupted one drew."""
@@ -92,16 +191,23 @@ class Distillation:
             max_norm: clip the gradient's norm, on its own, so that the student's clipping is what it is without us.
             loss_scale: what the loss was multiplied with (mixed precision); a non-finite gradient skips the step.
         """
-        gradients = [parameter.grad for parameter in self.projection.parameters() if parameter.grad is not None]
+        if self.optimizer is None:
+            return
+        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
         for gradient in gradients:
             gradient /= loss_scale
         if all(bool(gradient.isfinite().all()) for gradient in gradients):
             if max_norm:
-                torch.nn.utils.clip_grad_norm_(self.projection.parameters(), max_norm)
+                torch.nn.utils.clip_grad_norm_(self._parameters, max_norm)
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             self.optimizer.step()
         self.optimizer.zero_grad()
+
+    def drop_gradients(self) -> None:
+        """Forget the gradients of a step that is skipped."""
+        if self.optimizer is not None:
+            self.optimizer.zero_grad()
 
     def check_elements(self, atomic_numbers: Tensor, where: str) -> None:
         """Raise ValueError when the teacher or the student has no embedding for an element."""
@@ -116,7 +222,7 @@ class Distillation:
                 )
 
     def preflight(self, batch: Batch) -> None:
-        """Check a sample of the training data before the first step.
+        """Check a sample of the training data before the first step, and take the unit of embeddings from it.
 
         Raises:
             ValueError: an element that a model cannot represent, or a relation graph without any pair.
@@ -124,7 +230,8 @@ class Distillation:
         self.check_elements(batch.atomic_numbers, "dataset.train")
         batch = batch.to(self.device)
         self.check_neighbors(batch)
-        edges = self.teacher(batch).edge_index
+        said = self.teacher(batch, self.wanted or {keys.NODE_EMBEDDING})
+        self._spread, edges = spread_of(said), said.edge_index
         if self.config.relations.graph == "student":
             with torch.no_grad(), torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
                 self.student.eval()
@@ -138,7 +245,7 @@ class Distillation:
             raise ValueError(
                 f"task.distill.relations: the {self.config.relations.graph}'s graph joins no pair of atoms in a sample of "
                 f"{len(batch.natoms)} systems of dataset.train: {atoms}. Relations need systems of several bonded atoms; "
-                f"check dataset.train.src, or distil with `{keys.NODE_EMBEDDINGS}` alone."
+                f"check dataset.train.src, or distil without `{keys.RELATIONS}`."
             )
 
     def check_neighbors(self, batch: Batch) -> None:
@@ -160,7 +267,8 @@ class Distillation:
         """What a training checkpoint keeps under `keys.CHECKPOINT_KEY`."""
         return {
             keys.PROJECTION: _unwrap(self.projection).state_dict(),
-            keys.PROJECTION_OPTIMIZER: self.optimizer.state_dict(),
+            keys.VECTOR_PROJECTION: _unwrap(self.vector_projection).state_dict(),
+            keys.PROJECTION_OPTIMIZER: {} if self.optimizer is None else self.optimizer.state_dict(),
             keys.TEACHER_FINGERPRINT: self.teacher.fingerprint(),
         }
 
@@ -177,11 +285,13 @@ class Distillation:
             )
         try:
             _unwrap(self.projection).load_state_dict(state[keys.PROJECTION])
+            _unwrap(self.vector_projection).load_state_dict(state.get(keys.VECTOR_PROJECTION, {}))
         except RuntimeError as error:
             raise ValueError(
-                f"The checkpoint to resume has another task.distill.projection: {error}. {STUDENT_ALONE}"
+                f"The checkpoint to resume has another task.distill.projection, or other terms: {error}. {STUDENT_ALONE}"
             ) from error
-        self.optimizer.load_state_dict(state[keys.PROJECTION_OPTIMIZER])
+        if self.optimizer is not None:
+            self.optimizer.load_state_dict(state[keys.PROJECTION_OPTIMIZER])
 
     def close(self) -> None:
         """Take every hook off the student and the teacher."""
@@ -208,7 +318,15 @@ def build_loss(term: TermConfig, config: DistillConfig) -> DistillationLoss:
             "max_pairs": relations.max_pairs,
             "false_negative_threshold": relations.false_negative_threshold,
         }
+    elif isinstance(loss.loss_fn, InfoNCELoss):
+        loss.loss_fn.temperature = term.temperature
     return loss
+
+
+def wanted_fields(config: DistillConfig, terms: list[TermConfig]) -> set[str]:
+    """All that a training asks of its teacher, fields of `TeacherOutputs`."""
+    labels = {keys.ENERGY, keys.FORCES} if config.labels == "teacher" else set()
+    return labels.union(*(wanted(term) for term in terms))
 
 
 def _diagnostics(loss: CrackLoss) -> Iterable[tuple[str, float]]:

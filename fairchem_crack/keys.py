@@ -1,7 +1,7 @@
 """The names, shapes and units of everything this package adds to a batch, a log or a checkpoint.
 
 One letter per dimension, everywhere: N atoms and B systems of the batch, E edges, P unordered pairs, D teacher width,
-D_s student width.
+D_s student width, D_v channels of the teacher's l=1 embedding.
 """
 
 from __future__ import annotations
@@ -11,10 +11,26 @@ from typing import Final
 # Keys of the distillation terms in `loss_functions`: what of the student is matched with the teacher.
 RELATIONS: Final = "relations"  # (P, D) unit relational vectors, from the (N, D) invariant node embeddings
 NODE_EMBEDDINGS: Final = "node_embeddings"  # (N, D) invariant node embedding, dimensionless
-DISTILLATION_TERMS: Final = (RELATIONS, NODE_EMBEDDINGS)
+VECTOR_EMBEDDINGS: Final = "vector_embeddings"  # (N, 3, D_v) l=1 node embedding, components x, y, z, dimensionless
+NODE_CONTRAST: Final = "node_contrast"  # (N, D) unit node embeddings, each among those of the batch
+ATOM_ENERGIES: Final = "atom_energies"  # (N, 1) contributions to the energy, in the student's normalised unit
+TEACHER_ENERGY: Final = "teacher_energy"  # (B, 1) energy, in the student's normalised unit
+TEACHER_FORCES: Final = "teacher_forces"  # (N_free, 3) forces, in the student's normalised unit
+FORCE_JACOBIAN: Final = "force_jacobian"  # (N, 3) a random row of d F / d x of each system, in that unit per A
+DISTILLATION_TERMS: Final = (
+    *(RELATIONS, NODE_EMBEDDINGS, VECTOR_EMBEDDINGS, NODE_CONTRAST),
+    *(ATOM_ENERGIES, TEACHER_ENERGY, TEACHER_FORCES, FORCE_JACOBIAN),
+)
+
+# What a teacher can be asked for: fields of `teacher.TeacherOutputs` and of a teacher cache. ATOM_ENERGIES and
+# FORCE_JACOBIAN are called as their terms; they are in eV and eV/A^2.
+NODE_EMBEDDING: Final = "node_embedding"  # (N, D) dimensionless
+VECTOR_EMBEDDING: Final = "vector_embedding"  # (N, 3, D_v) dimensionless
+ENERGY: Final = "energy"  # (B,) eV
+FORCES: Final = "forces"  # (N, 3) eV/A
 
 # Fields of a batch that a teacher cache adds to it. PyG shifts a field whose name has "index" by the atoms before it.
-TEACHER_EMBEDDING: Final = "teacher_node_embedding"  # (N, D) float16 or float32
+TEACHER_PREFIX: Final = "teacher_"  # before the name of a field of the cache
 TEACHER_PAIRS: Final = "teacher_pair_index"  # (2, P) long, i < j
 
 # Names under which a training step is logged. A term's unweighted value is logged as `loss_<its key>`.
@@ -27,7 +43,8 @@ NUM_DEGENERATE: Final = "degenerate_pairs"  # pairs left out because they have n
 
 # The one key that a training checkpoint has beyond a stock one, and its entries.
 CHECKPOINT_KEY: Final = "crack_distill"
-PROJECTION: Final = "projection"  # state_dict of the projection module
-PROJECTION_OPTIMIZER: Final = "projection_optimizer"  # state_dict of its optimizer
+PROJECTION: Final = "projection"  # state_dict of the node embeddings' projection; empty where no term needs it
+VECTOR_PROJECTION: Final = "vector_projection"  # state_dict of the l=1 embeddings'
+PROJECTION_OPTIMIZER: Final = "projection_optimizer"  # state_dict of their optimizer
 TEACHER_FINGERPRINT: Final = "teacher_fingerprint"  # str, see teacher.Teacher.fingerprint
 DISTILL_CONFIG: Final = "config"  # dict, the `task.distill` block and the distillation terms

@@ -11,7 +11,8 @@ from fairchem.core.modules.loss import DDPLoss
 from torch import Tensor, nn
 
 from fairchem_crack.contrastive import CrackTerms, crack_terms
-from fairchem_crack.distributed import gather_rows
+from fairchem_crack.distributed import Gathering, gather_rows
+from fairchem_crack.relations import has_direction, pair_difference, unit_embedding
 
 
 @registry.register_loss("crack")
@@ -25,6 +26,7 @@ class CrackLoss(nn.Module):
     Attributes:
         options: keyword arguments of `fairchem_crack.contrastive.crack_terms`.
         pairs: (2, P) long, of the next call; None for all pairs of each system.
+        gathering: the teacher's embeddings of all ranks, of the next call, if they are already on their way.
         terms: loss and diagnostics of the last call.
     """
 
@@ -33,17 +35,64 @@ class CrackLoss(nn.Module):
         self.options: dict = {}
         self.generator: Optional[torch.Generator] = None
         self.pairs: Optional[Tensor] = None
+        self.gathering: Optional[Gathering] = None
         self.terms: Optional[CrackTerms] = None
 
     def forward(self, pred: Tensor, target: Tensor, natoms: Tensor) -> Tensor:
         """(P',) loss per anchor from the embeddings of student, pred (N, D), and teacher, target (N, D)."""
         systems = torch.repeat_interleave(torch.arange(natoms.numel(), device=pred.device), natoms.to(pred.device))
         pairs = _all_pairs(systems) if self.pairs is None else self.pairs
-        given: dict[str, Any] = {"student": pred, "teacher": target, "pairs": pairs, "systems": systems}
         if self.options.get("negatives") == "world":
-            given = _of_all_ranks(pred, target, pairs)
-        self.terms = crack_terms(**given, generator=self.generator, **self.options)
+            self.terms = self._among_all_ranks(pred, target.detach(), pairs)
+        else:
+            given: dict[str, Any] = {"student": pred, "teacher": target, "pairs": pairs, "systems": systems}
+            self.terms = crack_terms(**given, generator=self.generator, **self.options)
         return self.terms.loss
+
+    def _among_all_ranks(self, student: Tensor, teacher: Tensor, pairs: Tensor) -> CrackTerms:
+        """This rank's pairs are the anchors, those of every rank the negatives.
+
+        With the student as anchor the negatives are the teacher's alone, and no embedding of a student travels.
+        """
+        valid = pair_difference(unit_embedding(student), pairs)[2]  # what other ranks cannot see
+        gathering, self.gathering = self.gathering or Gathering(teacher), None
+        all_pairs = Gathering((pairs[:, valid] + gathering.first).T.contiguous())
+        teachers, first, own = gathering.rows(), gathering.first, len(student)
+        if self.options.get("anchor", "student") == "student":
+            students = torch.cat((teachers[:first], student, teachers[first + own :]))  # theirs are never looked at
+        else:
+            students = gather_rows(student)
+        joined = all_pairs.rows().T.contiguous()
+        anchors = torch.zeros(joined.shape[1], dtype=torch.bool, device=pairs.device)
+        anchors[all_pairs.first : all_pairs.first + int(valid.sum())] = True
+        terms = crack_terms(
+            student=students, teacher=teachers, pairs=joined, anchors=anchors, generator=self.generator, **self.options
+        )
+        terms.num_degenerate = pairs.shape[1] - terms.num_pairs
+        return terms
+
+
+@registry.register_loss("info_nce")
+class InfoNCELoss(nn.Module):
+    r"""Elementwise InfoNCE of node embeddings, one value per atom, to be reduced by fairchem's `DDPLoss`.
+
+    loss_i = - log [ exp(a_i . b_i / tau) / sum_k exp(a_i . b_k / tau) ], a and b the unit embeddings of student and teacher,
+    k over the atoms of the batch. An atom without a direction in either model is left out. Source: van den Oord et al. 2018.
+
+    Attributes:
+        temperature: tau.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.temperature = 0.15
+
+    def forward(self, pred: Tensor, target: Tensor, natoms: Tensor) -> Tensor:
+        """(N',) loss per atom from the embeddings of student, pred (N, D), and teacher, target (N, D)."""
+        valid = has_direction(pred) & has_direction(target)
+        with torch.autocast(pred.device.type, enabled=False):
+            logits = unit_embedding(pred[valid]) @ unit_embedding(target[valid]).T / self.temperature  # (N', N')
+            return logits.logsumexp(dim=1) - logits.diagonal()
 
 
 class DistillationLoss(DDPLoss):
@@ -52,18 +101,6 @@ class DistillationLoss(DDPLoss):
     def _ddp_mean(self, num_samples: int, loss: Tensor) -> Tensor:
         global_samples = distutils.all_reduce(num_samples, device=loss.device)
         return loss * distutils.get_world_size() / max(global_samples, 1)
-
-
-def _of_all_ranks(student: Tensor, teacher: Tensor, pairs: Tensor) -> dict[str, Any]:
-    """The atoms and pairs of every rank; the anchors are this rank's pairs."""
-    students, atoms = gather_rows(student)
-    teachers, _ = gather_rows(teacher.detach())
-    rank = distutils.get_rank()
-    all_pairs, counts = gather_rows(pairs.T.contiguous() + sum(atoms[:rank]))
-    anchors = torch.zeros(sum(counts), dtype=torch.bool, device=pairs.device)
-    first = sum(counts[:rank])
-    anchors[first : first + counts[rank]] = True
-    return {"student": students, "teacher": teachers, "pairs": all_pairs.T.contiguous(), "anchors": anchors}
 
 
 def _all_pairs(systems: Tensor) -> Tensor:

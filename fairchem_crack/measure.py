@@ -35,14 +35,14 @@ def loss_bytes(*, pairs: float, atoms: float, width: int, device: str = "cpu", f
     return 4 * (EMBEDDING_COPIES * (pairs + atoms) * width + 2 * atoms * slab + tile)
 
 
-def seconds(work: Callable[[], Any], device: torch.device, *, prepare: Callable[[], Any] = lambda: None) -> float:
-    """Median time of `work()`; `prepare()`, before each, is not timed."""
+def seconds(work: Callable[..., Any], device: torch.device, *, prepare: Optional[Callable[[], Any]] = None) -> float:
+    """Median time of `work()`; of `work(prepare())`, without the time of that, where `prepare` is given."""
     times = []
     for _ in range(WARM_UP + REPEATS):
-        prepare()
+        prepared = [] if prepare is None else [prepare()]
         _synchronize(device)
         start = time.perf_counter()
-        work()
+        work(*prepared)
         _synchronize(device)
         times.append(time.perf_counter() - start)
     return statistics.median(times[WARM_UP:])

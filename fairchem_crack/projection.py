@@ -1,4 +1,4 @@
-"""The trainable map from the student's embedding to the teacher's; it exists only while training."""
+"""The trainable maps from the student's embeddings to the teacher's; they exist only while training."""
 
 from __future__ import annotations
 
@@ -20,3 +20,10 @@ def build_projection(kind: str, student_width: int, teacher_width: int, *, seed:
         if kind == "linear":
             return nn.Linear(student_width, teacher_width)
         return nn.Sequential(nn.Linear(student_width, teacher_width), nn.SiLU(), nn.Linear(teacher_width, teacher_width))
+
+
+def build_vector_projection(student_width: int, teacher_width: int, *, seed: int) -> nn.Module:
+    """A projection (N, 3, D_s) -> (N, 3, D_v), linear in the channels and without bias: it turns with the system."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        return nn.Linear(student_width, teacher_width, bias=False)

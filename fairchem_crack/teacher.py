@@ -7,9 +7,10 @@ import hashlib
 import logging
 import pickle
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,98 +26,137 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch_geometric.data import Batch
 
-from fairchem_crack.config import TeacherConfig
+from fairchem_crack import keys
+from fairchem_crack.config import Precision, TeacherConfig
 from fairchem_crack.features import Features, attach_features
+from fairchem_crack.jacobian import JacobianRows, draw_coordinates, jacobian_columns
 
 
 @dataclass(frozen=True)
 class TeacherOutputs:
-    """What a teacher says of a batch: ordinary tensors, without gradient.
+    """What a teacher says of a batch: ordinary tensors, without gradient; None is what it was not asked for.
 
     Attributes:
-        node_embedding: (N, D) invariant node embedding, dimensionless.
         edge_index: (2, E) edges the teacher passed messages along.
-    """
-
-    node_embedding: Tensor
-    edge_index: Tensor
-
-
-@dataclass(frozen=True)
-class TeacherPrediction:
-    """All that a teacher says of a batch, without gradient.
-
-    Attributes:
-        outputs: its node embedding and edges.
-        vector_embedding: (N, 3, D_v), None for a model without.
-        atom_energies: (N,), the model's own unit.
+        node_embedding: (N, D) invariant node embedding, dimensionless; D = 0 where a cache holds none.
+        vector_embedding: (N, 3, D_v) components x, y, z.
+        atom_energies: (N,) eV; their sum over a system is its energy.
         energy: (B,) eV.
         forces: (N, 3) eV/A.
+        force_jacobian: what it was asked for, see `jacobian`.
     """
 
-    outputs: TeacherOutputs
-    vector_embedding: Tensor | None
-    atom_energies: Tensor
-    energy: Tensor
-    forces: Tensor
+    edge_index: Tensor
+    node_embedding: Tensor
+    vector_embedding: Tensor | None = None
+    atom_energies: Tensor | None = None
+    energy: Tensor | None = None
+    forces: Tensor | None = None
+    force_jacobian: JacobianRows | None = None
+
+    def __getitem__(self, name: str) -> Any:
+        """A field that was asked for."""
+        value = getattr(self, name)
+        assert value is not None, name
+        return value
 
 
 class Teacher:
     """A frozen model: no gradients, no training mode, no part in DDP, EMA, optimizer or checkpoint."""
 
-    def __init__(self, name: str, model: nn.Module, checkpoint: Path, scalers: Mapping[str, list[nn.Module]] | None = None):
+    def __init__(
+        self,
+        name: str,
+        model: nn.Module,
+        checkpoint: Path,
+        scalers: Mapping[str, list[nn.Module]] | None = None,
+        precision: Precision = "auto",
+    ) -> None:
         self.name = name
         self.checkpoint = checkpoint
+        self.precision = precision
         self._scalers = scalers or {}  # of energy and forces: what turns the model's output into eV and eV/A
         self._fingerprint: str | None = None
         self.model = model.requires_grad_(False).eval()
         self.features: Features = attach_features(model, f"teacher {checkpoint}")
         self.width, self.max_atomic_number = self.features.width, self.features.max_atomic_number
+        self.vector_width = self.features.vector_width
         self.cutoff: float | None = getattr(self.features.backbone, "cutoff", None)
 
-    @torch.inference_mode()
-    def _run(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        self.model.eval()
-        with self.features.stopping_after("node_embedding", "edge_index"):  # its energy and forces are not needed
-            self.model(batch)
-        outputs = self.features.node_embedding.float(), self.features.edge_index
-        self.features.clear()
-        return outputs
-
-    def __call__(self, batch: Batch) -> TeacherOutputs:
+    def __call__(self, batch: Batch, wanted: Collection[str] = (keys.NODE_EMBEDDING,), seed: int = 0) -> TeacherOutputs:
         """Run the teacher on a batch on its device.
 
         What it says of a system does not depend on the other systems of the batch, see `_OfItsSystemAlone`; the caller's
         random number stream is left as it was.
-        """
-        with _reproducible(batch):
-            node_embedding, edge_index = self._run(_own(batch))
-        # a clone made outside of inference mode may enter the student's graph
-        return TeacherOutputs(node_embedding.clone(), edge_index.clone())
 
-    def predict(self, batch: Batch) -> TeacherPrediction:
-        """Run the teacher to its end, on a batch on its device. The same embedding and edges as a call's."""
+        Args:
+            wanted: fields of `TeacherOutputs`; a teacher asked for embeddings alone runs none of its later blocks.
+            seed: of the coordinates of `force_jacobian`.
+        """
+        with self._as_configured(batch):
+            if set(wanted) <= {keys.NODE_EMBEDDING, keys.VECTOR_EMBEDDING}:
+                outputs = self._embed(_own(batch), keys.VECTOR_EMBEDDING in wanted)
+            else:
+                outputs = self._predict(_own(batch))
+            if keys.FORCE_JACOBIAN in wanted:
+                coordinates = draw_coordinates(batch, seed)
+                rows = jacobian_columns(lambda moved: self._predict(moved)[keys.FORCES], _own(batch), coordinates)
+                outputs = replace(outputs, force_jacobian=JacobianRows(coordinates, rows))
+        return outputs
+
+    @torch.inference_mode()
+    def _run_embeddings(self, batch: Batch, *names: str) -> list[Tensor]:
         self.model.eval()
-        with _reproducible(batch), torch.set_grad_enabled(self.features.has_gradient_forces):
-            found = self.model(_own(batch))
+        with self.features.stopping_after(*names):  # its energy and forces are not needed
+            self.model(batch)
+        values = [getattr(self.features, name) for name in names]
+        self.features.clear()
+        return values
+
+    def _embed(self, batch: Batch, has_vectors: bool) -> TeacherOutputs:
+        names = ("edge_index", keys.NODE_EMBEDDING, *([keys.VECTOR_EMBEDDING] if has_vectors else []))
+        # a clone made outside of inference mode may enter the student's graph
+        edges, *embeddings = [value.clone() for value in self._run_embeddings(batch, *names)]
+        fields: dict[str, Any] = {name: value.float() for name, value in zip(names[1:], embeddings)}
+        return TeacherOutputs(edges, **fields)
+
+    def _predict(self, batch: Batch) -> TeacherOutputs:
+        """All that a model says, run to its end."""
+        self.model.eval()
+        with torch.set_grad_enabled(self.features.has_gradient_forces):
+            found = self.model(batch)
         if not isinstance(found.get("energy"), Tensor):  # a hydra that keeps its heads apart
             found = {name: value for head in found.values() for name, value in head.items()}
-        values = {"energy": found["energy"].detach().view(-1), "forces": found["forces"].detach().view(-1, 3)}
-        for name, scalers in self._scalers.items():
-            values[name] = scalers[0](values[name])
-            for references in scalers[1:]:
-                values[name] = references(values[name].view(len(values[name]), -1), batch).view_as(values[name])
+        energy, forces = found["energy"].detach().float().view(-1), found["forces"].detach().float().view(-1, 3)
+        energy, forces = self._in_ev(energy, "energy", batch), self._in_ev(forces, "forces", batch)
         features = self.features
-        vectors = features.vector_embedding.detach().float() if features.vector_width else None
-        prediction = TeacherPrediction(
-            TeacherOutputs(features.node_embedding.detach().float(), features.edge_index),
-            vectors,
-            features.atom_energies.detach().float()[:, 0],
-            values["energy"],
-            values["forces"],
+        scale = getattr(self._scalers.get("energy", [None])[0], "rmsd", 1.0)
+        outputs = TeacherOutputs(
+            features.edge_index,
+            features.node_embedding.detach().float(),
+            features.vector_embedding.detach().float() if features.vector_width else None,
+            share(features.atom_energies.detach().float()[:, 0] * scale, energy, batch),
+            energy,
+            forces,
         )
         features.clear()
-        return prediction
+        return outputs
+
+    def _in_ev(self, values: Tensor, name: str, batch: Batch) -> Tensor:
+        for number, scaler in enumerate(self._scalers.get(name, [])):  # a normalizer, then references
+            values = scaler(values) if number == 0 else scaler(values.view(len(values), -1), batch).view_as(values)
+        return values
+
+    @contextmanager
+    def _as_configured(self, batch: Batch) -> Iterator[None]:
+        device = batch.pos.device.type
+        contexts: dict[str, Callable[[], AbstractContextManager]] = {
+            "auto": nullcontext,
+            "float32": partial(torch.autocast, device, enabled=False),
+            "bfloat16": partial(torch.autocast, device, torch.bfloat16),
+        }
+        with contexts[self.precision](), _reproducible(batch):
+            yield
 
     def graph_settings(self) -> dict[str, Any]:
         """What the teacher's edges depend on."""
@@ -140,6 +180,12 @@ class Teacher:
             digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
         self._fingerprint = digest.hexdigest()
         return self._fingerprint
+
+
+def share(values: Tensor, total: Tensor, batch: Batch) -> Tensor:
+    """Atom energies (N,) shifted so that they sum to `total` (B,), by the same for every atom of a system."""
+    sums = torch.zeros_like(total).index_add(0, batch.batch, values.to(total.dtype))
+    return values + ((total - sums) / batch.natoms)[batch.batch]
 
 
 def _own(batch: Batch) -> Batch:
@@ -202,7 +248,7 @@ def load_teacher(config: TeacherConfig, device: torch.device) -> Teacher:
         average.shadow_params = checkpoint["ema"]["shadow_params"]  # load_state_dict would copy them
         average.copy_to(model.parameters())
         logging.info(f"Teacher {path}: taking its EMA weights.")
-    teacher = Teacher(name, model.to(device), path, _scalers(checkpoint, device))
+    teacher = Teacher(name, model.to(device), path, _scalers(checkpoint, device), config.precision)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     logging.info(f"Teacher {path}: `{name}`, {parameters / 1e6:.2f}M parameters, D = {teacher.features.width}.")
     return teacher

@@ -126,6 +126,30 @@ class FeaturesConformance:
         moved[1].positions -= np.arange(len(moved[1]))[:, None] % 2 * moved[1].cell[1]
         assert deviation(self.embedding(slabs()), self.embedding(moved)) < self.tolerance
 
+    def test_autograd_has_the_whole_derivative_of_the_forces_where_the_adapter_says_so(self) -> None:
+        model, adapter = self.attached()
+        if not adapter.has_position_gradients:
+            return
+        model.train()  # in evaluation some models free the graph of their forces
+        batch, step = collate(slabs()), 0.005
+
+        def force(positions: Tensor) -> Tensor:
+            torch.manual_seed(0)
+            moved = batch.clone()
+            moved.pos = positions
+            outputs = model(moved)
+            forces = outputs["forces"] if "forces" in outputs else next(iter(outputs.values()))["forces"]
+            return forces.reshape(-1)[4]
+
+        positions = batch.pos.clone().requires_grad_(True)
+        (row,) = torch.autograd.grad(force(positions), positions)
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(3):
+            direction = torch.randn(row.shape, generator=generator)
+            direction = direction / direction.norm()
+            difference = float(force(batch.pos + step * direction) - force(batch.pos - step * direction)) / (2 * step)
+            assert abs(difference - float((row * direction).sum())) < 0.02 * float(row.norm())
+
     def test_embeddings_go_with_their_atoms(self) -> None:
         systems, rng = slabs(), np.random.default_rng(0)
         orders = [rng.permutation(len(system)) for system in systems]

@@ -6,6 +6,8 @@ import copy
 import logging
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from fairchem_crack import keys
 from fairchem_crack.cached import CachedDataset, CachedTeacher, open_cache
 from fairchem_crack.checks import check_datasets, check_metrics, check_no_graph_parallelism, check_run_dir, check_warmup
 from fairchem_crack.config import DistillConfig, TeacherConfig, parse, split_loss_functions
-from fairchem_crack.distillation import Distillation
+from fairchem_crack.distillation import Distillation, wanted_fields
 from fairchem_crack.initialization import copy_weights
 from fairchem_crack.teacher import Teacher, load_teacher, read_checkpoint
 
@@ -44,6 +46,8 @@ class CrackDistillTrainer(OCPTrainer):
     """
 
     ema: ExponentialMovingAverage | None
+    step: int
+    epoch: float
 
     def __init__(self, *, task: dict, loss_functions: list[dict], **fairchem_arguments: Any) -> None:
         own_losses, terms = split_loss_functions(loss_functions)
@@ -65,6 +69,8 @@ class CrackDistillTrainer(OCPTrainer):
         self._has_fresh_weights = True
         self._has_finite_gradients = True
         self._skipped_steps = 0  # in a row
+        self._last_update = 0  # step whose update is complete
+        self._is_updating = self._is_validating = False
         check_run_dir(fairchem_arguments.get("run_dir"))
         super().__init__(
             task={key: value for key, value in task.items() if key != "distill"},
@@ -113,6 +119,7 @@ class CrackDistillTrainer(OCPTrainer):
                 self._distillation.load_state_dict(self._resumed_state)
             elif self.step > 0:
                 logging.warning("The projection starts anew: the checkpoint has none, or task.distill.resume is `student`.")
+            self._last_update = self.step
             guard = self.optimizer.register_step_pre_hook(self._drop_nonfinite_gradients)
             super().train(disable_eval_tqdm)
             guard.remove()
@@ -128,16 +135,29 @@ class CrackDistillTrainer(OCPTrainer):
             teacher=self._open_teacher(config.teacher),
             student=self._unwrapped_model,
             optimizer=self.optimizer,
+            normalize=self._normalize,
+            total_steps=self.config["optim"]["max_epochs"] * len(self.train_loader or ()),
             device=self.device,
             seed=self.config["cmd"]["seed"] or 0,
         )
+
+    def _normalize(self, name: str, values: Tensor, batch: Batch) -> Tensor:
+        """Energies or forces in the unit in which the student's own terms compare them."""
+        normalized = values.view(len(values), -1)
+        if name in self.elementrefs:
+            normalized = self.elementrefs[name].dereference(normalized, batch)
+        if name in self.normalizers:
+            normalized = self.normalizers[name].norm(normalized)
+        return normalized.view_as(values)
 
     def _open_teacher(self, config: TeacherConfig) -> Teacher | CachedTeacher:
         """The teacher itself; or its cache, whose records the loader then attaches to the training data."""
         if config.cache is None:
             return load_teacher(config, self.device)
+        assert self._distill_config is not None
         cache = open_cache(config, self.device)
-        dataset = CachedDataset(self.train_dataset, cache, "dataset.train")
+        fields = wanted_fields(self._distill_config, self._terms)
+        dataset = CachedDataset(self.train_dataset, cache, "dataset.train", fields)
         self.train_loader = self.get_dataloader(dataset, self.train_sampler)
         return CachedTeacher(cache)
 
@@ -158,13 +178,14 @@ class CrackDistillTrainer(OCPTrainer):
     def _forward(self, batch: Batch) -> dict[str, Tensor]:
         if self._active is not None:
             self._active.check_elements(batch.atomic_numbers, f"dataset.train, systems {_ids(batch)},")
+            self._batch = batch = batch.to(self.device)
+            self._active.ask(batch, self.step)
             torch.manual_seed(self._active.seed_of(self.step))  # dropout, and the frames that some models draw for edges
-            self._batch = batch
         return super()._forward(batch)
 
     def _compute_loss(self, out: dict[str, Tensor], batch: Batch) -> Tensor:
         loss = super()._compute_loss(out, batch)
-        return loss if self._active is None else loss + self._active.loss(batch, self.step)
+        return loss if self._active is None else loss + self._active.loss(batch, self.step, out)
 
     def _compute_metrics(self, out: dict, batch: Batch, evaluator: Any, metrics: dict | None = None) -> dict:
         metrics = super()._compute_metrics(out, batch, evaluator, metrics)
@@ -185,12 +206,14 @@ class CrackDistillTrainer(OCPTrainer):
             self._distillation.step(self.scheduler.get_lr(), max_norm=self.clip_grad_norm, loss_scale=loss_scale)
         elif self.scaler is None:  # which lowers its scale until they are finite
             self._report_skipped_step()
+        self._last_update, self._is_updating = self.step, False
 
     def _drop_nonfinite_gradients(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         """Before each step of the student's optimizer, which leaves a parameter without gradient as it is.
 
         The gradients are those that DDP has averaged: all ranks decide alike.
         """
+        self._is_updating = True
         gradients = [one.grad for group in optimizer.param_groups for one in group["params"] if one.grad is not None]
         norms = torch.stack(torch._foreach_norm(gradients)) if gradients else torch.zeros(1)
         self._has_finite_gradients = bool(norms.isfinite().all())
@@ -199,7 +222,7 @@ class CrackDistillTrainer(OCPTrainer):
 
     def _report_skipped_step(self) -> None:
         assert self._distillation is not None and self._distill_config is not None
-        self._distillation.optimizer.zero_grad()
+        self._distillation.drop_gradients()
         self._skipped_steps += 1
         terms = {**self._own_losses, **self._distillation.log}
         guilty = ", ".join(f"{name} = {value}" for name, value in terms.items() if not math.isfinite(value))
@@ -215,11 +238,46 @@ class CrackDistillTrainer(OCPTrainer):
             )
         logging.warning(f"{message}; {limit - self._skipped_steps} more in a row stop the run.")
 
+    def validate(self, split: str = "val", disable_tqdm: bool = False):
+        """Validate as fairchem does; `save` knows of it."""
+        self._is_validating = True
+        metrics = super().validate(split, disable_tqdm)
+        self._is_validating = False
+        return metrics
+
     def save(self, metrics: dict | None = None, checkpoint_file: str = "checkpoint.pt", training_state: bool = True):
         """Save fairchem's checkpoint; a training checkpoint gets the projection under one key of its own.
 
-        Written under a temporary name and renamed, so that a kill while saving leaves the last checkpoint whole.
+        Written under a temporary name and renamed, so that a kill while saving leaves the last checkpoint whole. It may be
+        called at any moment, by the signal of a scheduler that takes the machine away: see `_last_update_restored`.
         """
+        if self._distillation is None or not training_state:
+            return self._save(metrics, checkpoint_file, training_state)
+        last = Path(self.config["cmd"]["checkpoint_dir"]) / checkpoint_file
+        if self._is_updating and last.is_file():
+            logging.warning(
+                f"Step {self.step}: interrupted between two updates that belong together; {last} stays as it is."
+            )
+            return str(last)
+        with self._last_update_restored():
+            return self._save(metrics, checkpoint_file, training_state)
+
+    @contextmanager
+    def _last_update_restored(self) -> Iterator[None]:
+        """The last completed step, where another has begun; the student's own weights, where their average is validated."""
+        begun, averaged = (self.step, self.epoch), self.ema if self._is_validating else None
+        if self._last_update != self.step:
+            self.step, self.epoch = self._last_update, self._last_update / len(self.train_loader)
+        if averaged is not None and averaged.collected_params:
+            averaged.restore()
+        try:
+            yield
+        finally:
+            self.step, self.epoch = begun
+            if averaged is not None and averaged.collected_params:
+                averaged.copy_to()
+
+    def _save(self, metrics: dict | None, checkpoint_file: str, training_state: bool) -> str | None:
         path = super().save(metrics, f"{checkpoint_file}.partial", training_state)
         if path is None:
             return None

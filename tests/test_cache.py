@@ -40,7 +40,10 @@ from fairchem_crack.cache import (
     written_chunks,
 )
 from fairchem_crack.cached import CachedDataset, CachedTeacher, digest_of
+from fairchem_crack.keys import NODE_EMBEDDING
 
+NODE = [NODE_EMBEDDING]
+TEACHER_EMBEDDING = keys.TEACHER_PREFIX + NODE_EMBEDDING
 ALL_FIELDS = ("energy", "forces", "atom_energies", "node_embedding", "vector_embedding")
 SHARD = "shard.0000.lmdb"
 
@@ -555,20 +558,20 @@ def test_digest_of_a_system():
 def test_a_system_comes_with_its_record(tmp_path):
     systems = Systems()
     cache = cached(tmp_path, systems)
-    dataset = CachedDataset(systems, cache, "dataset.train")
+    dataset = CachedDataset(systems, cache, "dataset.train", NODE)
     assert len(dataset) == 10
     for index in range(10):
-        embedding = dataset[index][keys.TEACHER_EMBEDDING]
+        embedding = dataset[index][TEACHER_EMBEDDING]
         assert embedding.dtype == torch.float16
         assert np.array_equal(embedding.numpy(), cache[index].values["node_embedding"])
         assert np.array_equal(dataset[index][keys.TEACHER_PAIRS].numpy(), cache[index].pairs)
-        assert keys.TEACHER_EMBEDDING not in systems[index]
+        assert TEACHER_EMBEDDING not in systems[index]
 
 
 def test_pairs_of_a_batch_count_its_atoms(tmp_path):
     from fairchem.core.datasets import data_list_collater
 
-    dataset = CachedDataset(Systems(), cached(tmp_path, Systems(), dtype="float32"), "dataset.train")
+    dataset = CachedDataset(Systems(), cached(tmp_path, Systems(), dtype="float32"), "dataset.train", NODE)
     batch = data_list_collater([dataset[index] for index in (4, 1, 7)], otf_graph=True)
     said = CachedTeacher(dataset.cache)(batch)
     first = 0
@@ -582,7 +585,7 @@ def test_pairs_of_a_batch_count_its_atoms(tmp_path):
 
 def test_a_dataset_of_another_length(tmp_path):
     with pytest.raises(CacheError, match=rf"{tmp_path} holds 10 systems, dataset.train 9\. .*another dataset"):
-        CachedDataset(Systems(9), cached(tmp_path, Systems()), "dataset.train")
+        CachedDataset(Systems(9), cached(tmp_path, Systems()), "dataset.train", NODE)
 
 
 def test_a_reordered_dataset(tmp_path):
@@ -591,15 +594,15 @@ def test_a_reordered_dataset(tmp_path):
     for system in systems.systems:  # by its digest alone
         system.pos = system.pos + 1e-3
     with pytest.raises(CacheError, match=rf"{tmp_path} record 0 was made of another system than system 0 of dataset.train"):
-        CachedDataset(systems, cache, "dataset.train")
+        CachedDataset(systems, cache, "dataset.train", NODE)
 
 
 def test_two_systems_in_another_place(tmp_path):
     """Too few to be among those looked at before the first step: noticed when they are read."""
     systems = Systems(640)
-    dataset = CachedDataset(systems, cached(tmp_path, systems), "dataset.train")
+    dataset = CachedDataset(systems, cached(tmp_path, systems), "dataset.train", NODE)
     systems.systems[3], systems.systems[5] = systems.systems[5], systems.systems[3]
-    dataset = CachedDataset(systems, dataset.cache, "dataset.train")
+    dataset = CachedDataset(systems, dataset.cache, "dataset.train", NODE)
     with pytest.raises(CacheError, match="record 3"):
         dataset[3]
 
@@ -613,16 +616,21 @@ def test_another_atom_count(tmp_path):
         removed[name] = removed[name][1:]
     removed.natoms = found - 1
     with pytest.raises(CacheError, match=f"record 0 holds {found} atoms, system 0 of dataset.train has {found - 1}"):
-        CachedDataset(systems, cache, "dataset.train")
+        CachedDataset(systems, cache, "dataset.train", NODE)
 
 
 def test_a_cache_without_embeddings_says_so(tmp_path):
     from fairchem.core.datasets import data_list_collater
 
     cache = cached(tmp_path, Systems(), width=0, fields=("energy", "forces"), has_pairs=False)
-    dataset = CachedDataset(Systems(), cache, "dataset.train")
-    with pytest.raises(CacheError, match=f"{tmp_path} of toy holds energies and forces, and no node embeddings"):
-        CachedTeacher(cache)(data_list_collater([dataset[0]], otf_graph=True))
+    with pytest.raises(CacheError, match=f"{tmp_path} holds energy, forces, and no node_embedding, which a term"):
+        CachedDataset(Systems(), cache, "dataset.train", NODE)
+    dataset = CachedDataset(Systems(), cache, "dataset.train", ["energy", "forces"])
+    said = CachedTeacher(cache)(data_list_collater([dataset[0], dataset[1]], otf_graph=True), ["energy", "forces"])
+    records = [cache[index].values for index in (0, 1)]
+    assert said.energy.numpy() == pytest.approx([float(values["energy"]) for values in records])
+    assert said.forces.numpy() == pytest.approx(np.concatenate([values["forces"] for values in records]))
+    assert said.edge_index.shape == (2, 0) and said.node_embedding.shape == (len(said.forces), 0)
 
 
 # ---- processes
@@ -633,11 +641,11 @@ def first(batch: list) -> Data:
 
 
 def test_workers_of_a_loader_read_the_same(tmp_path):
-    dataset = CachedDataset(Systems(40), cached(tmp_path, Systems(40)), "dataset.train")  # has read, so has open files
+    dataset = CachedDataset(Systems(40), cached(tmp_path, Systems(40)), "dataset.train", NODE)  # has read, so has open files
     loader = DataLoader(dataset, num_workers=2, collate_fn=first)
     for _ in range(2):
         for index, system in enumerate(loader):
-            for name in (keys.TEACHER_EMBEDDING, keys.TEACHER_PAIRS):
+            for name in (TEACHER_EMBEDDING, keys.TEACHER_PAIRS):
                 assert torch.equal(system[name], dataset[index][name])
     dataset.cache.close()
     assert sum(1 for _ in loader) == 40
@@ -657,10 +665,10 @@ def test_a_cache_is_read_in_a_fork_and_after_it(cache):
 
 
 def test_a_cached_dataset_can_be_pickled(tmp_path):
-    dataset = CachedDataset(Systems(), cached(tmp_path, Systems()), "dataset.train")
+    dataset = CachedDataset(Systems(), cached(tmp_path, Systems()), "dataset.train", NODE)
     copied = pickle.loads(pickle.dumps(dataset))
     for index in range(10):
-        assert torch.equal(copied[index][keys.TEACHER_EMBEDDING], dataset[index][keys.TEACHER_EMBEDDING])
+        assert torch.equal(copied[index][TEACHER_EMBEDDING], dataset[index][TEACHER_EMBEDDING])
 
 
 def test_a_spawned_process_reads_a_pickled_cache(cache, tmp_path):

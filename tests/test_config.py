@@ -19,10 +19,17 @@ def test_documented_block_is_accepted():
     parsed = parse(DistillConfig, distill(relations=relations, projection={"kind": "linear"}), "task.distill")
     assert parsed == parse(DistillConfig, distill(), "task.distill")
     assert dataclasses.asdict(parsed) == {
-        "teacher": {"checkpoint": "eq2_31M.pt", "cache": None, "local_cache": "pretrained_models", "use_ema": True},
+        "teacher": {
+            "checkpoint": "eq2_31M.pt",
+            "cache": None,
+            "local_cache": "pretrained_models",
+            "use_ema": True,
+            "precision": "auto",
+        },
         "relations": {**relations, "false_negative_threshold": None},
         "projection": {"kind": "linear"},
         "init_from_teacher": None,
+        "labels": "data",
         "resume": "all",
         "max_skipped_steps": 10,
     }
@@ -56,7 +63,7 @@ def test_choices_are_those_of_the_loss():
         (
             distill(zzz={}),
             "task.distill.zzz",
-            "Known are `teacher`, `relations`, `projection`, `init_from_teacher`, `resume`, `max_skipped_steps`",
+            "Known are `teacher`, `relations`, `projection`, `init_from_teacher`, `labels`, `resume`, `max_skipped_steps`",
         ),
         (distill(relations={"anchor": "studnt"}), "task.distill.relations.anchor", "Did you mean `student`?"),
         (distill(relations={"negatives": "galaxy"}), "task.distill.relations.negatives", "batch, system, world"),
@@ -73,7 +80,11 @@ def test_choices_are_those_of_the_loss():
         ({"teacher": {"checkpoint": None}}, "task.distill.teacher.checkpoint", "missing"),
         ({"teacher": {"checkpoint": "a.pt", "use_ema": 1}}, "task.distill.teacher.use_ema", "expected bool"),
         ({}, "task.distill.teacher", "missing"),
-        (None, "task.distill", "`teacher`, `relations`, `projection`, `init_from_teacher`, `resume`, `max_skipped_steps`"),
+        (
+            None,
+            "task.distill",
+            "`teacher`, `relations`, `projection`, `init_from_teacher`, `labels`, `resume`, `max_skipped_steps`",
+        ),
     ],
 )
 def test_a_wrong_block_is_refused_by_dotted_path(block, path, part):
@@ -100,7 +111,7 @@ def test_a_wrong_block_is_refused_by_dotted_path(block, path, part):
         ("relations", {"fn": "crack"}, ".coefficient", "missing"),
         ("relations", None, ".fn", "missing"),
         ("relations", 10, "", "expected a mapping"),
-        ("relations", MSE, ".fn", "`relations` takes `crack`"),
+        ("relations", MSE, ".fn", "`relations` cannot use `mse`; it takes `crack`"),
         ("node_embeddings", CRACK, ".fn", "cannot use `crack`"),
         ("node_embeddings", {**MSE, "key": "relations"}, ".key", "unknown option"),
         ("relations", {**MSE, "key": "node_embeddings"}, ".key", "unknown option"),

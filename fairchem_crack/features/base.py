@@ -33,6 +33,7 @@ class Features(abc.ABC):
         width: D, channels of the invariant node embedding.
         vector_width: channels of the l=1 node embedding; 0 for a model that has none.
         has_gradient_forces: the model's forward needs autograd for its forces.
+        has_position_gradients: autograd has the whole derivative of its outputs with respect to the positions.
         max_atomic_number: the largest atomic number the model can represent.
         backbone: the model; of a hydra, its backbone.
     """
@@ -40,6 +41,7 @@ class Features(abc.ABC):
     width: int
     vector_width: int = 0
     has_gradient_forces: bool = False
+    has_position_gradients: bool = True
     max_atomic_number: int
 
     def __init__(self, model: nn.Module) -> None:

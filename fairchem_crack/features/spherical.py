@@ -27,6 +27,8 @@ def _split(coefficients: Tensor, lmax_list: list[int]) -> dict[str, Tensor]:
 class EquiformerV2Features(Features):
     """Embedding: the coefficients behind the last norm."""
 
+    has_position_gradients = False  # the rotations of the edges are detached
+
     def attach(self) -> None:
         """Hook the blocks named in the class's docstring."""
         backbone, head = self.backbone, self.owner("energy_block")
@@ -48,6 +50,8 @@ class EquiformerV2Features(Features):
 @register_features("escn", "escn_backbone")
 class ESCNFeatures(Features):
     """Embedding: the sum of the last layer's input and output, which is what the heads sample on the sphere."""
+
+    has_position_gradients = False  # the rotations of the edges are detached
 
     def attach(self) -> None:
         """Hook the blocks named in the class's docstring."""
@@ -73,6 +77,7 @@ class ESENFeatures(Features):
         self.width = self.vector_width = backbone.sphere_channels
         self.max_atomic_number = backbone.max_num_elements - 1
         self.has_gradient_forces = backbone.regress_forces and not backbone.direct_forces
+        self.has_position_gradients = self.has_gradient_forces  # else the rotations of the edges are detached
         mean = getattr(head, "reduce", "sum") == "mean"
         self.on_input(backbone.edge_degree_embedding, lambda args: {"edge_index": args[3]})
         self.on_output(backbone.norm, lambda x: _split(x, [backbone.lmax]))

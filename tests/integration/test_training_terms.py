@@ -1,0 +1,177 @@
+"""Every distillation term in a training by the stock command: alone, from a cache, without labels, by a schedule."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import pickle
+from pathlib import Path
+
+import lmdb
+import pytest
+import torch
+import yaml
+from architectures import GEMNET_T
+from conftest import TEACHER_MODEL
+
+from fairchem_crack.cli import main
+from fairchem_crack.config import TeacherConfig
+from fairchem_crack.teacher import Teacher, load_teacher
+
+TERMS = {
+    "relations": {"fn": "crack", "coefficient": 1, "lmax": 1},
+    "node_embeddings": {"fn": "mse", "coefficient": 1},
+    "vector_embeddings": {"fn": "mse", "coefficient": 1},
+    "node_contrast": {"fn": "info_nce", "coefficient": 1},
+    "atom_energies": {"fn": "mae", "coefficient": 1},
+    "teacher_energy": {"fn": "mae", "coefficient": 1},
+    "teacher_forces": {"fn": "l2mae", "coefficient": 1},
+    "force_jacobian": {"fn": "mse", "coefficient": 1},
+}
+GEMNET = {"name": "gemnet_t", **GEMNET_T, "max_neighbors": 20}
+
+
+def with_terms(config: dict, terms: dict) -> dict:
+    config = copy.deepcopy(config)
+    config["loss_functions"] = [*config["loss_functions"][:2], *({key: options} for key, options in terms.items())]
+    return config
+
+
+def write_cache(config: dict, directory: Path) -> Path:
+    file = directory / "cached.yml"
+    file.write_text(yaml.safe_dump(config))
+    gc.collect()  # a former run's data set closes its LMDB when collected; one process opens it only once
+    flags = ["--config-yml", str(file), "--cpu", "--output", str(directory / "cache")]
+    main(["cache-teacher", *flags, "--dtype", "float32", "--vectors", "--jacobian-rows", "2", "--chunk", "5"])
+    return directory / "cache"
+
+
+@pytest.mark.parametrize("key", TERMS)
+def test_each_term_alone_is_trained(run, distilled, key):
+    finished = run(with_terms(distilled, {key: TERMS[key]}))
+    values = [step[f"loss_{key}"] for step in finished.steps]
+    assert len(values) == 6 and all(value > 0 for value in values)
+    assert [name for name in finished.steps[0] if name.startswith("loss_")] == ["loss_energy", "loss_forces", f"loss_{key}"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("student", ["painn", "gemnet_t"])
+def test_all_terms_from_a_cache_are_those_online(run, distilled, tmp_path, student):
+    terms = {**TERMS, "relations": {**TERMS["relations"], "lmax": 0}}
+    terms.pop("force_jacobian")  # from a cache its rows are other ones
+    if student == "gemnet_t":
+        distilled["model"] = GEMNET
+        terms.pop("vector_embeddings")
+    config = with_terms(distilled, terms)
+    online = run(config, name="online")
+    config["task"]["distill"]["teacher"] = {"cache": str(write_cache(config, tmp_path))}
+    cached = run(config, name="cached")
+    assert len(online.steps) == 6
+    for one, other in zip(online.steps, cached.steps):
+        for key in terms:
+            assert other[f"loss_{key}"] == pytest.approx(one[f"loss_{key}"], rel=1e-4), key
+
+
+@pytest.mark.parametrize("student", ["painn", "gemnet_t"])
+def test_the_jacobian_from_a_cache_is_trained(run, distilled, tmp_path, student):
+    if student == "gemnet_t":
+        distilled["model"] = GEMNET
+    config = with_terms(distilled, {"force_jacobian": TERMS["force_jacobian"]})
+    config["task"]["distill"]["teacher"] = {"cache": str(write_cache(config, tmp_path))}
+    assert all(step["loss_force_jacobian"] > 0 for step in run(config).steps)
+
+
+def relabelled(source: Path, target: Path, change) -> Path:
+    """A copy of an LMDB data set, each of its records changed."""
+    target.mkdir()
+    (file,) = source.glob("*.lmdb")
+    old = lmdb.open(str(file), subdir=False, readonly=True, lock=False)
+    new = lmdb.open(str(target / "data.lmdb"), subdir=False, map_size=1 << 26)
+    with old.begin() as reading, new.begin(write=True) as writing:
+        for key, value in reading.cursor():
+            record = pickle.loads(value)
+            if not isinstance(record, int):
+                change(int(key), record)
+            writing.put(key, pickle.dumps(record))
+    old.close()
+    new.close()
+    return target
+
+
+def test_without_labels_it_is_trained_as_on_the_teachers(run, data, distilled, teacher_checkpoint, tmp_path):
+    from fairchem.core.datasets import LmdbDataset, data_list_collater
+
+    teacher = load_teacher(TeacherConfig(str(teacher_checkpoint)), torch.device("cpu"))
+    gc.collect()
+    dataset = LmdbDataset({"src": str(data / "train")})
+    systems = [dataset[index] for index in range(len(dataset))]
+    del dataset
+    gc.collect()
+    said = [teacher(data_list_collater([system], otf_graph=True), ["energy", "forces"]) for system in systems]
+
+    def with_answers(index, record):
+        record.y, record.force = float(said[index].energy), said[index].forces
+
+    def without(_, record):
+        del record.y, record.force
+
+    labelled = relabelled(data / "train", tmp_path / "labelled", with_answers)
+    bare = relabelled(data / "train", tmp_path / "bare", without)
+    config = with_terms(distilled, {"relations": TERMS["relations"]})
+    del config["dataset"]["val"]
+    config["dataset"]["train"]["src"] = str(labelled)
+    expected = run(config, name="labelled")
+    config["dataset"]["train"]["src"] = str(bare)
+    config["task"]["distill"]["labels"] = "teacher"
+    found = run(config, name="bare")
+    assert found.losses() == pytest.approx(expected.losses(), rel=1e-5)
+    assert [step["energy_mae"] for step in found.steps] == pytest.approx(
+        [step["energy_mae"] for step in expected.steps], 1e-5
+    )
+
+
+def test_a_term_whose_schedule_is_over_costs_no_teacher(run, distilled, monkeypatch):
+    asked = []
+    call = Teacher.__call__
+    monkeypatch.setattr(Teacher, "__call__", lambda self, *args: asked.append(1) or call(self, *args))
+    schedule = {"kind": "off", "until": 0.5}
+    finished = run(with_terms(distilled, {"relations": {**TERMS["relations"], "schedule": schedule}}))
+    assert ["loss_relations" in step for step in finished.steps] == [True] * 3 + [False] * 3
+    assert len(asked) == 1 + 3  # the sample before the first step
+
+
+def test_the_coefficient_follows_its_schedule(run, distilled):
+    schedule = {"kind": "linear", "final": 0.5}
+    finished = run(with_terms(distilled, {"relations": {"fn": "crack", "coefficient": 8, "schedule": schedule}}))
+    for number, step in enumerate(finished.steps):
+        weight = 8 * (1 - 0.5 * number / 6)
+        expected = step["loss_energy"] + 10 * step["loss_forces"] + weight * step["loss_relations"]
+        assert step["loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_what_a_model_lacks_is_refused_by_name(run, distilled):
+    config = with_terms(distilled, {"vector_embeddings": TERMS["vector_embeddings"]})
+    config["model"] = GEMNET
+    with pytest.raises(
+        ValueError, match="`vector_embeddings` needs an l=1 embedding, which the student, a `gemnet_t`, has not"
+    ):
+        run(config)
+    config = with_terms(distilled, {"force_jacobian": TERMS["force_jacobian"]})
+    config["model"] = TEACHER_MODEL
+    with pytest.raises(
+        ValueError, match="`force_jacobian` needs a student whose forces can be differentiated; a `equiformer"
+    ):
+        run(config)
+
+
+def test_a_cache_that_lacks_a_field_is_refused_before_training(run, distilled, tmp_path):
+    file = tmp_path / "cached.yml"
+    file.write_text(yaml.safe_dump(distilled))
+    gc.collect()
+    main(["cache-teacher", "--config-yml", str(file), "--cpu", "--output", str(tmp_path / "cache")])
+    config = with_terms(distilled, {"vector_embeddings": TERMS["vector_embeddings"]})
+    config["task"]["distill"]["teacher"] = {"cache": str(tmp_path / "cache")}
+    with pytest.raises(
+        ValueError, match=r"no vector_embedding, which a term of loss_functions needs\. Write one with --vectors"
+    ):
+        run(config)

@@ -1,0 +1,337 @@
+"""What each distillation term compares, against values worked out independently."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from scipy.spatial.transform import Rotation
+from torch import Tensor, distributed, multiprocessing, nn
+from torch_geometric.data import Batch, Data
+
+from fairchem_crack import keys
+from fairchem_crack.config import DistillConfig, ScheduleConfig, TeacherConfig, TermConfig
+from fairchem_crack.distillation import build_loss
+from fairchem_crack.jacobian import (
+    DISPLACEMENT,
+    JacobianRows,
+    choose_rows,
+    draw_coordinates,
+    jacobian_columns,
+    jacobian_rows,
+    to_keep,
+)
+from fairchem_crack.teacher import TeacherOutputs
+from fairchem_crack.terms import COMPARISONS, Step, spread_of
+
+WIDTH, VECTORS, OF_STUDENT = 5, 4, 3
+SIZES = (4, 1, 6)
+MEAN, SCALE = {"energy": 1.5, "forces": 0.0}, {"energy": 2.0, "forces": 0.5}  # of the student's normalizers
+ELEMENTWISE = {
+    keys.NODE_EMBEDDINGS: "mse",
+    keys.VECTOR_EMBEDDINGS: "l2mae",
+    keys.ATOM_ENERGIES: "mae",
+    keys.TEACHER_ENERGY: "mae",
+    keys.TEACHER_FORCES: "l2mae",
+    keys.FORCE_JACOBIAN: "mse",
+}
+_sample = torch.randn(9, WIDTH + 3 * VECTORS, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+SPREAD = spread_of(  # of one sample, whatever batch is compared
+    TeacherOutputs(torch.zeros(2, 0).long(), _sample[:, :WIDTH], _sample[:, WIDTH:].view(9, 3, VECTORS))
+)
+
+
+def batch_of(sizes: tuple[int, ...], seed: int = 0) -> Batch:
+    """Systems with harmonic forces between all atoms; the first atom of each is fixed, where it has several."""
+    generator = torch.Generator().manual_seed(seed)
+    systems = []
+    for size in sizes:
+        fixed = torch.zeros(size)
+        fixed[0] = size > 1
+        positions = torch.randn(size, 3, generator=generator, dtype=torch.float64)
+        systems.append(Data(pos=positions, natoms=size, fixed=fixed, springs=torch.rand(size, generator=generator).double()))
+    return Batch.from_data_list(systems)
+
+
+def harmonic(batch: Batch) -> Tensor:
+    """(N, 3) forces of E = sum over pairs of one system of (k_i + k_j) |x_i - x_j|^2 / 2."""
+    same = (batch.batch[:, None] == batch.batch) & ~torch.eye(batch.num_nodes, dtype=torch.bool)
+    strength = (batch.springs[:, None] + batch.springs) * same
+    return (strength[..., None] * (batch.pos[None] - batch.pos[:, None])).sum(1)
+
+
+def hessian(batch: Batch) -> Tensor:
+    """(3 N, 3 N) of the same energy, by hand."""
+    same = (batch.batch[:, None] == batch.batch) & ~torch.eye(batch.num_nodes, dtype=torch.bool)
+    strength = (batch.springs[:, None] + batch.springs) * same
+    return torch.kron(torch.diag(strength.sum(1)) - strength, torch.eye(3, dtype=torch.float64))
+
+
+def normalize(name: str, values: Tensor, batch: Batch) -> Tensor:
+    return (values - MEAN[name]) / SCALE[name]
+
+
+def step_of(sizes: tuple[int, ...], seed: int = 0) -> Step:
+    """A student and a teacher of random outputs; each system's are those it would have alone."""
+    parts = []
+    for number, size in enumerate(sizes):
+        generator = torch.Generator().manual_seed(1000 * seed + number)
+        shapes = [
+            (size, OF_STUDENT),
+            (size, 3, OF_STUDENT),
+            (size, 1),
+            (size, WIDTH),
+            (size, 3, VECTORS),
+            (size, 3),
+            (size,),
+        ]
+        parts.append([torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes])
+    node, vectors, energies, teacher_node, teacher_vectors, forces, atom_energies = map(torch.cat, zip(*parts))
+    batch = batch_of(sizes, seed)
+    batch.pos.requires_grad_(True)
+    sums = torch.zeros(len(sizes), dtype=torch.float64)
+    coordinates = draw_coordinates(batch, seed)
+    rows = jacobian_columns(lambda moved: harmonic(moved) * 1.1, batch, coordinates).detach()
+    with torch.random.fork_rng([]):
+        torch.manual_seed(1)
+        projections = nn.Linear(OF_STUDENT, WIDTH).double(), nn.Linear(OF_STUDENT, VECTORS, bias=False).double()
+    return Step(
+        batch,
+        SimpleNamespace(node_embedding=node, vector_embedding=vectors, atom_energies=energies),
+        {"energy": sums.index_add(0, batch.batch, energies[:, 0])[:, None], "forces": harmonic(batch)},
+        TeacherOutputs(
+            torch.zeros(2, 0, dtype=torch.long),
+            teacher_node,
+            teacher_vectors,
+            atom_energies,
+            sums.index_add(0, batch.batch, atom_energies),
+            forces,
+            JacobianRows(coordinates, rows),
+        ),
+        *projections,
+        SPREAD,
+        normalize,
+    )
+
+
+def compared(step: Step, key: str, **options) -> tuple[Tensor, Tensor]:
+    fn = {keys.RELATIONS: "crack", keys.NODE_CONTRAST: "info_nce"}.get(key, "mse")
+    return COMPARISONS[key].pair(step, TermConfig(key, fn, 1.0, **options))
+
+
+def loss_of(step: Step, key: str, fn: str) -> Tensor:
+    loss = build_loss(TermConfig(key, fn, 1.0), DistillConfig(TeacherConfig("any")))
+    return loss(*COMPARISONS[key].pair(step, TermConfig(key, fn, 1.0)), natoms=step.batch.natoms)
+
+
+@pytest.mark.parametrize("standardize", [True, False])
+def test_node_embeddings_are_compared_in_units_of_the_teachers_spread(standardize):
+    step = step_of(SIZES)
+    student, teacher = compared(step, keys.NODE_EMBEDDINGS, standardize=standardize)
+    unit = SPREAD.node if standardize else torch.ones(WIDTH)
+    expected = step.student.node_embedding @ step.projection.weight.T + step.projection.bias
+    torch.testing.assert_close(student, expected.float() / unit)
+    torch.testing.assert_close(teacher, step.teacher.node_embedding / unit)
+
+
+def test_the_spread_is_that_of_the_channels_and_bounded_below():
+    node = torch.tensor([[0.0, 10.0, 5.0], [2.0, 30.0, 5.0], [4.0, 20.0, 5.0]])
+    vectors = torch.zeros(3, 3, 1)
+    vectors[:, 0, 0], vectors[:, 1, 0] = 3.0, 4.0
+    spread = spread_of(TeacherOutputs(torch.zeros(2, 0).long(), node, vectors))
+    median = (8 / 3) ** 0.5
+    torch.testing.assert_close(spread.node, torch.tensor([median, (200 / 3) ** 0.5, 0.01 * median]))
+    torch.testing.assert_close(spread.vector, torch.tensor([5.0]))
+
+
+@pytest.mark.parametrize("key", [keys.VECTOR_EMBEDDINGS, keys.RELATIONS])
+def test_turning_all_vectors_changes_no_loss(key):
+    turn = torch.tensor(Rotation.random(random_state=1).as_matrix())
+    values = []
+    for matrix in (torch.eye(3, dtype=torch.float64), turn):
+        step = step_of(SIZES)
+        step.student.vector_embedding = torch.einsum("xy,nyc->nxc", matrix, step.student.vector_embedding)
+        turned = torch.einsum("xy,nyc->nxc", matrix, step.teacher.vector_embedding)
+        step.teacher.__dict__["vector_embedding"] = turned
+        student, teacher = compared(step, key, **({"lmax": 1} if key == keys.RELATIONS else {}))
+        if key == keys.RELATIONS:
+            values.append(student.double() @ teacher.T)  # all that the loss sees of them
+        else:
+            values.append((student - teacher).norm(dim=1))  # (N D_v,)
+    assert not torch.allclose(values[0], torch.zeros_like(values[0]))
+    torch.testing.assert_close(values[0], values[1], rtol=1e-5, atol=1e-6)
+
+
+def test_relations_with_vectors_give_both_parts_the_same_weight():
+    step = step_of(SIZES)
+    _, teacher = compared(step, keys.RELATIONS, lmax=1)
+    assert teacher.shape == (sum(SIZES), WIDTH + 3 * VECTORS)
+    torch.testing.assert_close(teacher[:, :WIDTH].norm(dim=1), torch.ones(sum(SIZES)).double())
+    torch.testing.assert_close(teacher[:, WIDTH:].norm(dim=1), torch.ones(sum(SIZES)).double())
+
+
+def test_atom_energies_are_in_the_students_unit_and_sum_to_its_target():
+    step = step_of(SIZES)
+    student, teacher = compared(step, keys.ATOM_ENERGIES)
+    torch.testing.assert_close(student, step.student.atom_energies.float())
+    first = 0
+    for size, energy in zip(SIZES, step.teacher.energy):
+        own, said = teacher[first : first + size, 0], step.teacher.atom_energies[first : first + size]
+        torch.testing.assert_close(own.sum(), (energy - MEAN["energy"]) / SCALE["energy"])
+        torch.testing.assert_close(own - own[0], (said - said[0]) / SCALE["energy"])
+        first += size
+
+
+def test_energy_and_forces_are_the_students_own_terms_with_the_teachers_labels():
+    step = step_of(SIZES)
+    student, teacher = compared(step, keys.TEACHER_ENERGY)
+    torch.testing.assert_close(student, step.outputs["energy"].float())
+    torch.testing.assert_close(teacher, (step.teacher.energy[:, None] - 1.5) / 2.0)
+    free = [1, 2, 3, 4, 6, 7, 8, 9, 10]  # all but the first atom of a system of several
+    student, teacher = compared(step, keys.TEACHER_FORCES)
+    torch.testing.assert_close(student, step.outputs["forces"][free].float())
+    torch.testing.assert_close(teacher, step.teacher.forces[free] / 0.5)
+
+
+def test_rows_and_columns_of_the_jacobian_are_those_of_the_hessian():
+    batch = batch_of(SIZES)
+    coordinates = draw_coordinates(batch, 3)
+    expected = -hessian(batch)[coordinates].view(len(SIZES), -1, 3)[batch.batch, torch.arange(batch.num_nodes)]
+    columns = jacobian_columns(harmonic, batch, coordinates)
+    batch.pos.requires_grad_(True)
+    rows = jacobian_rows(harmonic(batch), batch.pos, coordinates)
+    torch.testing.assert_close(rows, expected)
+    torch.testing.assert_close(columns, expected, rtol=1e-8, atol=1e-10)
+
+
+def test_a_row_of_the_jacobian_is_differentiable():
+    batch = batch_of((3,))
+    batch.pos.requires_grad_(True)
+    strength = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+    jacobian_rows(strength * harmonic(batch), batch.pos, torch.tensor([4])).square().sum().backward()
+    assert strength.grad == pytest.approx(2 * 2.0 * float(hessian(batch)[4].square().sum()))
+
+
+def test_the_error_of_a_column_is_of_second_order():
+    batch = batch_of((2,))
+    cubic = jacobian_columns(lambda moved: moved.pos**3, batch, torch.tensor([3]))
+    x = batch.pos.view(-1)[3]
+    assert float(cubic.view(-1)[3]) == pytest.approx(float(3 * x**2 + DISPLACEMENT**2), rel=1e-9)
+    assert cubic.count_nonzero() == 1
+
+
+def test_coordinates_are_drawn_among_the_free_atoms_of_each_system():
+    batch = batch_of((4, 1, 2, 3))
+    batch.fixed[7:] = 1  # of the last system none is free
+    drawn = torch.stack([draw_coordinates(batch, seed) for seed in range(400)])
+    free = [{3, 4, 5, 6, 7, 8, 9, 10, 11}, {12, 13, 14}, {18, 19, 20}, {-1}]
+    assert [set(column.tolist()) for column in drawn.T] == free
+    assert torch.equal(draw_coordinates(batch, 5), draw_coordinates(batch, 5))
+
+
+def test_a_kept_row_is_the_row_that_was_kept():
+    batch = batch_of((4, 1, 2, 3))
+    batch.fixed[7:] = 1
+    rows = [JacobianRows(at := draw_coordinates(batch, seed), jacobian_columns(harmonic, batch, at)) for seed in range(3)]
+    kept = torch.stack([to_keep(row, batch) for row in rows], dim=1)
+    seen = set()
+    for seed in range(20):
+        chosen = choose_rows(batch, kept, seed)
+        for system in range(3):
+            atoms = batch.batch == system
+            matches = [
+                number
+                for number, row in enumerate(rows)
+                if row.coordinates[system] == chosen.coordinates[system]
+                and torch.equal(row.values[atoms], chosen.values[atoms])
+            ]
+            assert matches
+            seen.update(matches)
+        assert chosen.coordinates[3] == -1
+    assert seen == {0, 1, 2}
+
+
+@pytest.mark.parametrize("key, fn", ELEMENTWISE.items())
+def test_the_weight_of_a_term_does_not_depend_on_the_batch_size(key, fn):
+    """The mean over a batch of equal systems is that of one of them."""
+    alone, together = step_of((5,)), step_of((5,))
+    loss = loss_of(alone, key, fn)
+    together.batch = Batch.from_data_list(alone.batch.to_data_list() * 3)
+    raise_to = {name: torch.cat([getattr(alone.student, name)] * 3) for name in vars(alone.student)}
+    together.student = SimpleNamespace(**raise_to)
+    coordinates = torch.cat([alone.teacher.force_jacobian.coordinates + 15 * number for number in range(3)])
+    together.batch.pos = together.batch.pos.detach().requires_grad_(True)
+    together.outputs = {"energy": torch.cat([alone.outputs["energy"]] * 3), "forces": harmonic(together.batch)}
+    fields = ("node_embedding", "vector_embedding", "atom_energies", "energy", "forces")
+    together.teacher = TeacherOutputs(
+        alone.teacher.edge_index,
+        **{name: torch.cat([getattr(alone.teacher, name)] * 3) for name in fields},
+        force_jacobian=JacobianRows(coordinates, torch.cat([alone.teacher.force_jacobian.values] * 3)),
+    )
+    torch.testing.assert_close(loss_of(together, key, fn), loss)
+    assert loss > 0
+
+
+def rank_main(rank: int, directory: str) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=2)
+    step = step_of(SIZES[:1] if rank == 0 else SIZES[1:], seed=rank)
+    torch.save({key: loss_of(step, key, fn).detach() for key, fn in ELEMENTWISE.items()}, Path(directory) / f"{rank}.pt")
+    distributed.barrier()
+    os._exit(0)  # gloo's threads, torn down while another rank still ends, abort a process now and then
+
+
+@pytest.mark.slow
+def test_the_weight_of_a_term_does_not_depend_on_the_number_of_ranks(tmp_path):
+    """Ranks of unequal size: the average over the ranks is the mean over the elements of both."""
+    multiprocessing.spawn(rank_main, (str(tmp_path),), nprocs=2)
+    found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    steps = [step_of(SIZES[:1], seed=0), step_of(SIZES[1:], seed=1)]
+    for key, fn in ELEMENTWISE.items():
+        loss = build_loss(TermConfig(key, fn, 1.0), DistillConfig(TeacherConfig("any"))).loss_fn
+        values = [loss(*compared(step, key), natoms=step.batch.natoms).flatten() for step in steps]
+        assert (found[0][key] + found[1][key]) / 2 == pytest.approx(float(torch.cat(values).mean())), key
+        assert len(values[0]) != len(values[1])
+
+
+def test_info_nce_is_the_cross_entropy_of_cosines():
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(7, 5, generator=generator, dtype=torch.float64) for _ in range(2))
+    term = TermConfig(keys.NODE_CONTRAST, "info_nce", 1.0, temperature=0.3)
+    loss = build_loss(term, DistillConfig(TeacherConfig("any")))
+    cosines = torch.nn.functional.cosine_similarity(student[:, None], teacher[None], dim=-1)
+    expected = torch.nn.functional.cross_entropy(cosines / 0.3, torch.arange(7))
+    torch.testing.assert_close(loss(student, teacher, natoms=torch.tensor([7])), expected)
+
+
+def test_info_nce_leaves_out_atoms_without_a_direction():
+    student, teacher = torch.eye(4, dtype=torch.float64), torch.eye(4, dtype=torch.float64)
+    student[1], teacher[2] = 0, 0
+    student.requires_grad_(True)
+    loss_fn = build_loss(TermConfig(keys.NODE_CONTRAST, "info_nce", 1.0), DistillConfig(TeacherConfig("any")))
+    loss = loss_fn(student, teacher, natoms=torch.tensor([4]))
+    one = torch.exp(torch.tensor(1 / 0.15)).double()
+    torch.testing.assert_close(loss, torch.log((one + 1) / one), rtol=1e-5, atol=1e-9)
+    loss.backward()
+    assert student.grad.isfinite().all()
+    nothing = loss_fn(student[:0], teacher[:0], natoms=torch.tensor([0]))
+    assert float(nothing) == 0
+
+
+@pytest.mark.parametrize(
+    "schedule, expected",
+    [
+        ({}, [1, 1, 1, 1]),
+        ({"kind": "linear"}, [1, 0.75, 0.5, 0]),
+        ({"kind": "linear", "until": 0.5, "final": 0.2}, [1, 0.6, 0.2, 0.2]),
+        ({"kind": "cosine"}, [1, (1 + 0.5**0.5) / 2, 0.5, 0]),
+        ({"kind": "off", "until": 0.5}, [1, 1, 0, 0]),
+        ({"kind": "linear", "until": 1.0, "final": 3.0}, [1, 1.5, 2, 3]),
+    ],
+)
+def test_a_schedule_goes_from_one_to_its_final_factor(schedule, expected):
+    config = ScheduleConfig(**schedule)
+    assert [config.factor(progress) for progress in (0, 0.25, 0.5, 1.0)] == pytest.approx(expected)
