@@ -7,10 +7,13 @@ import statistics
 import time
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from fairchem.core.common.utils import setup_imports
 from fairchem.core.trainers.ocp_trainer import OCPTrainer
+from torch import Tensor
 
 from fairchem_crack.features import architecture
 from fairchem_crack.teacher import model_config, read_checkpoint
@@ -20,6 +23,37 @@ METRICS = {
     "forces": ["mae", "cosine_similarity"],
     "misc": ["energy_forces_within_threshold"],
 }
+
+
+class SystemErrors:
+    """Stands where fairchem's evaluator does, sees what it sees, and keeps the errors of each system."""
+
+    def __init__(self) -> None:
+        self._batches: list[dict[str, Tensor]] = []
+
+    def eval(self, prediction: dict[str, Tensor], target: dict[str, Tensor], prev_metrics: Any = None) -> None:
+        """Take a batch of predictions, in eV and eV/A, the forces of the free atoms alone."""
+        energy = (prediction["energy"] - target["energy"]).abs().view(-1)  # (B,)
+        of_atoms = (prediction["forces"] - target["forces"]).abs().sum(dim=1)  # (N,)
+        atoms = target["natoms"]  # (B,) free ones
+        system = torch.repeat_interleave(torch.arange(len(atoms), device=atoms.device), atoms)
+        forces = of_atoms.new_zeros(len(atoms)).index_add_(0, system, of_atoms)
+        self._batches.append({"energy": energy, "forces": forces, "components": 3 * atoms})
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Of all batches: |energy error| in eV, sum of |force error| in eV/A, number of force components; each (S,)."""
+        names = self._batches[0]
+        return {name: torch.cat([batch[name] for batch in self._batches]).cpu().double().numpy() for name in names}
+
+
+class _Trainer(OCPTrainer):
+    """fairchem's trainer, which also keeps the errors of each system when it validates."""
+
+    system_errors: SystemErrors
+
+    def _compute_metrics(self, out: dict, batch: Any, evaluator: Any, metrics: dict | None = None) -> dict:
+        super()._compute_metrics(out, batch, self.system_errors, metrics)
+        return super()._compute_metrics(out, batch, evaluator, metrics)
 
 
 class CheckpointEvaluator:
@@ -40,7 +74,7 @@ class CheckpointEvaluator:
         content = read_checkpoint(checkpoint)
         name, attributes = model_config(content, checkpoint)
         self._dataset = dataset
-        self._trainer = OCPTrainer(
+        self._trainer = _Trainer(
             task={},
             model={"name": name, **attributes},
             outputs=content["config"]["outputs"],
@@ -68,9 +102,22 @@ class CheckpointEvaluator:
     def metrics(self, src: Path) -> dict[str, float]:
         """`energy_mae` (eV), `forces_mae` (eV/A, free atoms), `forces_cosine_similarity`,
         `energy_forces_within_threshold` (fraction) over the dataset at `src`."""
+        return self.metrics_and_errors(src)[0]
+
+    def metrics_and_errors(self, src: Path) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """`metrics`, and what they are the means of: the errors of each system, in an order that the dataset alone decides.
+
+        energy_mae = mean_k energy_k and forces_mae = sum_k forces_k / sum_k components_k over the systems k.
+
+        Returns:
+            The metrics; and `energy` (S,) |error| in eV, `forces` (S,) sum of the |error| of the free atoms' components
+            in eV/A, `components` (S,) how many these are.
+        """
         self._load(src)
+        self._trainer.system_errors = SystemErrors()
         found = self._trainer.validate(disable_tqdm=True)
-        return {name: float(value["metric"]) for name, value in found.items() if name != "loss"}
+        metrics = {name: float(value["metric"]) for name, value in found.items() if name != "loss"}
+        return metrics, self._trainer.system_errors.arrays()
 
     def atoms_per_second(self, src: Path, *, repeats: int = 3) -> float:
         """Atoms per second of inference on a batch of the dataset at `src`, median of `repeats` after one to warm up."""

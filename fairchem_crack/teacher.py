@@ -94,7 +94,7 @@ class Teacher:
             seed: of the coordinates of `force_jacobian`.
         """
         with self._as_configured(batch):
-            if set(wanted) <= {keys.NODE_EMBEDDING, keys.VECTOR_EMBEDDING}:
+            if set(wanted) <= {keys.NODE_EMBEDDING, keys.VECTOR_EMBEDDING, keys.FORCE_JACOBIAN}:
                 outputs = self._embed(_own(batch), keys.VECTOR_EMBEDDING in wanted)
             else:
                 outputs = self._predict(_own(batch))

@@ -1,0 +1,108 @@
+"""Intervals of what a benchmark measures over seeds and systems.
+
+An error of a model is a ratio of sums, e = sum_k x_k / sum_k w_k over the systems k of a split: x_k the energy error and
+w_k = 1, or x_k the sum of the force errors of a system and w_k the number of its components. One letter per dimension:
+S seeds, K systems, R replicates of a bootstrap.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import t as student
+
+REPLICATES = 10_000  # the ends of a 95 % interval then scatter by some 2 % of its width
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate, and the ends of its interval; the ends are NaN where there is none."""
+
+    estimate: float
+    low: float = math.nan
+    high: float = math.nan
+
+
+def t_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
+    """Mean and interval of normally distributed values: m -+ t s / sqrt(S), t of S - 1 degrees of freedom.
+
+    Args:
+        values: (S,) one number of each seed; a single one has no interval.
+    """
+    mean, count = float(np.mean(values)), len(values)
+    if count < 2:
+        return Interval(mean)
+    half = float(student.ppf((1 + confidence) / 2, count - 1)) * float(np.std(values, ddof=1)) / math.sqrt(count)
+    return Interval(mean, mean - half, mean + half)
+
+
+@dataclass(frozen=True)
+class Errors:
+    """The errors of students and teacher on the systems of one split.
+
+    Row s of `undistilled` and of `distilled` are of the same seed; column k of everything is the same system.
+
+    Attributes:
+        undistilled: (S, K) x of the students trained on labels alone.
+        distilled: (S, K) x of the distilled ones.
+        teacher: (K,) x of the teacher.
+        weights: (K,) w, what x is divided by.
+    """
+
+    undistilled: np.ndarray
+    distilled: np.ndarray
+    teacher: np.ndarray
+    weights: np.ndarray
+
+
+def gap_closed(splits: Sequence[Errors]) -> float:
+    """(u - d) / (u - t), each the mean over splits and seeds of the error e; 1 is the teacher, 0 the undistilled student."""
+    seeds = np.full((1, len(splits[0].undistilled)), 1 / len(splits[0].undistilled))
+    return float(_gaps(splits, seeds, [np.ones((1, len(errors.weights))) for errors in splits])[0])
+
+
+def gap_closed_interval(
+    splits: Sequence[Errors], *, confidence: float = 0.95, replicates: int = REPLICATES, seed: int = 0
+) -> Interval:
+    """`gap_closed` and its interval by a paired bootstrap over seeds and systems: percentiles of the replicates.
+
+    A replicate draws seeds with replacement, the same for the undistilled and the distilled students, and of each split as
+    many systems as it has, the same for all models. Of S seeds it draws S - 1, which makes the variance over them unbiased
+    (Rao & Wu 1988); S of S would make it (S - 1) / S of what it is.
+
+    How often the truth is held (tests/test_statistics.py) depends on what scatters. What a seed does to all systems alike is
+    known from S numbers only: where it dominates, a 95 % interval of five seeds holds the truth in about 85 %, one of three
+    in 73 %. What a seed does to single systems is counted with the seeds and with the systems (Owen 2007): where it
+    dominates, the interval is too wide. One seed is not resampled: its interval is of the systems alone.
+    """
+    random = np.random.default_rng(seed)
+    count = len(splits[0].undistilled)
+    drawn = max(count - 1, 1)
+    seeds = random.multinomial(drawn, np.full(count, 1 / count), size=replicates) / drawn  # (R, S)
+    systems = [_resampled(random, len(errors.weights), replicates) for errors in splits]
+    gaps = _gaps(splits, seeds, systems)
+    low, high = np.quantile(gaps, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(gap_closed(splits), float(low), float(high))
+
+
+def _resampled(random: np.random.Generator, systems: int, replicates: int) -> np.ndarray:
+    """(R, K) how often each system was drawn."""
+    return random.multinomial(systems, np.full(systems, 1 / systems), size=replicates)
+
+
+def _gaps(splits: Sequence[Errors], seeds: np.ndarray, systems: Sequence[np.ndarray]) -> np.ndarray:
+    """(R,) gap closed for (R, S) weights of the seeds, which sum to 1, and (R, K) counts of each split's systems."""
+
+    def mean(name: str) -> np.ndarray:
+        total = np.zeros(len(seeds))
+        for errors, counts in zip(splits, systems):
+            sums = getattr(errors, name)  # (K,) or (S, K)
+            of_systems = sums if sums.ndim == 1 else seeds @ sums  # (K,) or (R, K)
+            total += (counts * of_systems).sum(axis=1) / (counts @ errors.weights)
+        return total
+
+    undistilled = mean("undistilled")
+    return (undistilled - mean("distilled")) / (undistilled - mean("teacher"))

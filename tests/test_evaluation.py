@@ -1,0 +1,43 @@
+"""The errors of single systems, against fairchem's own metrics."""
+
+from __future__ import annotations
+
+import gc
+
+import numpy as np
+import pytest
+import torch
+from conftest import DATASET
+
+from fairchem_crack.evaluation import CheckpointEvaluator, SystemErrors
+
+
+def test_forces_are_summed_by_system():
+    # Two systems of one and two free atoms.
+    prediction = {"energy": torch.tensor([[1.0], [2.0]]), "forces": torch.tensor([[1.0, 0, 0], [0, 2, 0], [0, 0, -3]])}
+    target = {"energy": torch.tensor([[3.0], [2.5]]), "forces": torch.zeros(3, 3), "natoms": torch.tensor([1, 2])}
+    errors = SystemErrors()
+    for _ in range(2):  # batches
+        errors.eval(prediction, target)
+    found = errors.arrays()
+    assert found["energy"].tolist() == [2, 0.5] * 2
+    assert found["forces"].tolist() == [1, 5] * 2
+    assert found["components"].tolist() == [3, 6] * 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch_size", [2, 5])
+def test_the_errors_of_the_systems_average_to_fairchems_metrics(run, stock, data, batch_size):
+    stock["dataset"]["train"]["transforms"] = {
+        "normalizer": {"energy": {"mean": -1.0, "stdev": 2.0}, "forces": {"mean": 0.0, "stdev": 0.5}}
+    }
+    trained = run(stock)
+    gc.collect()
+    evaluator = CheckpointEvaluator(trained.checkpoints / "best_checkpoint.pt", DATASET, batch_size=batch_size)
+    metrics, errors = evaluator.metrics_and_errors(data / "val_ood_both")
+    assert {len(values) for values in errors.values()} == {6}  # systems
+    assert errors["energy"].mean() == pytest.approx(metrics["energy_mae"], rel=1e-6)
+    assert errors["forces"].sum() / errors["components"].sum() == pytest.approx(metrics["forces_mae"], rel=1e-6)
+    # Systems differ in size, so that a mean over their own means would not do.
+    assert np.mean(errors["forces"] / errors["components"]) != pytest.approx(metrics["forces_mae"], rel=1e-6)
+    assert evaluator.metrics(data / "val_ood_both") == pytest.approx(metrics)
