@@ -30,7 +30,7 @@ class TeacherConfig:
     cache: Optional[str] = None  # directory of a teacher cache; with it the teacher is not run, and its file may be gone
     local_cache: str = "pretrained_models"  # where a pretrained checkpoint is downloaded to
     use_ema: bool = True  # take the checkpoint's EMA weights when it has them
-    precision: Precision = "auto"  # auto is the training's: float32, or with --amp float16 where autocast takes it
+    precision: Precision = "auto"  # auto: the training's, float16 autocast with --amp; bfloat16: autocast
 
     def __post_init__(self) -> None:
         if not self.checkpoint and not self.cache:
@@ -42,10 +42,10 @@ class RelationsConfig:
     """Which relations are formed, and what each is contrasted with."""
 
     graph: RelationGraph = "teacher"  # whose edges make the pairs
-    negatives: Negatives = "batch"
-    anchor: Anchor = "student"
-    max_pairs: Optional[int] = None  # anchors per step, a random subset; None takes all
-    false_negative_threshold: Optional[float] = None  # leave out negatives whose |cosine| to the anchor exceeds it
+    negatives: Negatives = "batch"  # what is contrasted: relations of the rank's batch, of the system, of all ranks
+    anchor: Anchor = "student"  # as in the published code; teacher: as in the paper's text; symmetric: mean of both
+    max_pairs: Optional[int] = None  # anchors of a step, a random subset; null takes all; every relation stays a negative
+    false_negative_threshold: Optional[float] = None  # leave out negatives whose absolute cosine to the anchor exceeds it
 
     def __post_init__(self) -> None:
         if self.max_pairs is not None:
@@ -59,7 +59,7 @@ class RelationsConfig:
 class ProjectionConfig:
     """The trainable map from the student's width D_s to the teacher's width D; dropped after training."""
 
-    kind: Literal["linear", "mlp"] = "linear"
+    kind: Literal["linear", "mlp"] = "linear"  # mlp: two layers with SiLU between them
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class DistillConfig:
     relations: RelationsConfig = field(default_factory=RelationsConfig)
     projection: ProjectionConfig = field(default_factory=ProjectionConfig)
     init_from_teacher: Optional[InitConfig] = None
-    labels: Literal["data", "teacher"] = "data"  # teacher: the student's own terms take its energies and forces as labels
+    labels: Literal["data", "teacher"] = "data"  # teacher: the student's own terms train on its energies and forces
     resume: Literal["all", "student"] = "all"  # from a checkpoint: its projection too, or its student alone
     max_skipped_steps: int = 10  # steps in a row whose gradients are not finite before the run stops
 
@@ -93,9 +93,9 @@ class DistillConfig:
 class ScheduleConfig:
     """How a coefficient changes during training: by a factor that goes from 1 to `final`."""
 
-    kind: Literal["constant", "linear", "cosine", "off"] = "constant"  # off: `final` at once, when `until` is reached
+    kind: Literal["constant", "linear", "cosine", "off"] = "constant"  # off: 1, and `final` from `until` on
     until: float = 1.0  # fraction of the training after which the factor is `final`
-    final: float = 0.0
+    final: float = 0.0  # the coefficient's factor at the end
 
     def __post_init__(self) -> None:
         _require(0 < self.until <= 1, "until", "in (0, 1]", self.until)
@@ -125,13 +125,13 @@ class TermConfig:
     """One distillation term of `loss_functions`: coefficient * fn(student's, teacher's)."""
 
     key: str
-    fn: str
-    coefficient: float
-    reduction: Optional[Reduction] = None  # fairchem's; None is its default, the mean
+    fn: str  # `crack`, `info_nce`, or an elementwise loss of fairchem; each term says what it takes
+    coefficient: float  # weight of the term; 0 leaves it out
+    reduction: Optional[Reduction] = None  # fairchem's; null is its default, the mean
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    temperature: float = 0.15  # Lim et al. 2025; between 0.05 and 0.2 makes no difference there
-    lmax: Literal[0, 1] = 0  # 1: relations of the invariant and the l=1 embedding together
-    standardize: bool = True  # compare in units of each channel's spread over the teacher's atoms
+    temperature: float = 0.15  # of `relations`, `node_contrast`; Lim et al. 2025: 0.05 to 0.2 makes no difference
+    lmax: Literal[0, 1] = 0  # of `relations`; 1: of the invariant and the l=1 embedding together
+    standardize: bool = True  # of `node_embeddings`, `vector_embeddings`: in units of the teacher's spread
 
     def __post_init__(self) -> None:
         is_warm = math.isfinite(self.temperature) and self.temperature >= SMALLEST_TEMPERATURE
