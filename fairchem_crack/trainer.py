@@ -5,10 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 import math
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +12,6 @@ from fairchem.core.common.registry import registry
 from fairchem.core.datasets import data_list_collater
 from fairchem.core.models.equiformer_v2.trainers.forces_trainer import EquiformerV2ForcesTrainer
 from fairchem.core.modules.exponential_moving_average import ExponentialMovingAverage
-from fairchem.core.trainers.ocp_trainer import OCPTrainer
 from torch import Tensor
 from torch_geometric.data import Batch
 
@@ -26,13 +21,15 @@ from fairchem_crack.checks import check_datasets, check_metrics, check_no_graph_
 from fairchem_crack.config import DistillConfig, TeacherConfig, parse, split_loss_functions
 from fairchem_crack.distillation import Distillation, wanted_fields
 from fairchem_crack.initialization import copy_weights
-from fairchem_crack.teacher import Teacher, load_teacher, read_checkpoint
+from fairchem_crack.named_records import NamedRecords
+from fairchem_crack.resumable import ResumableTrainer
+from fairchem_crack.teacher import Teacher, load_teacher
 
 SAMPLE_SYSTEMS = 16  # of the training data, looked at before the first step
 
 
 @registry.register_trainer("crack_distill")
-class CrackDistillTrainer(OCPTrainer):
+class CrackDistillTrainer(ResumableTrainer):
     """Trains a student with its own loss functions and, while training only, the distillation terms.
 
     It reads `task.distill` and the distillation terms of `loss_functions`, and hands everything else to fairchem's
@@ -44,10 +41,6 @@ class CrackDistillTrainer(OCPTrainer):
         ValueError: `task.distill` or a distillation term is not understood; the message names the option.
         FileNotFoundError: a dataset or the teacher's checkpoint is missing.
     """
-
-    ema: ExponentialMovingAverage | None
-    step: int
-    epoch: float
 
     def __init__(self, *, task: dict, loss_functions: list[dict], **fairchem_arguments: Any) -> None:
         own_losses, terms = split_loss_functions(loss_functions)
@@ -65,12 +58,8 @@ class CrackDistillTrainer(OCPTrainer):
         elif distill is not None:
             logging.warning("task.distill is given, but loss_functions has no distillation term: plain training.")
         self._distillation: Distillation | None = None
-        self._resumed_state: dict | None = None
-        self._has_fresh_weights = True
         self._has_finite_gradients = True
         self._skipped_steps = 0  # in a row
-        self._last_update = 0  # step whose update is complete
-        self._is_updating = self._is_validating = False
         check_run_dir(fairchem_arguments.get("run_dir"))
         super().__init__(
             task={key: value for key, value in task.items() if key != "distill"},
@@ -82,6 +71,8 @@ class CrackDistillTrainer(OCPTrainer):
         """Fail on a missing dataset by the name of its option, then load as fairchem does."""
         check_datasets({name: self.config[f"{name}_dataset" if name else "dataset"] for name in ("", "val", "test")})
         super().load_datasets()
+        if self._terms and getattr(self, "train_loader", None) is not None:
+            self.train_loader = self.get_dataloader(NamedRecords(self.train_dataset, "dataset.train"), self.train_sampler)
 
     def load_loss(self) -> None:
         """The student's own losses; each also reports its unweighted value."""
@@ -119,9 +110,9 @@ class CrackDistillTrainer(OCPTrainer):
                 self._distillation.load_state_dict(self._resumed_state)
             elif self.step > 0:
                 logging.warning("The projection starts anew: the checkpoint has none, or task.distill.resume is `student`.")
-            self._last_update = self.step
             guard = self.optimizer.register_step_pre_hook(self._drop_nonfinite_gradients)
-            super().train(disable_eval_tqdm)
+            with self._resumable():
+                super().train(disable_eval_tqdm)
             guard.remove()
         finally:
             self._distillation.close()
@@ -157,7 +148,7 @@ class CrackDistillTrainer(OCPTrainer):
         assert self._distill_config is not None
         cache = open_cache(config, self.device)
         fields = wanted_fields(self._distill_config, self._terms)
-        dataset = CachedDataset(self.train_dataset, cache, "dataset.train", fields)
+        dataset = CachedDataset(NamedRecords(self.train_dataset, "dataset.train"), cache, "dataset.train", fields)
         self.train_loader = self.get_dataloader(dataset, self.train_sampler)
         return CachedTeacher(cache)
 
@@ -194,26 +185,34 @@ class CrackDistillTrainer(OCPTrainer):
                 metrics = evaluator.update(name, value, metrics)
         return metrics
 
+    def _own_state(self) -> dict | None:
+        return None if self._distillation is None else self._distillation.state_dict()
+
+    def _has_own_state(self) -> bool:
+        return bool(self._terms)
+
     def _backward(self, loss: Tensor) -> None:
         if self._distillation is None:
             super()._backward(loss)
             return
         loss_scale = self.scaler.get_scale() if self.scaler else 1.0
-        self._has_finite_gradients = True
+        self._has_finite_gradients = False  # and stays so where the scaler skips the student's update
         super()._backward(loss)
         if self._has_finite_gradients:
             self._skipped_steps = 0
             self._distillation.step(self.scheduler.get_lr(), max_norm=self.clip_grad_norm, loss_scale=loss_scale)
         elif self.scaler is None:  # which lowers its scale until they are finite
             self._report_skipped_step()
-        self._last_update, self._is_updating = self.step, False
+        else:
+            self._distillation.drop_gradients()
+        self._end_update()
 
     def _drop_nonfinite_gradients(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         """Before each step of the student's optimizer, which leaves a parameter without gradient as it is.
 
         The gradients are those that DDP has averaged: all ranks decide alike.
         """
-        self._is_updating = True
+        self._begin_update()
         gradients = [one.grad for group in optimizer.param_groups for one in group["params"] if one.grad is not None]
         norms = torch.stack(torch._foreach_norm(gradients)) if gradients else torch.zeros(1)
         self._has_finite_gradients = bool(norms.isfinite().all())
@@ -237,82 +236,6 @@ class CrackDistillTrainer(OCPTrainer):
                 "rate, leave such systems out, or raise task.distill.max_skipped_steps."
             )
         logging.warning(f"{message}; {limit - self._skipped_steps} more in a row stop the run.")
-
-    def validate(self, split: str = "val", disable_tqdm: bool = False):
-        """Validate as fairchem does; `save` knows of it."""
-        self._is_validating = True
-        metrics = super().validate(split, disable_tqdm)
-        self._is_validating = False
-        return metrics
-
-    def save(self, metrics: dict | None = None, checkpoint_file: str = "checkpoint.pt", training_state: bool = True):
-        """Save fairchem's checkpoint; a training checkpoint gets the projection under one key of its own.
-
-        Written under a temporary name and renamed, so that a kill while saving leaves the last checkpoint whole. It may be
-        called at any moment, by the signal of a scheduler that takes the machine away: see `_last_update_restored`.
-        """
-        if self._distillation is None or not training_state:
-            return self._save(metrics, checkpoint_file, training_state)
-        last = Path(self.config["cmd"]["checkpoint_dir"]) / checkpoint_file
-        if self._is_updating and last.is_file():
-            logging.warning(
-                f"Step {self.step}: interrupted between two updates that belong together; {last} stays as it is."
-            )
-            return str(last)
-        with self._last_update_restored():
-            return self._save(metrics, checkpoint_file, training_state)
-
-    @contextmanager
-    def _last_update_restored(self) -> Iterator[None]:
-        """The last completed step, where another has begun; the student's own weights, where their average is validated."""
-        begun, averaged = (self.step, self.epoch), self.ema if self._is_validating else None
-        if self._last_update != self.step:
-            self.step, self.epoch = self._last_update, self._last_update / len(self.train_loader)
-        if averaged is not None and averaged.collected_params:
-            averaged.restore()
-        try:
-            yield
-        finally:
-            self.step, self.epoch = begun
-            if averaged is not None and averaged.collected_params:
-                averaged.copy_to()
-
-    def _save(self, metrics: dict | None, checkpoint_file: str, training_state: bool) -> str | None:
-        path = super().save(metrics, f"{checkpoint_file}.partial", training_state)
-        if path is None:
-            return None
-        if training_state and self._distillation is not None:
-            checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=False)
-            checkpoint[keys.CHECKPOINT_KEY] = self._distillation.state_dict()
-            merged = f"{path}.merged"
-            torch.save(checkpoint, merged)
-            os.replace(merged, path)
-        final = path.removesuffix(".partial")
-        os.replace(path, final)
-        return final
-
-    def load_checkpoint(self, checkpoint_path: str, checkpoint: dict | None = None, inference_only: bool = False) -> None:
-        """Load as fairchem does, and keep the projection's state for when training starts.
-
-        fairchem saves before it advances the learning rate's schedule, so that its own resumed run repeats a rate; here the
-        schedule is brought to the step that is next.
-        """
-        if checkpoint is None and os.path.isfile(checkpoint_path):
-            checkpoint = read_checkpoint(Path(checkpoint_path))
-        self._has_fresh_weights = False
-        if checkpoint is not None:
-            self._resumed_state = checkpoint.get(keys.CHECKPOINT_KEY)
-            if self.scheduler is None:  # without training data there are no epochs to count a schedule in
-                checkpoint = {**checkpoint, "scheduler": None}
-        super().load_checkpoint(checkpoint_path, checkpoint, inference_only)
-        if (
-            self._terms
-            and self.scheduler
-            and not inference_only
-            and self.scheduler.scheduler_type not in ("Null", "ReduceLROnPlateau")
-        ):
-            while self.scheduler.scheduler.last_epoch < self.step:
-                self.scheduler.scheduler.step()
 
     def _sample_of_training_data(self) -> Batch:
         if self.train_loader is None:

@@ -1,4 +1,7 @@
-"""The trainer under test, which writes each rank's losses to a file and kills rank 0 after a step."""
+"""The trainer under test, which writes each rank's losses to a file and meets a fault in the middle of a step on rank 0.
+
+The fault is a signal to this process, SIGKILL or that of $SIGNAL, or the loss of all bytes of the file $TRUNCATE.
+"""
 
 from __future__ import annotations
 
@@ -16,5 +19,8 @@ class KilledTrainer(CrackDistillTrainer):
         with open(f"{os.environ['LOSSES']}.{distutils.get_rank()}", "a") as file:
             file.write(json.dumps([self.step, float(loss)]) + "\n")
         if distutils.get_rank() == 0 and self.step == int(os.environ["KILL_AT"]):
-            os.kill(os.getpid(), signal.SIGKILL)
+            if "TRUNCATE" in os.environ:
+                os.truncate(os.environ["TRUNCATE"], 0)
+            else:
+                os.kill(os.getpid(), getattr(signal, os.environ.get("SIGNAL", "SIGKILL")))
         super()._backward(loss)

@@ -4,30 +4,119 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
+from fairchem.core.datasets import data_list_collater
 from torch import distributed, multiprocessing
 from torch.nn.parallel import DistributedDataParallel
+from torch_geometric.data import Data
+
+from fairchem_crack.cache import CacheWriter, Plan, Record, TeacherCache, finish
+from fairchem_crack.cached import CachedDataset, CachedTeacher, digest_of
+from fairchem_crack.contrastive import ANCHORS
 
 WIDTH = 6
-OPTIONS = [
-    {"temperature": 0.15, "anchor": anchor, "negatives": negatives}
-    for anchor in ("student", "teacher", "symmetric")
+WORLDS = {  # atoms of each system of each rank; the one atom has no pair
+    "2 ranks": ((5, 7), (9, 4)),
+    "2 ranks, one without pairs": ((1,), (5, 7)),
+    "3 ranks, one without pairs": ((5, 7), (1,), (8,)),
+}
+
+
+class Case(NamedTuple):
+    anchor: str
+    negatives: str
+    source: str = "given"  # or cache: where the teacher's embeddings and the pairs come from
+    degenerate: bool = False  # the last rank's student says the same of two atoms
+
+    @property
+    def options(self) -> dict:
+        return {"temperature": 0.15, "anchor": self.anchor, "negatives": self.negatives}
+
+    def __str__(self) -> str:
+        return f"{self.anchor}-{self.negatives}-{self.source}" + ("-degenerate" if self.degenerate else "")
+
+
+CASES = [
+    Case(anchor, negatives, source)
+    for anchor in ANCHORS
     for negatives in ("batch", "world")
+    for source in ("given", "cache")
 ]
-SIZES = {2: ((5, 7), (9, 4)), 3: ((5, 7), (1,), (8,))}  # atoms of each system of each rank; the one atom has no pair
+CASES += [Case(anchor, "world", degenerate=True) for anchor in ANCHORS]
 
 
-def embeddings(sizes: tuple[int, ...], rank: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Student (N, 4), teacher (N, WIDTH), a part of all pairs, natoms, of one rank."""
+class Part(NamedTuple):
+    """What one rank has: N atoms in its systems."""
+
+    student: torch.Tensor  # (N, 4)
+    teacher: torch.Tensor  # (N, WIDTH) exact in float32
+    pairs: list[torch.Tensor]  # (2, P) of each system, a part of all
+    natoms: torch.Tensor
+
+    @property
+    def joined(self) -> torch.Tensor:
+        first = self.natoms.cumsum(0) - self.natoms
+        return torch.cat([pairs + start for pairs, start in zip(self.pairs, first)], dim=1)
+
+
+def part(sizes: tuple[int, ...], rank: int, degenerate: bool = False) -> Part:
     generator = torch.Generator().manual_seed(rank)
-    atoms = sum(sizes)
-    student = torch.randn(atoms, 4, generator=generator, dtype=torch.float64)
-    teacher = torch.randn(atoms, WIDTH, generator=generator, dtype=torch.float64)
-    systems = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
-    pairs = torch.triu(systems[:, None] == systems, diagonal=1).nonzero().T
-    return student, teacher, pairs[:, : max(pairs.shape[1] - 2 * rank, 0)], torch.tensor(sizes)
+    student = torch.randn(sum(sizes), 4, generator=generator, dtype=torch.float64)
+    if degenerate:
+        student[-2] = student[-1]
+    teacher = torch.randn(sum(sizes), WIDTH, generator=generator).double()
+    pairs = [torch.triu(torch.ones(size, size), diagonal=1).nonzero().T[:, rank:].contiguous() for size in sizes]
+    return Part(student, teacher, pairs, torch.tensor(sizes))
+
+
+def part_of(case: Case, world: str, rank: int) -> Part:
+    return part(WORLDS[world][rank], rank, case.degenerate and rank == len(WORLDS[world]) - 1)
+
+
+def systems_of(world: str) -> list[Data]:
+    """The systems of all ranks, atoms anywhere."""
+    generator = torch.Generator().manual_seed(9)
+    return [
+        Data(
+            pos=torch.rand(size, 3, generator=generator),
+            atomic_numbers=torch.full((size,), 6.0),
+            cell=torch.eye(3)[None],
+            natoms=size,
+        )
+        for sizes in WORLDS[world]
+        for size in sizes
+    ]
+
+
+def write_cache(directory: Path, world: str) -> None:
+    systems = systems_of(world)
+    parts = [part(sizes, rank) for rank, sizes in enumerate(WORLDS[world])]
+    said = [values for one in parts for values in one.teacher.split(one.natoms.tolist())]
+    pairs = [pairs for one in parts for pairs in one.pairs]
+    plan = Plan("toy", "0" * 64, len(systems), "", WIDTH, dtype="float32", chunk=2, fields=("node_embedding",))
+    records = [
+        Record(digest_of(system), system.natoms, {"node_embedding": values.numpy()}, joined.numpy())
+        for system, values, joined in zip(systems, said, pairs)
+    ]
+    writer = CacheWriter(directory, plan)
+    for chunk in range(plan.chunks):
+        writer.write(chunk, records[2 * chunk : 2 * chunk + 2])
+    writer.close()
+    finish(directory, plan)
+
+
+def from_cache(directory: Path, world: str, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Teacher (N, WIDTH) and pairs of this rank, as they reach its training step."""
+    cache = TeacherCache(directory)
+    dataset = CachedDataset(systems_of(world), cache, "dataset.train", ["node_embedding"])
+    first = sum(len(sizes) for sizes in WORLDS[world][:rank])
+    batch = data_list_collater([dataset[first + index] for index in range(len(WORLDS[world][rank]))], otf_graph=True)
+    said = CachedTeacher(cache)(batch)
+    return said.node_embedding, said.edge_index
 
 
 def projection() -> torch.nn.Linear:
@@ -43,44 +132,72 @@ def loss_of(options: dict, projected: torch.Tensor, teacher: torch.Tensor, pairs
     return loss(projected, teacher, natoms=natoms)
 
 
-def rank_main(rank: int, world: int, directory: str) -> None:
+def rank_main(rank: int, world: str, directory: str) -> None:
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=world)
-    torch.save([one_step(rank, world, options) for options in OPTIONS], Path(directory) / f"{rank}.pt")
+    store = f"file://{directory}/store"
+    distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=len(WORLDS[world]))
+    sent = watch_embeddings()
+    found = []
+    for case in CASES:
+        sent.clear()
+        found.append((*one_step(rank, world, case, Path(directory) / "cache"), list(sent)))
+    torch.save(found, Path(directory) / f"{rank}.pt")
     distributed.barrier()
     os._exit(0)  # gloo's threads, torn down while another rank still ends, abort a process now and then
 
 
-def one_step(rank: int, world: int, options: dict) -> tuple:
+def watch_embeddings() -> list[torch.Tensor]:
+    """From here on, every (N, WIDTH) that this rank sends by a collective."""
+    sent: list[torch.Tensor] = []
+    gather, reduce = distributed.all_gather, distributed.all_reduce
+
+    def keep(values: torch.Tensor) -> None:
+        if values.dim() == 2 and values.shape[1] == WIDTH:
+            sent.append(values.clone())
+
+    def watched_gather(parts, values, *more, **options):
+        keep(values)
+        return gather(parts, values, *more, **options)
+
+    def watched_reduce(values, *more, **options):
+        keep(values)
+        return reduce(values, *more, **options)
+
+    distributed.all_gather, distributed.all_reduce = watched_gather, watched_reduce
+    return sent
+
+
+def one_step(rank: int, world: str, case: Case, cache: Path) -> tuple:
     """Loss, gradients of the projection and of the student's embedding, as a training's optimizers see them."""
-    student, teacher, pairs, natoms = embeddings(SIZES[world][rank], rank)
-    student.requires_grad_(True)
+    own, size = part_of(case, world, rank), len(WORLDS[world])
+    teacher, pairs = (own.teacher, own.joined) if case.source == "given" else from_cache(cache, world, rank)
+    student = own.student.requires_grad_(True)
     model = DistributedDataParallel(projection())
-    loss = loss_of(options, model(student), teacher, pairs, natoms)
+    loss = loss_of(case.options, model(student), teacher, pairs, own.natoms)
     loss.backward()
     total = loss.detach().clone()
     distributed.all_reduce(total)
     gradients = [parameter.grad for parameter in model.parameters()]
-    # a student's parameters are averaged over the ranks too: what reaches their input counts 1 / world
-    return total / world, gradients, student.grad / world
+    # a student's parameters are averaged over the ranks too: what reaches their input counts 1 / size
+    return total / size, gradients, student.grad / size
 
 
-def union(world: int, options: dict) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
+def union(world: str, case: Case) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
     """Loss and gradients in one process; without `world` the ranks' relations are not each other's negatives."""
     from fairchem_crack import crack_terms
 
-    model, parts = projection(), [embeddings(sizes, rank) for rank, sizes in enumerate(SIZES[world])]
-    students = [part[0].requires_grad_(True) for part in parts]
-    if options["negatives"] == "world":
-        first = [0, *torch.tensor([len(student) for student in students]).cumsum(0).tolist()]
-        pairs = torch.cat([part[2] + start for part, start in zip(parts, first)], dim=1)
-        teacher = torch.cat([part[1] for part in parts])
-        losses = crack_terms(student=model(torch.cat(students)), teacher=teacher, pairs=pairs, **options).loss
+    model, parts = projection(), [part_of(case, world, rank) for rank in range(len(WORLDS[world]))]
+    students = [part.student.requires_grad_(True) for part in parts]
+    if case.negatives == "world":
+        first = np.cumsum([0, *(len(student) for student in students)])
+        pairs = torch.cat([part.joined + int(start) for part, start in zip(parts, first)], dim=1)
+        teacher = torch.cat([part.teacher for part in parts])
+        losses = crack_terms(student=model(torch.cat(students)), teacher=teacher, pairs=pairs, **case.options).loss
     else:
         losses = torch.cat(
             [
-                crack_terms(student=model(student), teacher=teacher, pairs=pairs, **options).loss
-                for student, teacher, pairs, _ in parts
+                crack_terms(student=model(part.student), teacher=part.teacher, pairs=part.joined, **case.options).loss
+                for part in parts
             ]
         )
     losses.mean().backward()
@@ -91,20 +208,38 @@ def union(world: int, options: dict) -> tuple[torch.Tensor, list[torch.Tensor], 
     )
 
 
-@pytest.fixture(scope="module", params=SIZES)
-def ranks(request, tmp_path_factory) -> list[list[tuple]]:
-    """What each rank found for each of OPTIONS."""
-    directory = tmp_path_factory.mktemp("ranks")
-    multiprocessing.spawn(rank_main, (request.param, str(directory)), nprocs=request.param)
-    return [torch.load(directory / f"{rank}.pt", weights_only=True) for rank in range(request.param)]
+@pytest.fixture(scope="module", params=WORLDS)
+def ranks(request, tmp_path_factory) -> tuple[str, list[list[tuple]]]:
+    """The world, and what each of its ranks found for each of CASES."""
+    world, directory = request.param, tmp_path_factory.mktemp("ranks")
+    write_cache(directory / "cache", world)
+    size = len(WORLDS[world])
+    multiprocessing.spawn(rank_main, (world, str(directory)), nprocs=size)
+    return world, [torch.load(directory / f"{rank}.pt", weights_only=True) for rank in range(size)]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", range(len(OPTIONS)), ids=[f"{one['anchor']}-{one['negatives']}" for one in OPTIONS])
+@pytest.mark.parametrize("case", range(len(CASES)), ids=map(str, CASES))
 def test_ranks_give_the_loss_and_gradients_of_their_union(ranks, case):
-    loss, gradients, of_students = union(len(ranks), OPTIONS[case])
-    for rank, found in enumerate(ranks):
-        found_loss, found_gradients, of_student = found[case]
+    world, found = ranks
+    loss, gradients, of_students = union(world, CASES[case])
+    for rank, of_cases in enumerate(found):
+        found_loss, found_gradients, of_student, _ = of_cases[case]
         torch.testing.assert_close(found_loss, loss, rtol=1e-9, atol=1e-12)
         torch.testing.assert_close(found_gradients, gradients, rtol=1e-6, atol=1e-12)
         torch.testing.assert_close(of_student, of_students[rank], rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", range(len(CASES)), ids=map(str, CASES))
+def test_with_the_student_as_anchor_the_teachers_embedding_is_all_that_travels(ranks, case):
+    """Else the students' and the gradient of all of them do too; without `world`, nothing."""
+    world, found = ranks
+    for rank, of_cases in enumerate(found):
+        sent, case_ = of_cases[case][3], CASES[case]
+        if case_.negatives == "batch":
+            assert not sent
+            continue
+        teacher = part_of(case_, world, rank).teacher
+        assert torch.equal(sent[0][: len(teacher)].double(), teacher)
+        assert len(sent) == (1 if case_.anchor == "student" else 3)

@@ -36,6 +36,7 @@ class TeacherCache:
         self.embedding_std = np.array(header["embedding_std"])
         for name, shard in header["shards"].items():
             self._check_shard(name, shard)
+        self._sizes: dict[str, int] = {name: shard["bytes"] for name, shard in header["shards"].items()}
         self._shards = written_chunks(directory)
         if self._shards.keys() != set(range(self.plan.chunks)):
             raise self._error(f"has not the {self.plan.chunks} chunks that were written")
@@ -92,7 +93,10 @@ class TeacherCache:
             self._environments, self._process = {}, os.getpid()
         if name not in self._environments:
             self._environments[name] = open_shard(self.directory / name)
-        return self._environments[name].env
+        shard = self._environments[name]
+        if os.fstat(shard.file.fileno()).st_size < self._sizes[name]:  # LMDB would die of a page that is not there
+            raise ValueError(f"{name} has been cut short")
+        return shard.env
 
     def __getitem__(self, index: int) -> Record:
         """The record of one system.
@@ -108,7 +112,7 @@ class TeacherCache:
             with self._environment(self._shards[chunk]).begin(buffers=True) as transaction:
                 data = bytes(unpack(transaction.get(chunk_key(chunk)), slot))
             record = decode(memoryview(data), self.plan, index)
-        except (ValueError, struct.error, lmdb.Error, TypeError, IndexError) as error:
+        except (OSError, ValueError, struct.error, lmdb.Error, TypeError, IndexError) as error:
             raise self._error(f"record {index}: {error}") from error
         if not all(np.isfinite(value).all() for value in record.values.values()):
             raise self._error(f"record {index} holds numbers that are not finite")

@@ -29,6 +29,7 @@ class Shard:
 
     def __init__(self, file: Path) -> None:
         self.env = lmdb.open(str(file), subdir=False, readonly=True, lock=False, readahead=False, max_readers=1)
+        self.file = file.open("rb")  # the same one, also when another takes its name
 
 
 open_shards: WeakValueDictionary[tuple, Shard] = WeakValueDictionary()

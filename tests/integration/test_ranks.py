@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import gc
+import math
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
 
+import lmdb
 import pytest
 import torch
 import yaml
+from fairchem.core.datasets import LmdbDataset
+from torch_geometric.data import Data
 
 from fairchem_crack import keys
 
@@ -24,25 +30,79 @@ def spawn(config: dict, directory: Path, command: str = "fairchem") -> str:
         "fairchem-crack train": ["-m", "fairchem_crack.cli", "train"],
     }[command]
     flags = ["--config-yml", str(file), "--cpu", "--num-gpus", "2", "--run-dir", str(directory), "--timestamp-id", "run"]
-    environment = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *entry, *flags], capture_output=True, text=True, env=environment, cwd=directory)
+    environment = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
+    options = {"capture_output": True, "text": True, "env": environment, "cwd": directory, "timeout": 120}
+    done = subprocess.run([sys.executable, *entry, *flags], **options)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stderr
 
 
+@pytest.fixture
+def digested(distilled, tmp_path):
+    """Callable: train on two ranks and return what each saw and ended with."""
+
+    def train() -> list[dict]:
+        distilled["trainer"] = "digest_trainer.DigestTrainer"
+        distilled["logger"] = "tensorboard"
+        spawn(distilled, tmp_path)
+        return [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+    return train
+
+
 @pytest.mark.slow
-def test_both_ranks_end_with_the_same_student_and_projection(distilled, tmp_path):
-    distilled["trainer"] = "digest_trainer.DigestTrainer"  # ours, and writes what each rank ended with
-    distilled["logger"] = "tensorboard"
-    spawn(distilled, tmp_path)
-    one, other = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
-    assert one["steps"] == other["steps"] == 3
-    assert one["first_sids"] != other["first_sids"]
+@pytest.mark.parametrize("negatives", ["batch", "world"])
+def test_both_ranks_end_with_the_same_student_and_projection(distilled, digested, negatives):
+    distilled["optim"].update(max_epochs=7, eval_every=100)
+    distilled["task"]["distill"]["relations"] = {"negatives": negatives}
+    one, other = digested()
+    assert len(one["losses"]) == len(other["losses"]) == 21
+    assert one["first_sids"] != other["first_sids"] and one["losses"] != other["losses"]
     assert one["weights"].keys() == other["weights"].keys()
     assert any(key.startswith("projection") for key in one["weights"])
     for key, value in one["weights"].items():
         assert torch.equal(value, other["weights"][key]), key
     assert not torch.equal(one["weights"]["projection.weight"], one["initial_projection"])
+
+
+@pytest.fixture
+def half_without_pairs(data, tmp_path) -> Path:
+    """The training data, and as many systems of one atom whose only neighbors are its own images."""
+    gc.collect()
+    ordinary = LmdbDataset({"src": str(data / "train")})
+    systems = [ordinary[index] for index in range(len(ordinary))]
+    del ordinary
+    alone = [
+        Data(
+            pos=torch.zeros(1, 3),
+            cell=3.0 * torch.eye(3)[None],
+            atomic_numbers=torch.tensor([29.0]),
+            tags=torch.tensor([1]),
+            fixed=torch.tensor([0.0]),
+            **{"natoms": 1, "y": 0.1, "force": torch.zeros(1, 3), "sid": 1000 + index, "fid": 0},
+        )
+        for index in range(len(systems))
+    ]
+    directory = tmp_path / "half_without_pairs"
+    directory.mkdir()
+    with lmdb.open(str(directory / "data.0000.lmdb"), subdir=False, map_size=1 << 26) as env, env.begin(write=True) as file:
+        for index, system in enumerate([*systems, *alone]):
+            file.put(str(index).encode(), pickle.dumps(system))
+    return directory
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("negatives", ["batch", "world"])
+def test_a_rank_without_pairs_takes_part_in_the_step(distilled, digested, half_without_pairs, negatives):
+    distilled["dataset"]["train"]["src"] = str(half_without_pairs)
+    distilled["optim"].update(batch_size=1, eval_every=100)
+    distilled["task"]["distill"]["relations"] = {"negatives": negatives}
+    one, other = digested()
+    assert len(one["losses"]) == len(other["losses"]) == 12
+    assert any((pairs == 0) != (theirs == 0) for pairs, theirs in zip(one["pairs"], other["pairs"]))
+    assert all(math.isfinite(loss) for loss in one["losses"] + other["losses"])
+    for key, value in one["weights"].items():
+        assert value.isfinite().all() and torch.equal(value, other["weights"][key]), key
 
 
 @pytest.mark.slow

@@ -18,11 +18,11 @@ from fairchem_crack import config
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
 HEAD = """# Configuration
 What this package reads of a YAML; everything else is fairchem's. A misspelt option is refused by its dotted path, with the
-nearest valid name, before any data is read. `fairchem-crack check --config-yml ...` lists every problem at once. This page is
-generated from `fairchem_crack/config.py`.
+nearest valid name, before any data is read. `fairchem-crack check --config-yml ...` lists every problem at once. This page
+is generated from `fairchem_crack/config.py`.
 
-The trainer is `trainer: fairchem_crack.CrackDistillTrainer`. `evaluation_metrics.primary_metric` must be given: the OCP trainer
-has no default for it.
+The trainer is `trainer: fairchem_crack.CrackDistillTrainer`. `evaluation_metrics.primary_metric` must be given: the OCP
+trainer has no default for it.
 """
 SECTIONS = {
     "task.distill": config.DistillConfig,

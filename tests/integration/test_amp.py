@@ -1,0 +1,119 @@
+"""Mixed precision, as far as a machine without a GPU shows it: fairchem's autocast and loss scaling, on the CPU.
+
+fairchem has both for CUDA alone. Here `torch.autocast("cuda")` is the CPU's in bfloat16, and the trainer has a CPU scaler.
+"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from conftest import same_weights
+
+from fairchem_crack import keys
+from fairchem_crack.distillation import Distillation
+from fairchem_crack.terms import Step
+from fairchem_crack.trainer import CrackDistillTrainer
+
+SCALE = 2.0**16
+
+
+class _CpuAutocast(torch.autocast):
+    def __init__(self, device_type: str, dtype=None, enabled: bool = True) -> None:
+        super().__init__("cpu", torch.bfloat16 if device_type == "cuda" else dtype, enabled)
+
+
+@pytest.fixture
+def amp(distilled, monkeypatch):
+    """A training in mixed precision, 6 steps, a checkpoint behind each."""
+    load = CrackDistillTrainer.load
+
+    def with_scaler(trainer, inference_only):
+        trainer.scaler = torch.amp.GradScaler("cpu", init_scale=SCALE)
+        load(trainer, inference_only)
+
+    monkeypatch.setattr(CrackDistillTrainer, "load", with_scaler)
+    monkeypatch.setattr(torch, "autocast", _CpuAutocast)
+    distilled["optim"].update(checkpoint_every=1, eval_every=100)
+    return distilled
+
+
+@pytest.fixture
+def overflow(monkeypatch):
+    """Callable: spoil the gradients of one step, those of the loss or those of the student alone."""
+
+    def at(step: int, of_student_alone: bool) -> None:
+        loss = Distillation.loss
+
+        def spoiled(self, batch, step_now, *more):
+            if step_now == step and of_student_alone:
+                first = next(parameter for parameter in self.student.parameters() if parameter.requires_grad)
+                hook = first.register_hook(lambda gradient: (hook.remove(), gradient * math.inf)[1])
+            value = loss(self, batch, step_now, *more)
+            return value * math.inf if step_now == step and not of_student_alone else value
+
+        monkeypatch.setattr(Distillation, "loss", spoiled)
+
+    return at
+
+
+def state(finished) -> dict:
+    return torch.load(finished.checkpoints / "checkpoint.pt", map_location="cpu", weights_only=False)
+
+
+def test_the_distillation_is_computed_in_float32(run, amp, monkeypatch):
+    seen: list[tuple] = []
+    loss, projected = Distillation._term_loss, Step.__dict__["projected"].func
+
+    def watched(self, term, step_seen, step):
+        value = loss(self, term, step_seen, step)
+        seen.append((torch.is_autocast_cpu_enabled(), step_seen.student.node_embedding.dtype, value.dtype))
+        seen.append((True, step_seen.projection(step_seen.student.node_embedding).dtype, projected(step_seen).dtype))
+        return value
+
+    monkeypatch.setattr(Distillation, "_term_loss", watched)
+    finished = run(amp)
+    assert len(finished.steps) == 6 and all(math.isfinite(loss) for loss in finished.losses())
+    assert {is_autocast for is_autocast, *_ in seen} == {True}
+    assert {dtype for *_, dtype in seen} == {torch.float32}
+    assert torch.bfloat16 in {dtype for _, dtype, _ in seen}
+
+
+def test_finite_gradients_update_the_student_and_the_projection(run, amp):
+    two, three = (state(run(amp, name=f"until {stop}", stop_at=stop)) for stop in (3, 4))
+    assert (two["step"], three["step"]) == (2, 3) and three["amp"]["scale"] == SCALE
+    assert not same_weights(two["state_dict"], three["state_dict"])
+    one, other = (found[keys.CHECKPOINT_KEY][keys.PROJECTION] for found in (two, three))
+    assert not same_weights(one, other)
+
+
+def test_the_scale_of_the_loss_does_not_reach_the_weights(run, amp, monkeypatch):
+    monkeypatch.setitem(globals(), "SCALE", 1.0)
+    plain = run(amp, name="plain")
+    monkeypatch.setitem(globals(), "SCALE", 2.0**20)
+    assert run(amp, name="scaled").losses() == pytest.approx(plain.losses(), rel=1e-5)
+
+
+@pytest.mark.parametrize("of_student_alone", [False, True], ids=["of the loss", "of the student alone"])
+def test_an_overflow_updates_neither_and_lowers_the_scale(run, amp, overflow, of_student_alone):
+    overflow(3, of_student_alone)
+    amp["optim"]["ema_decay"] = None
+    two, three = (state(run(amp, name=f"until {stop}", stop_at=stop)) for stop in (3, 4))
+    assert (two["step"], three["step"]) == (2, 3)
+    assert (two["amp"]["scale"], three["amp"]["scale"]) == (SCALE, SCALE / 2)
+    assert same_weights(two["state_dict"], three["state_dict"])
+    one, other = (found[keys.CHECKPOINT_KEY] for found in (two, three))
+    assert same_weights(one[keys.PROJECTION], other[keys.PROJECTION])
+    steps = [found[keys.PROJECTION_OPTIMIZER]["state"][0]["step"] for found in (one, other)]
+    assert steps[0] == steps[1]
+
+
+def test_a_run_of_mixed_precision_resumes_exactly(run, amp, overflow):
+    overflow(3, False)
+    whole = run(amp, name="whole")
+    run(amp, name="cut", stop_at=5)
+    resumed = run(amp, name="cut")
+    assert [record["step"] for record in resumed.steps] == [5, 6]
+    assert resumed.losses() == pytest.approx(whole.losses()[4:], rel=1e-6)
+    assert state(resumed)["amp"] == state(whole)["amp"]

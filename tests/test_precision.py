@@ -1,0 +1,50 @@
+"""The precision in which a teacher runs, whatever the training's."""
+
+from __future__ import annotations
+
+import copy
+import gc
+from pathlib import Path
+
+import pytest
+import torch
+from architectures import build
+from fairchem.core.datasets import LmdbDataset, data_list_collater
+
+from fairchem_crack.teacher import Teacher
+
+
+@pytest.fixture(scope="module")
+def systems(data) -> list:
+    gc.collect()
+    dataset = LmdbDataset({"src": str(data / "train")})
+    chosen = [dataset[index] for index in range(2)]
+    del dataset
+    gc.collect()  # closes the LMDB, which a process opens only once
+    return chosen
+
+
+@pytest.fixture
+def batch(systems):
+    return data_list_collater(copy.deepcopy(systems), otf_graph=True)
+
+
+def teacher(name: str, precision: str) -> Teacher:
+    return Teacher(name, build(name), Path("toy.pt"), precision=precision)
+
+
+@pytest.mark.parametrize("name", ["equiformer_v2", "escn"])
+def test_bfloat16_is_close_to_float32(batch, name):
+    exact, rough = (teacher(name, precision)(batch).node_embedding for precision in ("float32", "bfloat16"))
+    assert rough.dtype == torch.float32 and not torch.equal(exact, rough)
+    assert (rough - exact).norm() < 5e-2 * exact.norm()
+
+
+@pytest.mark.parametrize("name", ["equiformer_v2", "escn"])
+@pytest.mark.parametrize("precision", ["float32", "auto"])
+def test_only_auto_follows_the_trainings_precision(batch, name, precision):
+    asked = teacher(name, precision)
+    exact = asked(batch).node_embedding
+    with torch.autocast("cpu", torch.bfloat16):
+        within = asked(batch).node_embedding
+    assert torch.equal(within, exact) is (precision == "float32")
