@@ -7,15 +7,17 @@ import statistics
 import time
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 import torch
 from fairchem.core.common.utils import setup_imports
 from fairchem.core.trainers.ocp_trainer import OCPTrainer
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from fairchem_crack.features import architecture
+from fairchem_crack.measure import peak_growth, seconds
 from fairchem_crack.teacher import model_config, read_checkpoint
 
 METRICS = {
@@ -61,6 +63,7 @@ class CheckpointEvaluator:
 
     Attributes:
         architecture: fairchem's name of the model, or of a hydra's backbone.
+        parameters: how many numbers it has.
 
     Args:
         checkpoint: any fairchem checkpoint, ours or not; one written for inference holds the EMA weights.
@@ -90,14 +93,16 @@ class CheckpointEvaluator:
             inference_only=True,
         )
         self.architecture = architecture(self._trainer._unwrapped_model)
+        self.parameters = sum(parameter.numel() for parameter in self._trainer._unwrapped_model.parameters())
         self._trainer.load_checkpoint(str(checkpoint), content, inference_only=True)
         self._trainer.load_loss()
 
-    def _load(self, src: Path) -> None:
+    def _load(self, src: Path) -> DataLoader:
         self._trainer.val_loader = self._trainer.val_sampler = self._trainer.val_dataset = None
         gc.collect()  # closes the last data set's LMDB, which one process may open only once
         self._trainer.config["val_dataset"] = {**self._dataset, "src": str(src), "use_train_settings": False}
         self._trainer.load_datasets()
+        return self._trainer.val_loader
 
     def metrics(self, src: Path) -> dict[str, float]:
         """`energy_mae` (eV), `forces_mae` (eV/A, free atoms), `forces_cosine_similarity`,
@@ -135,3 +140,29 @@ class CheckpointEvaluator:
                 torch.cuda.synchronize()
             seconds.append(time.perf_counter() - start)
         return atoms / statistics.median(seconds[1:])
+
+    def speed(self, src: Path, systems: int) -> dict[str, Optional[float]]:
+        """`atoms_per_second` of inference on the first `systems` of a dataset, and `peak_bytes`, None where unknown."""
+        trainer, loader = self._trainer, self._load(src)
+        dataset = trainer.val_dataset
+        batch = loader.collate_fn([dataset[index] for index in range(min(systems, len(dataset)))])
+        trainer.model.eval()
+
+        def forward() -> None:
+            with torch.no_grad():
+                trainer._forward(batch.clone())
+
+        time_of_one = seconds(forward, trainer.device)
+        return {"atoms_per_second": batch.num_nodes / time_of_one, "peak_bytes": peak_growth(forward, trainer.device)[1]}
+
+    def predict(self, src: Path, directory: Path) -> Path:
+        """fairchem's predictions of a dataset, which needs no labels; the .npz file that its `--mode predict` writes."""
+        loader, trainer = self._load(src), self._trainer
+        directory.mkdir(parents=True, exist_ok=True)
+        trainer.config["cmd"]["results_dir"] = str(directory)
+        trainer.is_debug = False  # it writes no file else
+        try:
+            trainer.predict(loader, results_file="predictions", disable_tqdm=True)
+        finally:
+            trainer.is_debug = True
+        return directory / f"{trainer.name}_predictions.npz"

@@ -1,0 +1,145 @@
+"""The S2EF leaderboard of some checkpoints: rows of figures, as text, CSV and picture. No model is run here."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Optional
+
+from fairchem_crack.statistics import Interval
+
+COLUMNS = {  # heading, format; as fairchem's Evaluator calls them
+    "energy_mae": ("energy MAE [eV]", "{:.4f}"),
+    "forces_mae": ("force MAE [eV/A]", "{:.4f}"),
+    "forces_cosine_similarity": ("force cosine", "{:.3f}"),
+    "energy_forces_within_threshold": ("EFwT", "{:.2%}"),
+}
+ERRORS = ("energy_mae", "forces_mae")
+AVERAGE = "average"  # over the splits; each counts the same
+COLORS = {"undistilled": "#9aa5b1", "student": "#d1495b", "teacher": "#1d3557"}
+
+
+@dataclass
+class Row:
+    """A model on a split.
+
+    Attributes:
+        model: its name in print.
+        role: student, undistilled or teacher.
+        split: its name, or `AVERAGE`.
+        metrics: by the names of `COLUMNS`.
+        intervals: 95 % of each error, over the systems.
+        gaps: gap closed of each error, with its interval; empty without an undistilled student and a teacher.
+    """
+
+    model: str
+    role: str
+    split: str
+    metrics: dict[str, float]
+    intervals: dict[str, Interval]
+    gaps: dict[str, Interval]
+
+
+def averages(rows: Sequence[Row]) -> list[Row]:
+    """The mean of each model over its splits; of one split there is none."""
+    found = []
+    for model in dict.fromkeys(row.model for row in rows):
+        own = [row for row in rows if row.model == model]
+        if len(own) > 1:
+            metrics = {name: fmean(row.metrics[name] for row in own) for name in COLUMNS}
+            found.append(Row(model, own[0].role, AVERAGE, metrics, {}, {}))
+    return found
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The leaderboard, one block for each split."""
+    name_width = max(len(row.model) for row in rows) + 4
+    width = max(len(heading) for heading, _ in COLUMNS.values()) + 2
+    lines: list[str] = []
+    for split in dict.fromkeys(row.split for row in rows):
+        headings = "".join(f"{heading:>{width}}" for heading, _ in COLUMNS.values())
+        lines += ["", f"{split:<{name_width}}{headings}   95 % of the energy, of the forces"]
+        for row in (row for row in rows if row.split == split):
+            cells = "".join(f"{form.format(row.metrics[name]):>{width}}" for name, (_, form) in COLUMNS.items())
+            spans = ", ".join(_span(row.intervals.get(name), COLUMNS[name][1]) for name in ERRORS if row.intervals)
+            lines.append(f"  {row.model:<{name_width - 2}}{cells}   {spans}".rstrip())
+            if row.gaps:
+                closed = "".join(f"{row.gaps[name].estimate:>{width}.0%}" for name in ERRORS)
+                spans = ", ".join(_span(row.gaps[name], "{:.0%}") for name in ERRORS)
+                lines.append(f"  {'  gap closed':<{name_width - 2}}{closed}{'':>{2 * width}}   {spans}")
+    return "\n".join(lines[1:])
+
+
+def _span(interval: Optional[Interval], form: str) -> str:
+    if interval is None or math.isnan(interval.low):
+        return "-"
+    return f"{form.format(interval.low)} to {form.format(interval.high)}"
+
+
+def as_csv(rows: Sequence[Row]) -> str:
+    """One line for each model and split, with the ends of every interval."""
+    text = io.StringIO()
+    spans = [f"{name}_{end}" for name in ERRORS for end in ("low", "high")]
+    gaps = [f"{name}_gap_closed{end}" for name in ERRORS for end in ("", "_low", "_high")]
+    writer = csv.DictWriter(text, ["model", "role", "split", *COLUMNS, *spans, *gaps], restval="", lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        line = {"model": row.model, "role": row.role, "split": row.split, **row.metrics}
+        for name, interval in row.intervals.items():
+            line.update({f"{name}_low": interval.low, f"{name}_high": interval.high})
+        for name, gap in row.gaps.items():
+            line.update({f"{name}_gap_closed{'_' * bool(end)}{end}": value for end, value in _named(gap).items()})
+        writer.writerow(line)
+    return text.getvalue()
+
+
+def _named(gap: Interval) -> dict[str, float]:
+    return {"": gap.estimate, **{end: value for end, value in asdict(gap).items() if end != "estimate"}}
+
+
+def draw(rows: Sequence[Row], file: Path) -> None:
+    """Bars of energy and force MAE of each model and split, with the intervals over the systems."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = [row for row in rows if row.split != AVERAGE]
+    splits, models = ([*dict.fromkeys(getattr(row, name) for row in rows)] for name in ("split", "model"))
+    shades = _shades({row.model: row.role for row in rows})
+    figure, axes = pyplot.subplots(1, 2, figsize=(max(8.0, 1.2 * len(splits) * len(models)), 4), layout="constrained")
+    for axis, error in zip(axes, ERRORS):
+        for number, model in enumerate(models):
+            for row in (row for row in rows if row.model == model):
+                at = splits.index(row.split) + 0.8 * ((number + 0.5) / len(models) - 0.5)
+                interval, value = row.intervals[error], row.metrics[error]
+                spread = [[max(value - interval.low, 0)], [max(interval.high - value, 0)]]
+                label = model if row.split == splits[0] else None
+                axis.bar(at, value, width=0.72 / len(models), color=shades[model], label=label)
+                axis.errorbar(at, value, yerr=spread, color="black", linewidth=0.8, capsize=2)
+        axis.set_xticks(range(len(splits)), splits)
+        axis.set_ylabel(COLUMNS[error][0].replace("/A]", "/Å]"))
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=min(len(models), 4), frameon=False)
+    partial = file.with_suffix(".partial.png")
+    figure.savefig(partial, dpi=150)
+    pyplot.close(figure)
+    os.replace(partial, file)
+
+
+def _shades(roles: dict[str, str]) -> dict[str, tuple]:
+    """The color of each model: that of its role, lighter for each further one of it."""
+    from matplotlib.colors import to_rgb
+
+    found, seen = {}, dict.fromkeys(COLORS, 0)
+    for model, role in roles.items():
+        share = 0.6 ** seen[role]
+        seen[role] += 1
+        found[model] = tuple(1 - share * (1 - part) for part in to_rgb(COLORS[role]))
+    return found
