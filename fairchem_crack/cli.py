@@ -17,8 +17,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point of the `fairchem-crack` command."""
     arguments = sys.argv[1:] if arguments is None else arguments
     _require_compiled_packages()
-    if arguments and arguments[0] in WITH_FLAGS:  # which argparse would want listed here
-        WITH_FLAGS[arguments[0]](arguments[1:])
+    if arguments and arguments[0] in COMMANDS:  # whose flags argparse would want listed here
+        COMMANDS[arguments[0]](arguments[1:])
         return
     parser = argparse.ArgumentParser(prog="fairchem-crack", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -28,6 +28,9 @@ def main(arguments: list[str] | None = None) -> None:
         "cache-teacher", help="run the teacher over the training data once; takes fairchem's flags and its own"
     )
     commands.add_parser("fit-scales", help="fit the student's scale factors into --output FILE; takes fairchem's flags")
+    commands.add_parser("evaluate", help="the S2EF leaderboard of checkpoints, side by side; a submission to OC20's")
+    commands.add_parser("report", help="one page about a training: errors, curves, embeddings, relations")
+    commands.add_parser("bench", help="atoms/s, memory, ns/day and relaxations/hour of checkpoints")
 
     prepare = commands.add_parser("prepare-demo", help="write the demo's splits as OC20-format LMDBs")
     prepare.add_argument("directory", type=Path)
@@ -181,7 +184,36 @@ def cache_teacher(arguments: list[str]) -> None:
     print(f"{len(cache)} systems, {size / 2**20:,.1f} MB. Train with task.distill.teacher.cache: {directory}")
 
 
-WITH_FLAGS = {"train": train, "check": check, "fit-scales": fit_scales, "cache-teacher": cache_teacher}  # of fairchem
+def evaluate(arguments: list[str]) -> None:
+    """The S2EF leaderboard of some checkpoints."""
+    from fairchem_crack.evaluate import evaluate
+
+    evaluate(arguments)
+
+
+def report(arguments: list[str]) -> None:
+    """A page about a training."""
+    from fairchem_crack.report.command import report
+
+    report(arguments)
+
+
+def bench(arguments: list[str]) -> None:
+    """Speed and memory of some checkpoints."""
+    from fairchem_crack.bench.command import bench
+
+    bench(arguments)
+
+
+COMMANDS = {  # that parse their own arguments; the first four take fairchem's flags too
+    "train": train,
+    "check": check,
+    "fit-scales": fit_scales,
+    "cache-teacher": cache_teacher,
+    "evaluate": evaluate,
+    "report": report,
+    "bench": bench,
+}
 
 
 if __name__ == "__main__":

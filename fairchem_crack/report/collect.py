@@ -1,0 +1,206 @@
+"""The numbers of a report: models, errors, curves, embeddings. No pictures, no files written."""
+
+from __future__ import annotations
+
+import logging
+import platform
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from fairchem.core.common.utils import setup_imports
+
+import fairchem_crack
+from fairchem_crack import keys
+from fairchem_crack.report.curves import TRAIN, Curve, log_directory, read_curves
+from fairchem_crack.report.numbers import ROLES, Groups, by_adsorbate, by_element, gap_closed, metrics
+from fairchem_crack.report.predict import Prediction, atoms_per_second, embed, load_model, predict, runner, title
+from fairchem_crack.report.relations import Planes, Similarity, planes, similarity
+from fairchem_crack.report.request import Request
+from fairchem_crack.report.systems import Split, load_split
+from fairchem_crack.statistics import Interval
+from fairchem_crack.teacher import Teacher
+
+EMBEDDED_SYSTEMS = 64  # whose node embeddings are compared
+
+
+@dataclass(frozen=True)
+class Model:
+    """One of the models: what it is and how fast.
+
+    Attributes:
+        title: its architecture in print.
+        checkpoint: its file.
+        parameters: how many.
+        speed: atoms per second.
+    """
+
+    title: str
+    checkpoint: str
+    parameters: int
+    speed: float
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All numbers of a report; every mapping of models has the keys of `ROLES` that were given.
+
+    Attributes:
+        facts: of the header: what, and its value.
+        models: by role.
+        splits: the data.
+        predictions: by role and split.
+        metrics: fairchem's, by split and role.
+        gaps: gap closed in energy and force MAE, by split; empty without undistilled student.
+        elements: force MAE by element.
+        adsorbates: energy and force MAE by adsorbate; empty where no atom is tagged as one.
+        curves: by role and TensorBoard's tag.
+        planes: PCA of the node embeddings.
+        similarity: of the relations; None where `lacking` says why.
+        lacking: see `predict.Embeddings`.
+    """
+
+    facts: dict[str, str]
+    models: dict[str, Model]
+    splits: list[Split]
+    predictions: dict[str, dict[str, Prediction]]
+    metrics: dict[str, dict[str, dict[str, float]]]
+    gaps: dict[str, dict[str, Interval]]
+    elements: Groups
+    adsorbates: dict[str, Groups]
+    curves: dict[str, dict[str, Curve]]
+    planes: Planes
+    similarity: Similarity | None
+    lacking: str
+
+
+def collect(request: Request) -> Findings:
+    """Run every model over every split and look at what it says."""
+    setup_imports()
+    device = torch.device("cuda" if torch.cuda.is_available() and not request.cpu else "cpu")
+    outputs = request.config.get("outputs") or {}
+    free_atoms_only = (outputs.get("forces") or {}).get("eval_on_free_atoms", True)
+    splits = [
+        load_split(name, options, systems=request.systems, free_atoms_only=free_atoms_only)
+        for name, options in request.data.items()
+    ]
+    paths = {"undistilled": request.undistilled, "student": request.student, "teacher": request.teacher}
+    loaded = {role: load_model(role, str(paths[role]), device) for role in ROLES if paths[role] is not None}
+    predictions: dict[str, dict[str, Prediction]] = {role: {} for role in loaded}
+    for role, model in loaded.items():
+        run = runner(role, model, request.batch_size, device)
+        for split in splits:
+            logging.info(f"{role}: {len(split.systems)} of {split.total} systems of {split.name}")
+            predictions[role][split.name] = predict(role, model, run, split, batch_size=request.batch_size, device=device)
+    logging.info("speeds, embeddings, pictures")
+    speeds = atoms_per_second(loaded, splits[0].systems[: request.batch_size], device)
+    models = {role: _model(model, speeds[role]) for role, model in loaded.items()}
+    training = None if request.training is None else str(request.training)
+    embedded = splits[0].systems[:EMBEDDED_SYSTEMS]
+    embeddings = embed(loaded["teacher"], training, embedded, batch_size=request.batch_size, device=device)
+    curves = {role: read_curves(log_directory(Path(str(paths[role])))) for role in models if role != "teacher"}
+    compared = similarity(embeddings)
+    return Findings(
+        facts=_facts(request, models, splits, curves["student"], device),
+        models=models,
+        splits=splits,
+        predictions=predictions,
+        metrics={
+            split.name: {role: metrics(split, said[split.name]) for role, said in predictions.items()} for split in splits
+        },
+        gaps={
+            split.name: gap_closed(split, {role: said[split.name] for role, said in predictions.items()}) for split in splits
+        },
+        elements=by_element(splits, predictions),
+        adsorbates=by_adsorbate(splits, predictions),
+        curves=curves,
+        planes=planes(embeddings),
+        similarity=compared,
+        lacking=embeddings.lacking or ("" if compared else "the sample has fewer than two pairs with a direction"),
+    )
+
+
+def as_json(findings: Findings) -> dict[str, Any]:
+    """The numbers of the tables, for other programs."""
+    return {
+        "facts": findings.facts,
+        "models": {role: vars(model) for role, model in findings.models.items()},
+        "metrics": findings.metrics,
+        "gap_closed": {
+            split: {name: vars(gap) for name, gap in gaps.items()} for split, gaps in findings.gaps.items() if gaps
+        },
+        "force_mae_by_element": vars(findings.elements),
+        "by_adsorbate": {name: vars(groups) for name, groups in findings.adsorbates.items()},
+        "relation_top1": findings.similarity and findings.similarity.top1,
+        "relation_cosine": findings.similarity and float(findings.similarity.own.mean()),
+    }
+
+
+def _model(model: Teacher, speed: float) -> Model:
+    return Model(
+        title=title(model),
+        checkpoint=str(model.checkpoint),
+        parameters=sum(parameter.numel() for parameter in model.model.parameters()),
+        speed=speed,
+    )
+
+
+def _facts(
+    request: Request, models: dict[str, Model], splits: list[Split], curves: dict[str, Curve], device: torch.device
+) -> dict[str, str]:
+    command = request.config.get("cmd") or {}
+    roles = {
+        role: f"{model.title}, {model.parameters / 1e6:.3g}M parameters, {model.checkpoint}"
+        for role, model in models.items()
+    }
+    data = "; ".join(
+        f"{split.name}: {len(split.systems)}{'' if split.total == len(split.systems) else f' of {split.total}'} systems of "
+        f"{split.source}"
+        for split in splits
+    )
+    trained_on = (
+        (request.config.get("dataset") or {}).get("src") if isinstance(request.config.get("dataset"), dict) else None
+    )
+    optim = request.config.get("optim") or {}
+    training = [
+        f"on {trained_on}" if trained_on else "",
+        f"{optim['max_epochs']} epochs, batches of {optim.get('batch_size', 1)}" if "max_epochs" in optim else "",
+        f"seed {command['seed']}" if command.get("seed") is not None else "",
+        _span(curves),
+    ]
+    terms = [tag.removeprefix(TRAIN + keys.LOSS_PREFIX) for tag in curves if tag.startswith(TRAIN + keys.LOSS_PREFIX)]
+    packages = ", ".join(f"{name} {version(name)}" for name in ("fairchem-core", "torch"))
+    return {
+        "run": f"{request.name} in {request.run_dir}",
+        **roles,
+        "data": data,
+        "training": ", ".join(part for part in training if part) or "its config does not say",
+        **({"loss terms": ", ".join(terms)} if terms else {}),
+        "made": f"{datetime.now():%Y-%m-%d %H:%M} on {_device_name(device)}",
+        "versions": f"fairchem-crack {fairchem_crack.__version__}, {packages}, Python {platform.python_version()}; trained "
+        f"with fairchem-core {command.get('version', '(version unknown)')}",
+    }
+
+
+def _span(curves: dict[str, Curve]) -> str:
+    """When a training logged its first and its last step."""
+    if not curves:
+        return ""
+    first, last = (
+        datetime.fromtimestamp(found)
+        for found in _ends([time for curve in curves.values() for time in curve.times[[0, -1]]])
+    )
+    return f"{first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M}"
+
+
+def _ends(times: list[float]) -> tuple[float, float]:
+    return min(times), max(times)
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} thread{'s'[: torch.get_num_threads() > 1]}"

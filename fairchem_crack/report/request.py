@@ -1,0 +1,162 @@
+"""What a report is asked for: from the command's arguments to files that exist and options that fairchem takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+from fairchem_crack.checks import check_dataset
+from fairchem_crack.teacher import read_checkpoint
+
+BEST, LAST = "best_checkpoint.pt", "checkpoint.pt"
+# Options of a dataset that choose among its own systems: they are not those of another `src`.
+SELECTING = ("src", "splits", "first_n", "sample_n", "no_shuffle", "subset_to", "max_atoms", "metadata_path")
+SPLIT_SETTINGS = tuple(f"{split}_split_settings" for split in ("train", "val", "test"))
+
+
+@dataclass(frozen=True)
+class Request:
+    """One report, its files found.
+
+    Attributes:
+        run_dir: fairchem's `--run-dir`.
+        name: of the run, the folder below `checkpoints` and `logs/LOGGER`.
+        student: the checkpoint whose errors are reported.
+        training: the run's training checkpoint, which has the projection; None where there is none.
+        config: of the student's checkpoint.
+        teacher: a checkpoint, or a name of fairchem's pretrained registry.
+        undistilled: a checkpoint of the same student, trained on labels alone.
+        data: fairchem's dataset options, `src` among them, of each split by its name.
+        systems: at most so many of each split.
+        batch_size: systems of a forward.
+        cpu: stay on the CPU where there is a GPU.
+        output: the directory to write to.
+    """
+
+    run_dir: Path
+    name: str
+    student: Path
+    training: Optional[Path]
+    config: dict[str, Any]
+    teacher: str
+    undistilled: Optional[Path]
+    data: dict[str, dict[str, Any]]
+    systems: int
+    batch_size: int
+    cpu: bool
+    output: Path
+
+
+def make_request(
+    run_dir: Path,
+    *,
+    teacher: str,
+    name: str | None = None,
+    data: Sequence[str] = (),
+    undistilled: str | None = None,
+    systems: int = 200,
+    batch_size: int = 16,
+    cpu: bool = False,
+    output: Path | None = None,
+) -> Request:
+    """Find every file of a report.
+
+    Args:
+        name: None for the only run in `run_dir`.
+        data: `NAME=SRC` each, or an `SRC` whose last component is its name; empty for `dataset.val` of the training.
+        undistilled: a checkpoint, or the name of another run in `run_dir`.
+        output: None for `run_dir/reports/name`.
+
+    Raises:
+        FileNotFoundError: a run, checkpoint or dataset that is not there.
+        ValueError: numbers out of range, a name given twice, or no data to evaluate on.
+    """
+    for option, value in (("--systems", systems), ("--batch-size", batch_size)):
+        if value < 1:
+            raise ValueError(f"{option}: expected at least 1, found {value}.")
+    name = _run_name(run_dir, name)
+    student = _checkpoint_of(run_dir, name)
+    config = read_checkpoint(student)["config"]
+    training = run_dir / "checkpoints" / name / LAST
+    output = output or run_dir / "reports" / name
+    if output.exists() and not output.is_dir():
+        raise NotADirectoryError(f"--output {output}: is a file; give a directory.")
+    return Request(
+        run_dir=run_dir,
+        name=name,
+        student=student,
+        training=training if training.is_file() else None,
+        config=config,
+        teacher=teacher,
+        undistilled=None if undistilled is None else _undistilled(run_dir, undistilled),
+        data=_data(data, config),
+        systems=systems,
+        batch_size=batch_size,
+        cpu=cpu,
+        output=output,
+    )
+
+
+def _run_name(run_dir: Path, name: str | None) -> str:
+    folder = run_dir / "checkpoints"
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{run_dir}: expected the --run-dir of a fairchem training, with a folder `checkpoints`; "
+            f"{'it has none' if run_dir.is_dir() else 'there is no such directory'} (looked in {Path.cwd()})."
+        )
+    runs = sorted(path.name for path in folder.iterdir() if any((path / file).is_file() for file in (BEST, LAST)))
+    if name is not None and name in runs:
+        return name
+    listed = ", ".join(runs) or "no run with a checkpoint"
+    if name is not None:
+        raise FileNotFoundError(f"--name {name}: {folder} has no checkpoint of such a run; it holds {listed}.")
+    if len(runs) != 1:
+        raise FileNotFoundError(f"{folder} holds {listed}. Say which one with --name." if runs else f"{folder}: {listed}.")
+    return runs[0]
+
+
+def _checkpoint_of(run_dir: Path, name: str) -> Path:
+    """The best checkpoint of a run by its primary metric, or the last where there was no validation."""
+    best, last = (run_dir / "checkpoints" / name / file for file in (BEST, LAST))
+    return best if best.is_file() else last
+
+
+def _undistilled(run_dir: Path, given: str) -> Path:
+    if Path(given).is_file():
+        return Path(given)
+    found = _checkpoint_of(run_dir, given)
+    if not found.is_file():
+        raise FileNotFoundError(
+            f"--undistilled {given}: expected a checkpoint, or the name of a run in {run_dir / 'checkpoints'}; found "
+            f"neither (looked in {Path.cwd()})."
+        )
+    return found
+
+
+def _data(entries: Sequence[str], config: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    train, val = (config.get(key) or {} for key in ("dataset", "val_dataset"))
+    train = train if isinstance(train, dict) else {}
+    shared = {**(train if val.get("use_train_settings", True) else {}), **val}
+    data: dict[str, dict[str, Any]] = {}
+    if not entries:
+        if not val.get("src"):
+            raise ValueError("the checkpoint's config names no dataset.val.src to evaluate on; give --data NAME=SRC.")
+        data["val"] = {**shared, **shared.get("val_split_settings", {})}
+    for entry in entries:
+        name, separator, src = entry.partition("=")
+        name, src = (name, src) if separator else (Path(entry).name, entry)
+        if not name or not src:
+            raise ValueError(f"--data {entry}: expected NAME=SRC, val_id=data/s2ef/val_id say.")
+        if name in data:
+            raise ValueError(f"--data {entry}: the name {name} is given twice.")
+        data[name] = {key: value for key, value in shared.items() if key not in SELECTING}
+        data[name]["src"] = src
+    for name, options in data.items():
+        try:
+            check_dataset(name, options, options.get("format", "lmdb"))
+        except (ValueError, OSError) as error:
+            raise type(error)(f"--data: {error}" if entries else f"{error} Give the data with --data NAME=SRC.") from error
+        data[name] = {key: value for key, value in options.items() if key not in SPLIT_SETTINGS}
+    return data

@@ -1,0 +1,321 @@
+"""What the documentation tells a user to type works: every block of it, in its order, at toy size.
+
+- Python blocks of a page run one after the other in one namespace, in a directory where the files that the page names lie.
+- YAML blocks parse; one whose first line is a comment with a file's name is that file for the commands of its page. The
+  others of a page, laid over the demo's PaiNN, are the page's `my_student.yml`.
+- Commands (`fairchem ...`, `fairchem-crack ...`) run in this process, on one CPU rank and, trainings, for one epoch. Those
+  on OC20 itself are parsed by fairchem, and their YAML is loaded with its overrides. Others (`pip`, `make`) are not run.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import pickle
+import re
+import shlex
+import shutil
+from pathlib import Path
+from typing import Callable
+
+import fairchem.core._cli
+import lmdb
+import numpy as np
+import pytest
+import torch
+import yaml
+from ase import Atoms
+from ase.calculators.emt import EMT
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.db import connect
+from ase.optimize import BFGS
+from fairchem.core.common import distutils
+from fairchem.core.common.flags import flags
+from fairchem.core.common.registry import registry
+from fairchem.core.common.relaxation.ase_utils import batch_to_atoms
+from fairchem.core.common.utils import build_config
+from fairchem.core.datasets import LmdbDataset, data_list_collater
+from fairchem.core.models.base import GraphModelMixin
+from torch import nn
+
+from fairchem_crack import cli
+from fairchem_crack.bench.runs import RELAXES_IN_BATCHES
+from fairchem_crack.cache import TeacherCache
+from fairchem_crack.features import base
+
+ROOT = Path(__file__).parents[1]
+PAGES = ("README.md", "docs/use.md", "docs/cache.md", "docs/architectures.md", "docs/terms.md", "docs/running.md")
+STUDENT = "runs/demo/checkpoints/crack-0/best_checkpoint.pt"
+TEACHER = "configs/oc20/demo/teacher_equiformer_v2.pt"
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+COMMAND = re.compile(r"^(?: {4}|\$ )?((?:fairchem|fairchem-crack) (?:.*\\\n)*.*)$", re.MULTILINE)
+NEEDS_OC20 = "configs/oc20/s2ef/"
+TOY = {  # what makes a command a matter of seconds, and what a page has the reader write into the YAML in a sentence
+    "cache-teacher": ["--task.distill.teacher.cache=caches/eqV2-31M"],
+    "train": ["--optim.max_epochs=1"],
+    "run-relaxations": ["--task.relaxation_steps=2"],
+    "evaluate": ["--batch-sizes", "1"],
+    "report": ["--systems=6"],
+    "bench": ["--atoms=13", "--batch-sizes=1", "--repeats=1", "--md-steps=2", "--relax-steps=2", "--relax-batch-size=2"],
+}
+
+
+def blocks(page: str) -> list[tuple[str, str]]:
+    """Kind and text of what the page has the reader run or write, in its order: "python", "yaml" and "command"."""
+    text = (ROOT / page).read_text()
+    fenced = [(found.start(), found[1], found[2]) for found in BLOCK.finditer(text)]
+    rest = BLOCK.sub(lambda found: "\n" * found[0].count("\n") + " " * (len(found[0]) - found[0].count("\n")), text)
+    found = [
+        *fenced,
+        *((command.start(), "command", command[1]) for command in COMMAND.finditer(rest) if is_indented(command)),
+    ]
+    return [(kind, content) for _, kind, content in sorted(found)]
+
+
+def is_indented(command: re.Match) -> bool:
+    return command[0].startswith("    ")
+
+
+def words(command: str) -> list[str]:
+    return shlex.split(command.replace("\\\n", " "), comments=True)
+
+
+def as_atoms(source: Path, count: int) -> list[Atoms]:
+    """The first systems of an S2EF split, with their labels."""
+    gc.collect()  # one process opens an LMDB only once
+    dataset = LmdbDataset({"src": str(source)})
+    systems = []
+    for index in range(count):
+        batch = data_list_collater([dataset[index]], otf_graph=True)
+        systems += batch_to_atoms(batch)
+        systems[-1].calc = SinglePointCalculator(systems[-1], energy=float(batch.y), forces=batch.force.numpy())
+    return systems
+
+
+def lay_over(below: dict, above: dict) -> dict:
+    both = {key: value for key, value in below.items() if key not in above}
+    for key, value in above.items():
+        both[key] = lay_over(below.get(key) or {}, value) if isinstance(value, dict) else value
+    return both
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory, data) -> Path:
+    """A directory like a clone of the repository in which `make demo` was run, at toy size."""
+    place = tmp_path_factory.mktemp("docs")
+    (place / "configs").symlink_to(ROOT / "configs")
+    shutil.copytree(data, place / "data/demo")
+    write_is2re(place / "data/demo/val_id", place / "data/is2re/val_id")
+    (place / "checkpoints").mkdir()
+    shutil.copy(ROOT / TEACHER, place / "checkpoints/eq2_31M_ec4_allmd.pt")
+    before = Path.cwd()
+    os.chdir(place)
+    try:
+        for config, name in (("painn.yml", "undistilled-0"), ("painn_crack.yml", "crack-0")):
+            arguments = f"--config-yml configs/oc20/demo/{config} --run-dir runs/demo --timestamp-id {name}"
+            run_command(["fairchem", "--mode", "train", *arguments.split(), "--optim.eval_every=1"])
+        yield place
+    finally:
+        os.chdir(before)
+    assert (place / STUDENT).is_file()
+
+
+def write_is2re(source: Path, directory: Path) -> None:
+    """Systems of an S2EF split with what OC20's IS2RE LMDBs have: `pos_relaxed`, and `y_relaxed` in eV."""
+    relaxed = as_atoms(source, 6)
+    dataset = LmdbDataset({"src": str(source)})
+    directory.mkdir(parents=True)
+    environment = lmdb.open(str(directory / "data.lmdb"), map_size=1 << 24, subdir=False, lock=False)
+    with environment.begin(write=True) as transaction:
+        for index in range(len(dataset)):
+            record, atoms = dataset[index], relaxed[index]
+            atoms.calc = EMT()
+            BFGS(atoms, logfile=None).run(fmax=0.1, steps=20)
+            record.pos_relaxed, record.y_relaxed = torch.tensor(atoms.positions).float(), record.y
+            del record.y, record.force
+            transaction.put(str(index).encode(), pickle.dumps(record, protocol=-1))
+        transaction.put(b"length", pickle.dumps(len(dataset)))
+    environment.close()
+    np.savez(directory / "metadata.npz", natoms=np.array([dataset[index].natoms for index in range(len(dataset))]))
+    del dataset
+    gc.collect()
+
+
+def run_command(command: list[str]) -> None:
+    """Run it in this process, on one CPU rank."""
+    program, *arguments = command
+    name = arguments[arguments.index("--mode") + 1] if program == "fairchem" else arguments[0]
+    arguments += [*TOY.get(name, []), *(["--cpu"] if "--cpu" not in arguments else [])]
+    gc.collect()  # a former run's data set closes its LMDB when collected; one process opens it only once
+    try:
+        if program == "fairchem":
+            fairchem.core._cli.main(*flags.get_parser().parse_known_args(arguments))
+        else:
+            cli.main(arguments)
+    finally:
+        if distutils.initialized():
+            distutils.cleanup()
+
+
+def parse_command(command: list[str]) -> None:
+    """Parse it as fairchem would, and load its YAML with its overrides."""
+    options, overrides = flags.get_parser().parse_known_args(command[1:])
+    assert all(re.fullmatch(r"--[\w.]+=.+", override) for override in overrides), overrides
+    config = build_config(options, overrides)
+    for override in overrides:
+        name, _, value = override[2:].partition("=")
+        found = config
+        for part in name.split("."):
+            found = found[part]
+        assert str(found) == value
+
+
+class MyModel(nn.Module, GraphModelMixin):
+    """What docs/architectures.md calls a model of one's own: one round of messages within the cutoff, then energies."""
+
+    def __init__(self, *, cutoff: float, max_neighbors: int) -> None:
+        super().__init__()
+        self.hidden_channels, self.cutoff, self.max_neighbors = 8, cutoff, max_neighbors
+        self.use_pbc, self.otf_graph, self.use_pbc_single = True, True, False
+        torch.manual_seed(0)
+        self.atom_emb = nn.Embedding(101, 8)
+        self.messages = nn.ModuleList([Messages()])
+        self.energy_head, self.force_head = nn.Linear(8, 1), nn.Linear(8, 1)
+
+    def forward(self, batch) -> dict:
+        graph = self.generate_graph(batch, enforce_max_neighbors_strictly=True)
+        element = self.atom_emb(batch.atomic_numbers.long())
+        weight = torch.cos(graph.edge_distance / self.cutoff * torch.pi / 2)[:, None] ** 2  # (E, 1)
+        embedding = self.messages[0](element, weight, graph.edge_index)  # (N, 8)
+        energy = torch.zeros(len(batch.natoms), 1).index_add(0, batch.batch, self.energy_head(embedding))
+        source, target = graph.edge_index
+        pushes = self.force_head(embedding)[source] * weight * graph.edge_distance_vec  # (E, 3)
+        return {"energy": energy, "forces": torch.zeros_like(batch.pos).index_add(0, target, pushes)}
+
+
+class Messages(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Sequential(nn.Linear(8, 8), nn.SiLU())
+
+    def forward(self, element, weight, edge_index):
+        source, target = edge_index
+        return self.mix(element + torch.zeros_like(element).index_add(0, target, weight * element[source]))
+
+
+def namespace_of(page: str, place: Path) -> dict:
+    """What a page takes for granted."""
+    if page == "docs/cache.md":  # `systems`, and a framework that can be asked about them
+        systems = as_atoms(place / "data/demo/train", 5)
+        random = np.random.default_rng(0)
+
+        def ask(atoms):
+            count = len(atoms)
+            pairs = np.stack(np.triu_indices(count, 1))
+            return random.normal(size=(count, 64)), random.normal(size=count), random.normal(size=(count, 3)), pairs
+
+        return {"systems": systems, "ask": ask}
+    return {"MyModel": MyModel} if page == "docs/architectures.md" else {}
+
+
+def check_readme(namespace: dict, log: str) -> None:
+    """What the commands left behind; and the ASE database of the page, which has no command."""
+    texts = [content for kind, content in blocks("README.md") if kind == "yaml"]
+    database = next(yaml.safe_load(text) for text in texts if "ase_db" in text)
+    with connect("oxides.db") as file:
+        for atoms in as_atoms(Path("data/demo/val_ood_cat"), 6):
+            file.write(atoms)
+    config = lay_over(yaml.safe_load(Path("my_student.yml").read_text()), database)
+    config["dataset"]["val"] = {"src": "oxides.db"}
+    Path("oxides.yml").write_text(yaml.safe_dump(config))
+    run_command(["fairchem-crack", "check", "--config-yml", "oxides.yml"])
+    assert len(TeacherCache(Path("caches/eqV2-31M"))) == 12
+    assert namespace["slab"].get_potential_energy() < 100
+
+
+def check_use(namespace: dict, log: str) -> None:
+    for name in ("relax/results/first/relaxed_positions", "relax/results/is2re/relaxed_positions"):
+        assert len(np.load(f"runs/{name}.npz")["ids"]) == 6
+    assert np.isfinite(np.load("runs/predict/results/first/ocp_predictions.npz")["energy"]).all()
+    assert "average_distance_within_threshold" in log and "energy_within_threshold" in log  # of IS2RS and IS2RE
+    assert len(namespace["found"]["ids"]) == 6 and namespace["last"].get_potential_energy() < 100
+
+
+def check_cache(namespace: dict, log: str) -> None:
+    cache = TeacherCache(Path("my_cache"))
+    assert len(cache) == 5
+    cache.close()
+
+
+def check_architecture(namespace: dict, log: str) -> None:
+    """The adapter of the page is found for its model, and passes the tests of the page."""
+    suite = namespace["TestMyFeatures"]()
+    tests = [name for name in dir(suite) if name.startswith("test_")]
+    assert len(tests) > 10
+    for name in tests:
+        getattr(suite, name)()
+
+
+AFTERWARDS: dict[str, Callable[[dict, str], None]] = {
+    "README.md": check_readme,
+    "docs/use.md": check_use,
+    "docs/cache.md": check_cache,
+    "docs/architectures.md": check_architecture,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_of_a_page_works(page, workplace, monkeypatch, caplog):
+    monkeypatch.chdir(workplace)
+    monkeypatch.setattr(base, "_ADAPTERS", dict(base._ADAPTERS))
+    monkeypatch.setitem(registry.mapping["model_name_mapping"], "my_model", MyModel)
+    found = blocks(page)
+    write_student([content for kind, content in found if kind == "yaml"], page)
+    namespace = {"__name__": "docs", **namespace_of(page, workplace)}
+    done: list[list[str]] = []
+    for number, (kind, content) in enumerate(found):
+        if kind == "python":
+            exec(compile(content, f"{page}, block {number}", "exec"), namespace)
+        elif kind == "yaml":
+            write_named(content)
+        elif NEEDS_OC20 in content:
+            parse_command(words(content))
+        elif kind == "command":
+            command = words(content.replace("--num-gpus 4", ""))  # one rank
+            if "run-relaxations" in command and not RELAXES_IN_BATCHES:
+                pytest.skip(f"fairchem's batched relaxations need ase < 3.26; the {number} blocks before them work")
+            if command not in done:
+                run_command(command)
+            done.append(command)
+    if page in AFTERWARDS:
+        AFTERWARDS[page](namespace, caplog.text)
+
+
+def write_named(content: str) -> None:
+    """Write a YAML block under the name that its first line says, if it says one."""
+    named = re.match(r"# (\S+\.yml)\n", content)
+    assert isinstance(yaml.safe_load(content), (dict, list))
+    if named:
+        Path(named[1]).write_text(content)
+
+
+def write_student(texts: list[str], page: str) -> None:
+    """`my_student.yml`: the demo's PaiNN, what the README adds to a student, and what the page adds to that."""
+    config: dict = {"includes": ["configs/oc20/demo/painn.yml"]}
+    readme = next(content for kind, content in blocks("README.md") if kind == "yaml")
+    for text in [readme, *(texts if page != "README.md" else [])]:
+        added = yaml.safe_load(text)
+        if isinstance(added, dict) and "includes" not in added and "init_from_teacher" not in text:
+            config = lay_over(config, added)
+    Path("my_student.yml").write_text(yaml.safe_dump(config))
+
+
+def test_blocks_are_found_in_their_order():
+    kinds = [kind for kind, _ in blocks("docs/use.md")]
+    assert kinds[0] == "python" and kinds.count("python") == 6 and kinds.count("yaml") == 2 and kinds.count("command") == 5
+    assert kinds.index("yaml") > kinds.index("python")
+    commands = [words(content) for kind, content in blocks("README.md") if kind == "command"]
+    assert ["fairchem", "--mode", "train", "--config-yml", "my_student.yml", "--num-gpus", "4"] in commands
+    assert all(command[0] in ("fairchem", "fairchem-crack") and "#" not in command for command in commands)
+    assert len([command for command in commands if any(NEEDS_OC20 in word for word in command)]) == 1

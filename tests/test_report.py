@@ -1,0 +1,433 @@
+"""The report: its numbers against fairchem's own evaluation and plain loops, its page, its refusals."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import dataclasses
+import gc
+import json
+import math
+import re
+from contextlib import contextmanager
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ase.data import chemical_symbols
+from conftest import DATASET, SCN_MODEL, distill_config, run_fairchem, stock_config
+
+from fairchem_crack.evaluation import CheckpointEvaluator
+from fairchem_crack.report import collect as collect_module
+from fairchem_crack.report import command, numbers, relations
+from fairchem_crack.report.curves import read_curves
+from fairchem_crack.report.drawing import digits
+from fairchem_crack.report.predict import Embeddings, Prediction, embed, load_model
+from fairchem_crack.report.request import make_request
+from fairchem_crack.report.sections import sections, table, tiles
+from fairchem_crack.report.systems import Split, load_split
+
+CPU = torch.device("cpu")
+SPLITS = ("val_id", "val_ood_both")
+
+
+# ---- one report on toy models -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory, data, teacher_checkpoint) -> Path:
+    """A run directory with a distilled student `crack`, and an undistilled one."""
+    directory = tmp_path_factory.mktemp("runs")
+    for name, config in (("undistilled", stock_config(data)), ("crack", distill_config(data, teacher_checkpoint))):
+        config["logger"] = "tensorboard"
+        run_fairchem(directory, config, name=name)
+    return directory
+
+
+@pytest.fixture
+def request_of(run_dir, data, teacher_checkpoint, tmp_path):
+    """Callable: the request of a report of `crack` on two splits, or as the options say."""
+
+    def make(**changed):
+        options = {
+            "name": "crack",
+            "teacher": str(teacher_checkpoint),
+            "data": [f"{split}={data / split}" for split in SPLITS],
+            "undistilled": "undistilled",
+            "cpu": True,
+            "output": tmp_path / "report",
+        }
+        return make_request(run_dir, **{**options, **changed})
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def findings(run_dir, data, teacher_checkpoint):
+    options = {"teacher": str(teacher_checkpoint), "undistilled": "undistilled", "cpu": True}
+    request = make_request(run_dir, name="crack", data=[f"{split}={data / split}" for split in SPLITS], **options)
+    gc.collect()
+    with ties_broken_by_order():
+        return collect_module.collect(request)
+
+
+@contextmanager
+def ties_broken_by_order():
+    """fairchem's neighbor lists, and so its metrics, otherwise depend on the batch a system is in."""
+    sort = torch.sort
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "sort", lambda *arguments, **options: sort(*arguments, **{**options, "stable": True}))
+        yield
+
+
+@pytest.fixture
+def collected(findings, monkeypatch):
+    """`write_report` with these findings instead of new ones."""
+    monkeypatch.setattr(collect_module, "collect", lambda request: findings)
+    return findings
+
+
+@pytest.mark.slow
+def test_the_students_metrics_are_those_of_fairchems_trainer(findings, run_dir, data):
+    for role, name in (("student", "crack"), ("undistilled", "undistilled")):
+        gc.collect()
+        evaluator = CheckpointEvaluator(run_dir / "checkpoints" / name / "best_checkpoint.pt", DATASET)
+        for split in SPLITS:
+            with ties_broken_by_order():
+                expected, errors = evaluator.metrics_and_errors(data / split)
+            found = findings.metrics[split][role]
+            assert found == pytest.approx({metric: expected[metric] for metric in found}, rel=1e-5, abs=1e-6)
+            part = next(one for one in findings.splits if one.name == split)
+            own = numbers.energy_errors(part, findings.predictions[role][split])
+            assert sorted(own) == pytest.approx(sorted(errors["energy"]), rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_errors_by_element_and_adsorbate_are_plain_means(findings):
+    sums: dict = {}
+    for split in findings.splits:
+        start = 0
+        for index, system in enumerate(split.systems):
+            said = findings.predictions["student"][split.name]
+            adsorbate = sorted(chemical_symbols[int(z)] for z in system.atomic_numbers[system.tags == 2])
+            energy = abs(float(said.energy[index]) - float(system.energy))
+            sums.setdefault(("energy", "".join(adsorbate)), []).append(energy)
+            for atom in range(int(system.natoms)):
+                if system.fixed[atom] == 0:
+                    error = np.abs(said.forces[start + atom] - system.forces[atom].numpy()).mean()
+                    sums.setdefault(("element", chemical_symbols[int(system.atomic_numbers[atom])]), []).append(error)
+            start += int(system.natoms)
+    found = findings.elements
+    assert set(found.names) == {name for kind, name in sums if kind == "element"}
+    for name, count, error in zip(found.names, found.counts, found.errors["student"]):
+        assert (count, error) == (len(sums["element", name]), pytest.approx(np.mean(sums["element", name]), rel=1e-4))
+    assert found.counts == sorted(found.counts, reverse=True)
+    by_adsorbate = findings.adsorbates["energy_mae"]
+    for name, count, error in zip(by_adsorbate.names, by_adsorbate.counts, by_adsorbate.errors["student"]):
+        atoms = [symbol for symbol, many in re.findall(r"([A-Z][a-z]?)(\d*)", name) for _ in range(int(many or 1))]
+        expected = sums["energy", "".join(sorted(atoms))]
+        assert (count, error) == (len(expected), pytest.approx(np.mean(expected), rel=1e-4))
+    assert sum(by_adsorbate.counts) == 12
+
+
+@pytest.mark.slow
+def test_the_projected_student_is_that_of_the_training_checkpoint(findings, run_dir, teacher_checkpoint):
+    training = run_dir / "checkpoints/crack/checkpoint.pt"
+    teacher, student = (
+        load_model("teacher", str(teacher_checkpoint), CPU),
+        load_model("student", str(training), CPU, use_ema=False),
+    )
+    systems = findings.splits[0].systems
+    found = embed(teacher, str(training), systems, batch_size=2, device=CPU)
+    whole = embed(teacher, str(training), systems, batch_size=6, device=CPU)
+    assert torch.equal(found.pairs, whole.pairs) and torch.allclose(found.teacher, whole.teacher, atol=1e-5)
+    from fairchem.core.datasets import data_list_collater
+
+    batch = data_list_collater(systems, otf_graph=True)
+    state = torch.load(training, map_location="cpu", weights_only=False)["crack_distill"]["projection"]
+    expected = student(batch).node_embedding @ state["weight"].T + state["bias"]
+    assert torch.allclose(found.student, expected, atol=1e-5) and not found.lacking
+    assert torch.allclose(found.teacher, teacher(batch).node_embedding, atol=1e-5)
+    same_system = batch.batch[found.pairs]
+    assert torch.equal(same_system[0], same_system[1])
+
+
+class Tags(HTMLParser):
+    """The page's elements, in pairs, and the text in its table's cells."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.cells: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.attributes += [(tag, name, value) for name, value in attrs]
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+        if tag in ("td", "th"):
+            self.cells.append("")
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if {"td", "th"} & set(self.open):
+            self.cells[-1] += data
+
+
+@pytest.mark.slow
+def test_the_page_is_whole_and_holds_its_numbers_and_pictures(collected, request_of):
+    page, count = command.write_report(request_of())
+    text = page.read_text(encoding="ascii")
+    parsed = Tags()
+    parsed.feed(text)
+    assert not parsed.open
+    pictures = {path.read_bytes() for path in page.parent.glob("*.png")}
+    sources = [value for tag, name, value in parsed.attributes if (tag, name) == ("img", "src")]
+    assert len(sources) == len(pictures) == count
+    for source in sources:
+        assert base64.b64decode(source.removeprefix("data:image/png;base64,")) in pictures
+    without = re.sub(r"base64,[A-Za-z0-9+/=]*", "", text)
+    assert not re.search(r"https?:|file:|<script|<link|@import|url\(|<iframe", without)
+    links = [value for tag, name, value in parsed.attributes if name in ("href", "srcset")]
+    assert links and all(link.removeprefix("#") in [v for _, n, v in parsed.attributes if n == "id"] for link in links)
+    assert all(value for tag, name, value in parsed.attributes if (tag, name) == ("img", "alt"))
+    for split in SPLITS:
+        at = parsed.cells.index(split)
+        for role in ("undistilled", "student", "teacher"):
+            row = next(index for index in range(at, at + 40) if parsed.cells[index].startswith(f"{role}, "))
+            expected = collected.metrics[split][role]
+            assert parsed.cells[row + 1 : row + 3] == [digits(expected["energy_mae"]), digits(expected["forces_mae"])]
+            assert parsed.cells[row + 3] == f"{expected['forces_cosine_similarity']:.3f}"
+    written = json.loads((page.parent / "report.json").read_text())
+    assert written["metrics"] == collected.metrics
+    assert sorted(path.suffix for path in page.parent.iterdir())[:2] == [".html", ".json"]
+    assert not list(page.parent.glob("*.partial"))
+
+
+@pytest.mark.slow
+def test_every_part_has_its_pictures(collected):
+    names = {section.anchor: {picture.name for picture in section.pictures} for section in sections(collected)}
+    assert names["accuracy"] == {"energy_mae_by_split", "forces_mae_by_split", "speed_accuracy"}
+    assert len(names["parity"]) == 4 and len(names["groups"]) == 3
+    assert {f"curve_train_loss_{term}" for term in ("energy", "forces", "relations", "node_embeddings")} <= names["curves"]
+    assert {"curve_train_relation_top1", "curve_train_relation_entropy", "curve_val_forces_mae"} <= names["curves"]
+    assert names["embeddings"] == {"pca_teacher", "pca_student"}
+    assert names["relations"] == {"relations_student", "relations_teacher", "relations_histogram"}
+    assert collected.facts["loss terms"] == "energy, forces, relations, node_embeddings"
+    steps = collected.curves["student"]["train/loss_relations"].steps
+    assert steps.tolist() == [1, 2, 3, 4, 5, 6] and "val/forces_mae" in collected.curves["undistilled"]
+
+
+@pytest.mark.slow
+def test_without_undistilled_student_logs_and_projection_the_page_says_so(collected, request_of, tmp_path):
+    without = {role: model for role, model in collected.models.items() if role != "undistilled"}
+    bare = dataclasses.replace(
+        collected,
+        models=without,
+        metrics={split: {role: found[role] for role in without} for split, found in collected.metrics.items()},
+        gaps={split: {} for split in SPLITS},
+        elements=dataclasses.replace(collected.elements, errors={r: collected.elements.errors[r] for r in without}),
+        adsorbates={},
+        curves={"student": {}},
+        similarity=None,
+        planes=dataclasses.replace(collected.planes, student=None, shared=False),
+        lacking="the run has no training checkpoint",
+    )
+    shown = {section.anchor: section for section in sections(bare)}
+    assert "no curves to show" in shown["curves"].text and not shown["curves"].pictures
+    assert "the run has no training checkpoint" in shown["relations"].text and not shown["relations"].pictures
+    assert [picture.name for picture in shown["embeddings"].pictures] == ["pca_teacher"]
+    assert "No atom is tagged 2" in shown["groups"].text
+    assert [row.kind for row in table(bare)["val_id"]] == ["student", "teacher"]
+    assert len(tiles(bare)) == 3
+
+
+@pytest.mark.slow
+def test_another_teacher_or_no_projection_is_no_comparison_of_embeddings(findings, run_dir, teacher_checkpoint, tmp_path):
+    systems = findings.splits[0].systems[:2]
+    content = torch.load(teacher_checkpoint, map_location="cpu", weights_only=False)
+    del content["ema"]
+    torch.save(content, tmp_path / "other.pt")
+    other = load_model("teacher", str(tmp_path / "other.pt"), CPU)
+    training = str(run_dir / "checkpoints/crack/checkpoint.pt")
+    found = embed(other, training, systems, batch_size=2, device=CPU)
+    assert "distilled from another teacher" in found.lacking and found.student.shape[1] == 16
+    assert relations.similarity(found) is None
+    plain = embed(other, str(run_dir / "checkpoints/undistilled/checkpoint.pt"), systems, batch_size=2, device=CPU)
+    assert "has no projection" in plain.lacking
+    assert "no training checkpoint" in embed(other, None, systems, batch_size=2, device=CPU).lacking
+
+
+# ---- numbers ----------------------------------------------------------------------------------------------------------
+
+
+def split_of(energy, forces, counted, natoms) -> Split:
+    return Split(
+        "val", "somewhere", len(natoms), [], np.array(natoms), np.full(sum(natoms), 29), np.array(counted, dtype=bool),
+        np.array([], dtype=str), np.array(energy, dtype=np.float32), np.array(forces, dtype=np.float32),
+    )  # fmt: skip
+
+
+def test_gap_closed_is_of_the_errors_of_counted_atoms():
+    split = split_of([0.0, 0.0], np.zeros((3, 3)), [True, False, True], [2, 1])
+
+    def off_by(energy: float, forces: float) -> Prediction:
+        far = np.full((3, 3), forces, dtype=np.float32)
+        far[1] = 100.0  # a fixed atom
+        return Prediction(np.array([energy, energy], dtype=np.float32), far)
+
+    said = {"undistilled": off_by(1.0, 0.5), "student": off_by(0.4, 0.4), "teacher": off_by(0.2, 0.1)}
+    gaps = numbers.gap_closed(split, said)
+    assert gaps["energy_mae"].estimate == pytest.approx(0.6 / 0.8)
+    assert gaps["forces_mae"].estimate == pytest.approx(0.1 / 0.4)
+    assert gaps["energy_mae"].low <= gaps["energy_mae"].estimate <= gaps["energy_mae"].high
+    found = numbers.metrics(split, said["student"])
+    assert (found["energy_mae"], found["forces_mae"]) == (pytest.approx(0.4), pytest.approx(0.4))
+    assert math.isnan(numbers.gap_closed(split, {**said, "teacher": off_by(2.0, 0.1)})["energy_mae"].estimate)
+    assert numbers.gap_closed(split, {role: said[role] for role in ("student", "teacher")}) == {}
+
+
+def embeddings_of(student: torch.Tensor, teacher: torch.Tensor, atomic_numbers, pairs) -> Embeddings:
+    return Embeddings(np.array(atomic_numbers), teacher, student, torch.tensor(pairs), "")
+
+
+def test_relations_are_compared_as_a_double_loop_does():
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(5, 4, generator=generator) for _ in range(2))
+    teacher[4] = teacher[3]  # the last pair has no direction
+    atomic_numbers, pairs = [1, 8, 29, 6, 6], [[0, 0, 1, 2, 3], [1, 2, 3, 3, 4]]
+    found = relations.similarity(embeddings_of(student, teacher, atomic_numbers, pairs))
+
+    def relation(embedding, i: int, j: int) -> np.ndarray:
+        if atomic_numbers[i] > atomic_numbers[j]:
+            i, j = j, i
+        unit = [embedding[k].double().numpy() / np.linalg.norm(embedding[k].double().numpy()) for k in (i, j)]
+        return (unit[0] - unit[1]) / np.linalg.norm(unit[0] - unit[1])
+
+    of_pairs = list(zip(*pairs))[:4]
+    cosines = np.array([[relation(student, *e) @ relation(teacher, *f) for f in of_pairs] for e in of_pairs])
+    assert sorted(found.own) == pytest.approx(sorted(np.diag(cosines)))
+    assert sorted(found.others) == pytest.approx(sorted(cosines[~np.eye(4, dtype=bool)]))
+    nearest = [np.diag(cosines)[e] >= np.abs(np.delete(cosines[e], e)).max() for e in range(4)]
+    assert found.top1 == pytest.approx(np.mean(nearest))
+    assert sorted(np.diag(found.matrix)) == pytest.approx(sorted(found.own))
+    assert np.diag(found.reference) == pytest.approx(1.0)
+
+
+def test_a_perfect_student_has_the_teachers_relations_and_plane():
+    teacher = torch.randn(40, 6, generator=torch.Generator().manual_seed(1))
+    pairs = [[i for i in range(39)], [i + 1 for i in range(39)]]
+    perfect = embeddings_of(4 * teacher, teacher, [1 + i % 20 for i in range(40)], pairs)
+    found = relations.similarity(perfect)
+    assert found.own == pytest.approx(1.0) and found.top1 == 1.0
+    assert found.matrix == pytest.approx(found.reference) and found.matrix.shape == (39, 39)
+    drawn = relations.planes(perfect)
+    assert drawn.shared and drawn.student.points == pytest.approx(drawn.teacher.points)
+    unit = teacher.double().numpy() / np.linalg.norm(teacher.double().numpy(), axis=1, keepdims=True)
+    variances = np.sort(np.linalg.eigvalsh(np.cov(unit.T)))[::-1]
+    assert drawn.teacher.variance == pytest.approx(tuple(variances[:2] / variances.sum()))
+
+
+def test_curves_of_a_resumed_training_are_one(tmp_path):
+    from torch.utils.tensorboard import SummaryWriter
+
+    for first, last, value in ((1, 6, 1.0), (4, 9, 2.0)):  # the second resumes at step 4
+        with SummaryWriter(str(tmp_path), filename_suffix=str(first)) as writer:
+            for step in range(first, last + 1):
+                writer.add_scalar("train/loss", value, step)
+    found = read_curves(tmp_path)["train/loss"]
+    assert found.steps.tolist() == list(range(1, 10))
+    assert found.values.tolist() == [1.0] * 3 + [2.0] * 6
+    assert read_curves(tmp_path / "none") == {}
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.12345, "0.123"), (0.00456, "0.00456"), (12.345, "12.3"), (1234.5, "1,234"), (0, "0")]
+)
+def test_numbers_are_written_out(value, text):
+    assert digits(value) == text and digits(math.nan) == "–"  # noqa: RUF001
+
+
+# ---- refusals ---------------------------------------------------------------------------------------------------------
+
+
+def refusal(capsys, *arguments) -> str:
+    with pytest.raises(SystemExit) as stop:
+        command.report([str(argument) for argument in arguments])
+    assert isinstance(stop.value.code, str), capsys.readouterr().err
+    return stop.value.code
+
+
+@pytest.mark.slow
+def test_bad_arguments_are_refused_with_what_to_do(run_dir, data, teacher_checkpoint, tmp_path, capsys):
+    def refused(*arguments, directory=run_dir, teacher=teacher_checkpoint, output=tmp_path / "none") -> str:
+        said = refusal(capsys, directory, "--teacher", teacher, "--cpu", "--output", output, *arguments)
+        assert said.startswith("fairchem-crack report: ") and not (tmp_path / "none").exists()
+        return said
+
+    crack = ("--name", "crack")
+    assert "expected the --run-dir" in refused(directory=tmp_path / "nowhere")
+    assert "it has none" in refused(directory=tmp_path)
+    assert "holds crack, undistilled. Say which one with --name" in refused()
+    assert "--name carck" in refused("--name", "carck") and "holds crack, undistilled" in refused("--name", "carck")
+    assert "--systems: expected at least 1, found 0" in refused(*crack, "--systems", 0)
+    assert "is given twice" in refused(*crack, "--data", f"val={data / 'val_id'}", f"val={data / 'train'}")
+    assert "expected NAME=SRC" in refused(*crack, "--data", "val=")
+    assert "does not exist" in refused(*crack, "--data", f"val={tmp_path / 'absent'}")
+    (tmp_path / "empty").mkdir()
+    assert "no *.lmdb file" in refused(*crack, "--data", tmp_path / "empty")
+    assert "expected a checkpoint, or the name of a run" in refused(*crack, "--undistilled", "stock")
+    (tmp_path / "file").touch()
+    assert "is a file; give a directory" in refused(*crack, output=tmp_path / "file")
+    small = ("--data", data / "val_id", "--systems", 1)
+    assert "neither a file" in refused(*crack, *small, teacher=tmp_path / "absent.pt")
+    (tmp_path / "broken.pt").write_bytes(b"no checkpoint")
+    assert "cannot be read as a checkpoint" in refused(*crack, *small, teacher=tmp_path / "broken.pt")
+    content = torch.load(teacher_checkpoint, map_location="cpu", weights_only=False)
+    content["config"]["model"] = dict(SCN_MODEL)
+    torch.save(content, tmp_path / "scn.pt")
+    assert "The teacher" in refused(*crack, *small, teacher=tmp_path / "scn.pt")
+
+
+@pytest.mark.slow
+def test_systems_without_labels_are_refused(data):
+    with pytest.raises(ValueError, match=r"has no `energy`.*it holds .*`force`"):
+        load_split("val", {"src": str(data / "val_id")}, systems=2, free_atoms_only=True)
+    gc.collect()
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_split("val", {"src": str(data / "val_id"), "format": "cif"}, systems=2, free_atoms_only=True)
+
+
+def test_a_sample_is_evenly_spaced_and_counts_free_atoms(data):
+    options = {**DATASET, "src": str(data / "train")}
+    split = load_split("train", options, systems=4, free_atoms_only=True)
+    assert [system.sid for system in split.systems] == [0, 3, 6, 9] and split.total == 12
+    fixed = np.concatenate([system.fixed.numpy() for system in split.systems])
+    assert np.array_equal(split.counted, fixed == 0) and len(split.adsorbates) == 4
+    whole = load_split("train", options, systems=400, free_atoms_only=False)
+    assert len(whole.systems) == 12 and whole.counted.all()
+
+
+@pytest.mark.slow
+def test_the_default_data_are_the_trainings_validation(run_dir, data, teacher_checkpoint):
+    options = make_request(run_dir, name="crack", teacher=str(teacher_checkpoint)).data
+    assert options.keys() == {"val"} and options["val"]["src"] == str(data / "val_id")
+    assert options["val"]["key_mapping"] == DATASET["key_mapping"]
+    assert make_request(run_dir, name="crack", teacher="t").output == run_dir / "reports/crack"
+
+
+@pytest.mark.slow
+def test_the_choice_of_other_datas_systems_is_not_that_of_the_validation(run_dir, data, teacher_checkpoint, tmp_path):
+    source = run_dir / "checkpoints/crack/best_checkpoint.pt"
+    content = copy.deepcopy(torch.load(source, map_location="cpu", weights_only=False))
+    content["config"]["val_dataset"].update(first_n=2, metadata_path="elsewhere.npz")
+    changed = tmp_path / "checkpoints/run/best_checkpoint.pt"
+    changed.parent.mkdir(parents=True)
+    torch.save(content, changed)
+    own = make_request(tmp_path, teacher="t").data["val"]
+    other = make_request(tmp_path, teacher="t", data=[str(data / "train")]).data["train"]
+    assert own["first_n"] == 2 and not {"first_n", "metadata_path"} & other.keys()

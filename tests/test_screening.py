@@ -1,0 +1,92 @@
+"""The screening benchmark: its starts, its figures, its verdicts."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase.calculators.emt import EMT
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+
+import screening_report
+from screening_runs import (
+    SITES,
+    agreement,
+    best_sites,
+    candidates,
+    constant_energy,
+    line,
+    rank_difference,
+    relax_emt,
+    surfaces,
+    thermalised,
+)
+
+
+def test_surfaces_are_spread_over_facets_and_compositions():
+    whole, some = surfaces(1000), surfaces(30)
+    assert len(whole) == len(set(whole)) == 150 and len(some) == len(set(some)) == 30
+    assert {one.facet for one in some} == set(SITES)
+    assert any(one.minor is None for one in some) and len({one.major for one in some}) >= 5
+
+
+def test_starts_are_the_sites_of_a_surface():
+    pure = next(one for one in surfaces(1000) if one.minor is None and one.facet == "fcc111")
+    alloy = next(one for one in surfaces(1000) if one.minor is not None and one.facet == "fcc100")
+    starts = candidates([pure, alloy], "O")
+    assert len(starts) == 4 + 2 * 3 and len({start.surface for start in starts}) == 2
+    for start in starts:
+        assert len(start.system) == 13 and start.system.get_tags()[-1] == 2 and start.system.constraints
+        distances = start.system.get_distances(12, range(12), mic=True)
+        assert 1.4 < distances.min() < 2.4  # A, oxygen on a metal
+    relaxed = relax_emt(starts[:4], fmax=0.05, most_steps=100)
+    assert all(relaxed["converged"]) and all(-3 < energy < 1 for energy in relaxed["energy"])
+    assert best_sites(starts[:4], relaxed["energy"])[starts[0].surface][0] == min(relaxed["energy"])
+
+
+def test_agreement_of_rankings():
+    random = np.random.default_rng(1)
+    truth = random.normal(size=40)
+    same = agreement(truth + 0.5, truth, top=10)
+    assert same["spearman"] == 1 and same["overlap"] == 1 and same["overlap_by_chance"] == 0.25
+    assert same["mae"] == pytest.approx(0.5) and same["offset"] == pytest.approx(0.5)
+    opposite = agreement(-truth, truth, top=10)
+    assert opposite["spearman"] == -1 and opposite["overlap"] == 0
+    low, high = agreement(random.normal(size=40), truth, top=10)["spearman_interval"]
+    assert low < 0 < high  # nothing in common
+    better = rank_difference(truth + 0.1 * random.normal(size=40), random.normal(size=40), truth)
+    assert better["interval"][0] > 0 and better["difference"] > 0.5
+    assert rank_difference(truth, truth, truth) == {"difference": 0.0, "interval": [0.0, 0.0]}
+
+
+def test_drift_is_the_slope_of_the_energy():
+    course = 3.0 + 7.0 * 0.002 * np.arange(500)
+    assert line(course, 0.002) == pytest.approx((7.0, 0.0), abs=1e-9)
+    assert line(np.array([0.0, 1.0, 0.0, 1.0, 0.0]), 1.0)[0] == pytest.approx(0.0, abs=1e-12)
+
+
+def test_emt_conserves_energy_from_a_thermalised_start():
+    start = thermalised(candidates(surfaces(1), "O")[0], steps=20, seed=0)
+    found = constant_energy(start, EMT(), steps=50)
+    assert len(found["energy"]) == 51 and found["energy"][0] == 0 and np.ptp(found["energy"]) < 1.0  # meV/atom
+    assert 20 < found["temperature"] < 1500
+
+
+@pytest.mark.parametrize(
+    ("teacher", "outcome"),
+    [([12.0] * 3, "reached."), ([11.0] * 3, "MISSED."), ([11.0, 18.0, 18.0], "reached, though not in every round.")],
+)
+def test_the_verdict_on_true_size_says_whether_the_target_is_reached(teacher, outcome):
+    times = {"painn_h512": [1.0] * 3, "eqV2_31M": [5.0] * 3, "eqV2_153M": teacher}
+    part = {"student": "painn_h512", "forwards": {name: {"seconds": seconds} for name, seconds in times.items()}}
+    first, second = screening_report.verdicts({"true_size": part})
+    assert first.endswith(outcome) and "5.0 [5.0, 5.0] times the throughput of eqV2_31M" in second
+
+
+def test_a_run_that_blew_up_has_no_drift():
+    runs = [{"drift": -2.0, "temperature": 400.0}, {"drift": 1e6, "temperature": 1e5}]
+    said = screening_report._drift({"student": runs, "EMT": runs[:1]}, 2000.0)
+    assert "student 2.00 [2.00, 2.00], 1 of 2 runs left for above 2000 K" in said and "EMT 2.00" in said
