@@ -52,6 +52,27 @@ def data(tmp_path_factory) -> Path:
     return directory
 
 
+@pytest.fixture(scope="session")
+def systems(data) -> list:
+    """Three systems of the training data."""
+    from fairchem.core.datasets import LmdbDataset
+
+    gc.collect()
+    dataset = LmdbDataset({"src": str(data / "train")})
+    chosen = [dataset[index] for index in range(3)]
+    del dataset
+    gc.collect()  # closes the LMDB, which a process opens only once
+    return chosen
+
+
+@pytest.fixture
+def batch(systems):
+    """The systems as a batch."""
+    from fairchem.core.datasets import data_list_collater
+
+    return data_list_collater(copy.deepcopy(systems), otf_graph=True)
+
+
 def stock_config(data: Path) -> dict:
     """The config of an ordinary PaiNN training with fairchem's own trainer."""
     return {

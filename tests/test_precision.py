@@ -2,31 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-import gc
 from pathlib import Path
 
 import pytest
 import torch
 from architectures import build
-from fairchem.core.datasets import LmdbDataset, data_list_collater
 
 from fairchem_crack.teacher import Teacher
-
-
-@pytest.fixture(scope="module")
-def systems(data) -> list:
-    gc.collect()
-    dataset = LmdbDataset({"src": str(data / "train")})
-    chosen = [dataset[index] for index in range(2)]
-    del dataset
-    gc.collect()  # closes the LMDB, which a process opens only once
-    return chosen
-
-
-@pytest.fixture
-def batch(systems):
-    return data_list_collater(copy.deepcopy(systems), otf_graph=True)
 
 
 def teacher(name: str, precision: str) -> Teacher:

@@ -17,28 +17,6 @@ from fairchem_crack.teacher import _OfItsSystemAlone, load_teacher
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="session")
-def systems(data) -> list:
-    """Three systems of the training data."""
-    import gc
-
-    from fairchem.core.datasets import LmdbDataset
-
-    gc.collect()
-    dataset = LmdbDataset({"src": str(data / "train")})
-    chosen = [dataset[index] for index in range(3)]
-    del dataset
-    gc.collect()  # closes the LMDB, which a process opens only once
-    return chosen
-
-
-@pytest.fixture
-def batch(systems):
-    from fairchem.core.datasets import data_list_collater
-
-    return data_list_collater(copy.deepcopy(systems), otf_graph=True)
-
-
 @pytest.fixture
 def checkpoint(teacher_checkpoint) -> dict:
     """The content of the teacher's checkpoint, to be changed."""
