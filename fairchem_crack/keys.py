@@ -17,10 +17,10 @@ ATOM_ENERGIES: Final = "atom_energies"  # (N, 1) contributions to the energy, in
 TEACHER_ENERGY: Final = "teacher_energy"  # (B, 1) energy, in the student's normalised unit
 TEACHER_FORCES: Final = "teacher_forces"  # (N_free, 3) forces, in the student's normalised unit
 FORCE_JACOBIAN: Final = "force_jacobian"  # (N, 3) a random row of d F / d x of each system, in that unit per A
-DISTILLATION_TERMS: Final = (
+DISTILLATION_TERMS: Final = [  # and those that `terms.register_term` adds
     *(RELATIONS, NODE_EMBEDDINGS, VECTOR_EMBEDDINGS, NODE_CONTRAST),
     *(ATOM_ENERGIES, TEACHER_ENERGY, TEACHER_FORCES, FORCE_JACOBIAN),
-)
+]
 
 # What a teacher can be asked for: fields of `teacher.TeacherOutputs` and of a teacher cache. ATOM_ENERGIES and
 # FORCE_JACOBIAN are called as their terms; they are in eV and eV/A^2.

@@ -1,6 +1,6 @@
 """What each distillation term compares: of the student, of the teacher, in which unit.
 
-Add a term by a name in `keys.DISTILLATION_TERMS` and a `Comparison` in `COMPARISONS`.
+A term is a function behind `@register_term`; docs/development.md adds one of your own.
 """
 
 from __future__ import annotations
@@ -88,6 +88,9 @@ class Step:
         return self.vector_projection(self.student.vector_embedding).float()
 
 
+Pair = Callable[[Step, TermConfig], tuple[Tensor, Tensor]]
+
+
 @dataclass(frozen=True)
 class Comparison:
     """What a term reads.
@@ -98,9 +101,28 @@ class Comparison:
     """
 
     wanted: tuple[str, ...]
-    pair: Callable[[Step, TermConfig], tuple[Tensor, Tensor]]
+    pair: Pair
 
 
+COMPARISONS: dict[str, Comparison] = {}
+
+
+def register_term(key: str, *fields: str) -> Callable[[Pair], Pair]:
+    """Function decorator: `loss_functions` may have a term `key`, which asks the teacher for `fields`.
+
+    The function gets the step and the term's options and returns what the term's `fn` compares, student's and teacher's.
+    """
+
+    def register(pair: Pair) -> Pair:
+        COMPARISONS[key] = Comparison(fields, pair)
+        if key not in keys.DISTILLATION_TERMS:
+            keys.DISTILLATION_TERMS.append(key)
+        return pair
+
+    return register
+
+
+@register_term(keys.RELATIONS, keys.NODE_EMBEDDING)
 def _relations(step: Step, term: TermConfig) -> tuple[Tensor, Tensor]:
     """With lmax 1 the embedding is (unit invariant part, unit vector part): both weigh the same."""
     teacher = step.teacher
@@ -112,17 +134,25 @@ def _relations(step: Step, term: TermConfig) -> tuple[Tensor, Tensor]:
     )
 
 
+@register_term(keys.NODE_EMBEDDINGS, keys.NODE_EMBEDDING)
 def _node_embeddings(step: Step, term: TermConfig) -> tuple[Tensor, Tensor]:
     unit = step.spread.node if term.standardize and step.spread is not None else 1.0
     return step.projected / unit, step.teacher.node_embedding / unit
 
 
+@register_term(keys.VECTOR_EMBEDDINGS, keys.VECTOR_EMBEDDING)
 def _vector_embeddings(step: Step, term: TermConfig) -> tuple[Tensor, Tensor]:
     unit = step.spread.vector if term.standardize and step.spread is not None else 1.0
     student, teacher = step.projected_vectors / unit, step.teacher[keys.VECTOR_EMBEDDING] / unit
     return student.transpose(1, 2).reshape(-1, 3), teacher.transpose(1, 2).reshape(-1, 3)  # (N D_v, 3), for l2mae too
 
 
+@register_term(keys.NODE_CONTRAST, keys.NODE_EMBEDDING)
+def _node_contrast(step: Step, term: TermConfig) -> tuple[Tensor, Tensor]:
+    return step.projected, step.teacher.node_embedding
+
+
+@register_term(keys.ATOM_ENERGIES, keys.ATOM_ENERGIES, keys.ENERGY)
 def _atom_energies(step: Step, term: TermConfig) -> tuple[Tensor, Tensor]:
     """The teacher's in the student's unit: scaled, and shifted so that they sum to its normalised energy."""
     energies, energy = step.teacher[keys.ATOM_ENERGIES], step.teacher[keys.ENERGY]
@@ -133,17 +163,20 @@ def _atom_energies(step: Step, term: TermConfig) -> tuple[Tensor, Tensor]:
     return step.student.atom_energies.float(), target[:, None]
 
 
+@register_term(keys.TEACHER_ENERGY, keys.ENERGY)
 def _teacher_energy(step: Step, term: TermConfig) -> tuple[Tensor, Tensor]:
     target = step.normalize("energy", step.teacher[keys.ENERGY], step.batch)
     return step.outputs[keys.ENERGY].float(), target.view_as(step.outputs[keys.ENERGY])
 
 
+@register_term(keys.TEACHER_FORCES, keys.FORCES)
 def _teacher_forces(step: Step, term: TermConfig) -> tuple[Tensor, Tensor]:
     free = step.batch.fixed == 0
     target = step.normalize("forces", step.teacher[keys.FORCES], step.batch)
     return step.outputs[keys.FORCES][free].float(), target[free]
 
 
+@register_term(keys.FORCE_JACOBIAN, keys.FORCE_JACOBIAN)
 def _force_jacobian(step: Step, term: TermConfig) -> tuple[Tensor, Tensor]:
     """In the unit of the student's forces, per A; the atoms of the systems that have a free atom."""
     said = step.teacher[keys.FORCE_JACOBIAN]
@@ -152,18 +185,6 @@ def _force_jacobian(step: Step, term: TermConfig) -> tuple[Tensor, Tensor]:
     target = step.normalize("forces", said.values, step.batch) - step.normalize("forces", zero, step.batch)
     counted = (said.coordinates >= 0)[step.batch.batch]
     return rows[counted], target[counted]
-
-
-COMPARISONS: dict[str, Comparison] = {
-    keys.RELATIONS: Comparison((keys.NODE_EMBEDDING,), _relations),
-    keys.NODE_EMBEDDINGS: Comparison((keys.NODE_EMBEDDING,), _node_embeddings),
-    keys.VECTOR_EMBEDDINGS: Comparison((keys.VECTOR_EMBEDDING,), _vector_embeddings),
-    keys.NODE_CONTRAST: Comparison((keys.NODE_EMBEDDING,), lambda step, _: (step.projected, step.teacher.node_embedding)),
-    keys.ATOM_ENERGIES: Comparison((keys.ATOM_ENERGIES, keys.ENERGY), _atom_energies),
-    keys.TEACHER_ENERGY: Comparison((keys.ENERGY,), _teacher_energy),
-    keys.TEACHER_FORCES: Comparison((keys.FORCES,), _teacher_forces),
-    keys.FORCE_JACOBIAN: Comparison((keys.FORCE_JACOBIAN,), _force_jacobian),
-}
 
 
 def wanted(term: TermConfig) -> set[str]:

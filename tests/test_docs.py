@@ -44,7 +44,10 @@ from fairchem_crack.cache import TeacherCache
 from fairchem_crack.features import base
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/use.md", "docs/cache.md", "docs/architectures.md", "docs/terms.md", "docs/running.md")
+PAGES = (
+    "README.md",
+    *(f"docs/{name}.md" for name in ("use", "cache", "architectures", "terms", "running", "development")),
+)
 STUDENT = "runs/demo/checkpoints/crack-0/best_checkpoint.pt"
 TEACHER = "configs/oc20/demo/teacher_equiformer_v2.pt"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

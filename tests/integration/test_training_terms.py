@@ -14,6 +14,7 @@ import yaml
 from architectures import GEMNET_T
 from conftest import TEACHER_MODEL
 
+from fairchem_crack import keys, terms
 from fairchem_crack.cli import main
 from fairchem_crack.config import TeacherConfig
 from fairchem_crack.teacher import Teacher, load_teacher
@@ -175,3 +176,18 @@ def test_a_cache_that_lacks_a_field_is_refused_before_training(run, distilled, t
         ValueError, match=r"no vector_embedding, which a term of loss_functions needs\. Write one with --vectors"
     ):
         run(config)
+
+
+def test_a_term_of_ones_own_is_trained(run, distilled, monkeypatch):
+    monkeypatch.setattr(keys, "DISTILLATION_TERMS", [*keys.DISTILLATION_TERMS])
+    monkeypatch.setattr(terms, "COMPARISONS", dict(terms.COMPARISONS))
+
+    @terms.register_term("embedding_lengths", keys.NODE_EMBEDDING)
+    def embedding_lengths(step, term):
+        return step.projected.norm(dim=1), step.teacher.node_embedding.norm(dim=1)
+
+    monkeypatch.setattr("fairchem_crack.distillation.COMPARISONS", terms.COMPARISONS)
+    finished = run(with_terms(distilled, {"embedding_lengths": {"fn": "mae", "coefficient": 2}}))
+    for step in finished.steps:
+        own = step["loss_energy"] + 10 * step["loss_forces"]
+        assert step["loss"] == pytest.approx(own + 2 * step["loss_embedding_lengths"], rel=1e-5)
