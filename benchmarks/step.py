@@ -88,9 +88,9 @@ def teacher_clock(method: str) -> Iterator[dict[str, float]]:
     seconds: dict[str, float] = defaultdict(float)
     original = getattr(Teacher, method)
 
-    def clocked(self: Teacher, batch: Batch) -> Any:
+    def clocked(self: Teacher, batch: Batch, *options: Any) -> Any:
         clock = Clock()
-        result = original(self, batch)
+        result = original(self, batch, *options)
         for name, passed in clock.read().items():
             seconds[name] += passed
         return result
@@ -224,7 +224,7 @@ def measure_cache(directory: Path, *, device: str) -> dict:
     source, plan = job.source(0, dataset)
     job.directory.mkdir()
     start(job.directory, plan)
-    with teacher_clock("predict") as inference:
+    with teacher_clock("__call__") as inference:
         clock = Clock()
         _, peak = peak_growth(
             lambda: sum(write_chunks(job.directory, source, dataset, plan, range(plan.chunks), 0)), torch.device(device)
