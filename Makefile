@@ -24,7 +24,7 @@ demo: venv
 	@echo; echo "== 1/5  Data: adsorbates on metal slabs, labelled with EMT, in OC20's LMDB format -> data/demo"
 	$(BIN)/fairchem-crack prepare-demo data/demo
 	@echo; echo "== 2/5  What the $(TEACHER) teacher says of the training data, once -> $(CACHE)"
-	$(BIN)/fairchem-crack cache-teacher --config-yml $(CONFIGS)/$(STUDENT)_crack.yml --cpu $(DISTILL)
+	$(BIN)/fairchem-crack cache-teacher --config-yml $(CONFIGS)/$(STUDENT)_crack.yml --cpu $(DISTILL) --vectors --jacobian-rows 8
 	@mkdir -p $(RUN)
 	@for seed in $(SEEDS); do \
 	  echo; echo "== 3/5  $(STUDENT) student on the labels alone, with fairchem's own trainer, seed $$seed"; \

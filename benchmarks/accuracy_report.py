@@ -273,13 +273,14 @@ def page(content: dict[Group, dict], systems: dict[str, int], tuning: list[dict]
         lines.append("")
     lines = lines[:-1] + learning_curve(content)
     if tuning:
-        seeds = ", ".join(sorted({str(one["seed"]) for one in tuning}))
+        seeds, steps = (", ".join(sorted({str(one[name]) for one in tuning})) for name in ("seed", "steps"))
         lines += [
             "",
             "## Coefficients",
             "",
             "Mean of energy and force MAE on val_id relative to the undistilled student of the same seed "
-            f"({seeds}, which no table above has); bold is the least.",
+            f"({seeds}, which no table above has), after {steps} steps; bold is the least of a method. Where it was at the "
+            "end of a range, the range was extended. A candidate is the coefficient of the method's first term.",
             "",
             tuning_table(tuning),
         ]

@@ -107,7 +107,7 @@ def draw(rows: list[dict], file: Path) -> None:
     title = {row["model"]: TITLES.get(row["architecture"], row["architecture"]) for row in rows}
     labels = {
         "undistilled": f"{title['undistilled']}, labels alone",
-        "crack": f"{title['crack']}, distilled (CRACK)",
+        "crack": f"{title['crack']}, distilled",
         "teacher": f"{title['teacher']} teacher",
     }
     seeds = {row["seed"] for row in rows}
