@@ -219,7 +219,7 @@ def measure_steps(student: str, directory: Path, *, repeats: int, batch_size: in
 def measure_cache(directory: Path, *, device: str) -> dict:
     """Seconds to write the cache of the systems and what of it is the teacher; size and speed of a larger one."""
     config = training_config("painn", "online", directory, 1)
-    job = Job(config, directory / CACHE, cpu=device == "cpu")
+    job = Job(config, directory / CACHE, has_vectors=True, cpu=device == "cpu")  # which PaiNN's terms need
     dataset = job.dataset()
     source, plan = job.source(0, dataset)
     job.directory.mkdir()
@@ -276,7 +276,10 @@ def measure_large_cache(directory: Path, plan: Plan, records: list[Record]) -> d
 def measure_attaching(dataset: Any, cache: TeacherCache) -> dict[str, float]:
     """Median seconds of a system from the data set, and of one with its record attached."""
     found = {}
-    for name, one in (("without", dataset), ("with", CachedDataset(dataset, cache, "dataset.train", [keys.NODE_EMBEDDING]))):
+    for name, one in (
+        ("without", dataset),
+        ("with", CachedDataset(dataset, cache, "dataset.train", [keys.NODE_EMBEDDING, keys.VECTOR_EMBEDDING])),
+    ):
         seconds = []
         for index in np.random.default_rng(0).integers(len(dataset), size=200).tolist():
             clock = Clock()
