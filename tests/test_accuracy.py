@@ -160,8 +160,10 @@ def test_the_yaml_of_a_run_adds_terms_and_a_teacher_to_the_students_own(tmp_path
 
 def test_every_method_of_accuracy_yml_is_understood(tmp_path):
     comparison = load_comparison(ROOT / "benchmarks/accuracy.yml")
-    assert set(comparison.tuning["coefficients"]) == set(comparison.methods) - {"undistilled"}
-    assert len({len(candidates) for candidates in comparison.tuning["coefficients"].values()}) == 1
+    candidates = comparison.tuning["coefficients"]
+    assert set(candidates) <= set(comparison.methods) - {"undistilled"}
+    for method in ("n2n", "v2v", "infonce", "teacher_labels", "atom_energies", "hessian", "crack"):
+        assert len(candidates[method]) >= 4, method
     for student in comparison.students:
         for method in comparison.methods:
             run = Run(student, "" if method == "undistilled" else "equiformer_v2", method, 0, 300, "steps")
