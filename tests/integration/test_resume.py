@@ -140,16 +140,17 @@ def test_two_ranks_from_a_cache_train_as_online(distilled, tmp_path):
 
 @pytest.mark.slow
 def test_two_ranks_one_of_them_killed_again_and_again(long, tmp_path):
-    """Within an epoch of 3 steps and at its end, at evaluations, before and behind a checkpoint."""
+    """Within an epoch of 3 steps and at its end, at evaluations, before and behind a checkpoint; at last 22 steps at once."""
+    long["optim"].update(max_epochs=11, T_max=33)
     long["trainer"] = "killed_trainer.KilledTrainer"
     long["logger"] = "tensorboard"
     whole = ranks(long, tmp_path, "whole")
-    assert sorted(whole) == list(range(1, 13))
+    assert sorted(whole) == list(range(1, 34))
     for kill_at in (2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 0):
         for file in tmp_path.glob("cut.*"):
             file.unlink()
         resumed = ranks(long, tmp_path, "cut", kill_at=kill_at)
-        assert max(resumed) == (kill_at or 12)
+        assert max(resumed) == (kill_at or 33)
         for step, losses in resumed.items():
             if step != kill_at:  # which the other rank may not have reached
                 assert losses == pytest.approx(whole[step], rel=1e-6), step

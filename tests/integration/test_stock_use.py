@@ -154,7 +154,10 @@ def test_a_stock_run_is_the_same_with_and_without_this_package(data, tmp_path):
 
 
 @pytest.mark.slow
-def test_stock_fairchem_goes_on_training_from_the_training_checkpoint(trained, plain_yaml, tmp_path):
-    fairchem("train", plain_yaml, tmp_path, trained.checkpoints / "checkpoint.pt", "--optim.max_epochs=3")
-    state = torch.load(tmp_path / "checkpoints/train/checkpoint.pt", map_location="cpu", weights_only=False)
-    assert state["step"] == 18
+def test_stock_fairchem_goes_on_training_from_either_checkpoint(trained, plain_yaml, tmp_path):
+    # the training checkpoint at step 12 of 18; the best one is weights alone, to begin another training with
+    for name, first in (("checkpoint.pt", 13), ("best_checkpoint.pt", 1)):
+        printed = fairchem("train", plain_yaml, tmp_path, trained.checkpoints / name, "--optim.max_epochs=3")
+        state = torch.load(tmp_path / "checkpoints/train/checkpoint.pt", map_location="cpu", weights_only=False)
+        assert state["step"] == 18
+        assert float(re.search(r", step: (\S+)", printed)[1]) == first
