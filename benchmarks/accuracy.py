@@ -112,27 +112,27 @@ def prepare(comparison: Comparison, workspace: Workspace, runs: list[Run], optio
     )
     for systems in sizes:
         prepare_demo(workspace.training_data(systems), sizes={"train": systems}, seed=0, workers=options.jobs)
-    for teacher, systems in sorted({(run.teacher, run.train_systems) for run in runs if run.teacher and run.train_systems}):
-        write_cache(comparison, workspace, teacher, systems, options)
+    for run in runs:
+        if run.teacher and run.train_systems:
+            write_cache(run, comparison, workspace, options)
 
 
-def write_cache(
-    comparison: Comparison, workspace: Workspace, teacher: str, systems: int, options: argparse.Namespace
-) -> None:
-    """Run `fairchem-crack cache-teacher` over a training split."""
-    cache = workspace.cache(teacher, systems)
+def write_cache(run: Run, comparison: Comparison, workspace: Workspace, options: argparse.Namespace) -> None:
+    """Run `fairchem-crack cache-teacher` over the run's training data, unless the cache is there."""
+    rows = comparison.jacobian_rows if comparison.needs_jacobian(run) else 0
+    cache = workspace.cache(run, has_jacobian=rows > 0)
     if (cache / "header.json").exists():  # written last
         return
     config = {
-        "includes": [str(ROOT / comparison.students[options.students[0]])],
-        "dataset": {"train": {"src": str(workspace.training_data(systems) / "train")}},
-        "task": {"distill": {"teacher": {"checkpoint": str(ROOT / comparison.teachers[teacher]), "cache": str(cache)}}},
+        "includes": [str(ROOT / comparison.students[run.student])],
+        "dataset": {"train": {"src": str(workspace.training_data(run.train_systems) / "train")}},
+        "task": {"distill": {"teacher": {"checkpoint": str(ROOT / comparison.teachers[run.teacher]), "cache": str(cache)}}},
     }
     file = cache.with_name(f"{cache.name}.yml")
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(yaml.safe_dump(config, sort_keys=False))
     command = [str(Path(sys.executable).with_name("fairchem-crack")), "cache-teacher", "--vectors"]
-    command += ["--jacobian-rows", str(comparison.jacobian_rows)]
+    command += ["--jacobian-rows", str(rows)]
     command += ["--config-yml", str(file), *["--cpu"] * (options.device == "cpu")]
     if subprocess.run(command, env={**os.environ, **ONE_THREAD}).returncode != 0:
         raise ValueError(f"{cache}: not written; see above.")

@@ -21,6 +21,7 @@ from typing import Any, Optional
 import numpy as np
 import yaml
 
+from fairchem_crack import keys
 from fairchem_crack.files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -78,6 +79,10 @@ class Comparison:
             one["coefficient"] *= factor
         return terms
 
+    def needs_jacobian(self, run: Run) -> bool:
+        """Whether a term of the run reads rows of the teacher's Jacobian."""
+        return any(keys.FORCE_JACOBIAN in term for term in self.terms(run))
+
 
 class Workspace:
     """The directory of a benchmark, and the files in it.
@@ -97,9 +102,9 @@ class Workspace:
         """Where `prepare_demo` writes so many systems."""
         return self.directory / "data" / f"train-{systems}"
 
-    def cache(self, teacher: str, systems: int) -> Path:
-        """The teacher's cache of so many systems."""
-        return self.directory / "caches" / f"{teacher}-{systems}"
+    def cache(self, run: Run, *, has_jacobian: bool) -> Path:
+        """The teacher's cache of a run; one with rows of the Jacobian takes many times as long to write."""
+        return self.directory / "caches" / f"{run.teacher}-{run.train_systems}{'-jacobian' * has_jacobian}"
 
     def config(self, run: Run) -> Path:
         """The run's YAML."""
@@ -210,7 +215,8 @@ def training_config(run: Run, comparison: Comparison, workspace: Workspace, *, g
     }
     if terms:
         checkpoint = str(ROOT / comparison.teachers[run.teacher])
-        teacher = {"checkpoint": checkpoint, "cache": str(workspace.cache(run.teacher, run.train_systems))}
+        cache = workspace.cache(run, has_jacobian=comparison.needs_jacobian(run))
+        teacher = {"checkpoint": checkpoint, "cache": str(cache)}
         own = comparison.methods[run.method.partition("@")[0]].get("distill", {})
         config["task"] = {"distill": merge_dicts({"teacher": teacher}, own)[0]}
     optim = schedule(base["optim"], given.get("optim", {}), systems=run.train_systems, ratio=ratio)

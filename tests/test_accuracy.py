@@ -55,6 +55,7 @@ COMPARISON = Comparison(
             "distill": {"relations": {"anchor": "symmetric"}},
         },
         "v2v": {"students": ["painn"], "terms": [{"vector_embeddings": {"fn": "mse", "coefficient": 1}}]},
+        "hessian": {"terms": [{"force_jacobian": {"fn": "mse", "coefficient": 1}}]},
     },
     validation_systems=6,
     jacobian_rows=0,
@@ -156,6 +157,8 @@ def test_the_yaml_of_a_run_adds_terms_and_a_teacher_to_the_students_own(tmp_path
     assert distilled["task"]["distill"]["relations"] == {"anchor": "symmetric"}
     assert distilled["task"]["distill"]["teacher"]["cache"] == str(tmp_path / "caches/escn-300")
     assert distilled["optim"]["max_epochs"] == 2 and plain["optim"]["max_epochs"] == 60
+    hessian = training_config(replace(CRACK, method="hessian"), COMPARISON, workspace, given={}, ratio=1)
+    assert hessian["task"]["distill"]["teacher"]["cache"] == str(tmp_path / "caches/escn-300-jacobian")
 
 
 def test_every_method_of_accuracy_yml_is_understood(tmp_path):

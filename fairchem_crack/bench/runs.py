@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import inspect
 import logging
 import statistics
@@ -106,16 +105,7 @@ def warm_up(model: Model, batch: Batch) -> int | None:
     """Run a batch as often as torch.jit needs to settle; by how many bytes memory grew in the last run, if known."""
     for _ in range(WARM_UP - 1):
         model.forward(batch.clone())
-    if model.device.type == "cpu":
-        _return_freed_memory()
     return peak_growth(lambda: model.forward(batch.clone()), model.device)[1]
-
-
-def _return_freed_memory() -> None:
-    """Hand the allocator's spare pages back to Linux: what they hold would not count as growth."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def single_point_seconds(model: Model, system: Atoms, seed: int) -> float:

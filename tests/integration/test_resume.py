@@ -140,7 +140,7 @@ def test_two_ranks_from_a_cache_train_as_online(distilled, tmp_path):
 
 @pytest.mark.slow
 def test_two_ranks_one_of_them_killed_again_and_again(long, tmp_path):
-    """Within an epoch of 3 steps and at its end, at evaluations, before and behind a checkpoint; at last 22 steps at once."""
+    """Within an epoch of 3 steps and at its end, at evaluations, around a checkpoint; at last 22 steps at once."""
     long["optim"].update(max_epochs=11, T_max=33)
     long["trainer"] = "killed_trainer.KilledTrainer"
     long["logger"] = "tensorboard"
