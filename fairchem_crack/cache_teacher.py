@@ -43,10 +43,11 @@ from fairchem_crack.cache import (
     written_chunks,
 )
 from fairchem_crack.cached import SAMPLE, digest_of
-from fairchem_crack.config import TeacherConfig
+from fairchem_crack.config import TeacherConfig, split_loss_functions
 from fairchem_crack.jacobian import to_keep
 from fairchem_crack.relations import unordered_pairs
 from fairchem_crack.teacher import Teacher, load_teacher
+from fairchem_crack.terms import wanted
 
 SAMPLE_CHUNKS = 2  # run before the start, to estimate the cache's size
 FREE = 1.1  # of the estimated size must be free on the disk
@@ -108,7 +109,9 @@ class Job:
         fields: tuple[str, ...] = (keys.ENERGY, keys.FORCES, keys.ATOM_ENERGIES, keys.NODE_EMBEDDING)
         if self.has_vectors:
             if not teacher.vector_width:
-                raise ValueError(f"--vectors: a `{teacher.name}` has no l=1 embedding.")
+                raise ValueError(
+                    f"the teacher, `{teacher.name}`, has no l=1 embedding, for --vectors or a term."
+                )
             fields += (keys.VECTOR_EMBEDDING,)
         if self.jacobian_rows:
             fields += (keys.FORCE_JACOBIAN,)
@@ -189,6 +192,12 @@ def _chunk(dataset: Dataset, plan: Plan, chunk: int) -> list[Data]:
     return [dataset[index] for index in range(first, min(first + plan.chunk, plan.systems))]
 
 
+def needs_of_terms(config: dict) -> set[str]:
+    """What the distillation terms of a training's config read from a cache, fields of `TeacherOutputs`."""
+    _, terms = split_loss_functions(config.get("loss_functions") or [])
+    return set().union(*(wanted(term) for term in terms if term.coefficient > 0))
+
+
 def cache_teacher(job: Job, *, ranks: int = 1) -> TeacherCache:
     """Fill the cache, or what is missing of it, and finish it.
 
@@ -205,7 +214,7 @@ def cache_teacher(job: Job, *, ranks: int = 1) -> TeacherCache:
         return TeacherCache(job.directory)
     done = written_chunks(job.directory)
     todo = [chunk for chunk in range(plan.chunks) if chunk not in done]
-    print(f"{plan.systems} systems in {plan.chunks} chunks, {len(done)} of them there.", flush=True)
+    print(f"{plan.systems} systems in {plan.chunks} chunks, {len(done)} of them there. Kept: {plan.contents}.", flush=True)
     if todo:
         todo = _write_sample(job.directory, source, dataset, plan, todo)
     there = min((plan.chunks - len(todo)) * plan.chunk, plan.systems)

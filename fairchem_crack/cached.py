@@ -18,10 +18,6 @@ from fairchem_crack.config import TeacherConfig
 from fairchem_crack.jacobian import choose_rows
 from fairchem_crack.teacher import TeacherOutputs, load_teacher
 
-HOW_TO_CACHE = {
-    keys.VECTOR_EMBEDDING: " Write one with --vectors.",
-    keys.FORCE_JACOBIAN: " Write one with --jacobian-rows 4, say.",
-}
 SAMPLE = 64  # systems compared with their records before the first step; every other one when it is read
 
 
@@ -63,12 +59,13 @@ class CachedDataset(Dataset):
 
     def __init__(self, dataset: Dataset, cache: TeacherCache, name: str, fields: Collection[str]) -> None:
         self.dataset, self.cache, self.name, self.fields = dataset, cache, name, sorted(fields)
-        for field in self.fields:
-            if field not in cache.plan.fields:
-                raise CacheError(
-                    f"Teacher cache {cache.directory} holds {', '.join(cache.plan.fields)}, and no {field}, which a term of "
-                    f"loss_functions needs.{HOW_TO_CACHE.get(field, '')}"
-                )
+        lacking = [field for field in self.fields if field not in cache.plan.fields]
+        if lacking:
+            raise CacheError(
+                f"Teacher cache {cache.directory} holds {', '.join(cache.plan.fields)}, and no {', '.join(lacking)}, which "
+                "terms of loss_functions need. Write another one to another directory: `fairchem-crack cache-teacher` keeps "
+                "what the terms of its YAML need."
+            )
         size = len(dataset)  # type: ignore[arg-type]
         if len(cache) != size:
             raise CacheError(

@@ -17,7 +17,16 @@ from torch_geometric.data import Batch
 from fairchem_crack import keys, partition
 from fairchem_crack.cached import CachedDataset, CachedTeacher, open_cache
 from fairchem_crack.check_context import SPLITS, Check, LeftOut, TrainerParts, dataset_key
-from fairchem_crack.checks import check_dataset, check_metrics, check_run_dir, distill_faults, term_faults
+from fairchem_crack.checks import (
+    check_dataset,
+    check_has_validation,
+    check_metrics,
+    check_own_terms,
+    check_run_dir,
+    distill_faults,
+    missing_distill,
+    term_faults,
+)
 from fairchem_crack.config import DistillConfig, TeacherConfig, parse
 from fairchem_crack.distillation import Distillation, build_loss, wanted_fields
 from fairchem_crack.features import attach_features
@@ -67,6 +76,14 @@ def _config(check: Check) -> str:
         check_run_dir(config.get("run_dir"))
     with check.collecting():
         check_metrics(config.get("evaluation_metrics") or {})
+    with check.collecting():
+        check_has_validation((config.get("dataset") or {}).get("val") or {}, config.get("optim") or {})
+    outputs, sound = config.get("outputs") or {}, []
+    for own in check.own_losses:
+        with check.collecting():
+            check_own_terms([own], outputs)
+            sound.append(own)
+    check.own_losses = sound
     coefficients = [f"{key} {options.get('coefficient')}" for own in check.own_losses for key, options in own.items()]
     coefficients += [f"{term.key} {term.coefficient:g}" for term in check.terms]
     return f"loss: {', '.join(coefficients)}" + ("" if is_distilling else "; no distillation term, so plain training")
@@ -80,7 +97,11 @@ def _distill_block(check: Check) -> None:
         )
     if not check.own_losses:
         check.problems.append("loss_functions: has distillation terms alone; the student needs its own too, `energy` say.")
-    block = (check.config.get("task") or {}).get("distill", {})
+    task = check.config.get("task") or {}
+    if "distill" not in task:
+        check.problems.append(missing_distill(task))
+        return
+    block = task["distill"]
     faults = distill_faults(block)
     check.problems += faults
     if not faults:
@@ -135,10 +156,6 @@ def _trainer(config: dict, own_losses: list[dict]) -> TrainerParts:
 def _labels(check: Check) -> str:
     """Whether the systems hold what `outputs` names; predicting needs no labels."""
     trainer, said = check.need("trainer"), []
-    for own in check.own_losses:
-        for name in own.keys() - trainer.output_targets.keys():
-            known = ", ".join(f"`{output}`" for output in trainer.output_targets)
-            check.problems.append(f"loss_functions: `{name}` is no output of the model; outputs has {known}.")
     for split, systems in check.samples.items():
         lacking = {name: sum(name not in system for system in systems) for name in trainer.output_targets}
         present = [name for name, count in lacking.items() if count == 0]
@@ -245,6 +262,7 @@ def _cached_teacher(check: Check, config: TeacherConfig) -> CachedTeacher:
     cache = open_cache(config, trainer.device)
     if check.samples.get("train"):
         fields = wanted_fields(check.distill, check.terms) if check.distill else set()
+        fields |= {keys.ENERGY, keys.FORCES} & set(cache.plan.fields)
         check.take_sample("train", CachedDataset(trainer.train_dataset, cache, "dataset.train", fields))
     return CachedTeacher(cache)
 
@@ -273,6 +291,25 @@ def _pairs(check: Check) -> str:
     return (
         f"{check.pairs_per_system:.1f} per system, {check.pairs_per_system * check.batch_size:.0f} per batch of "
         f"{check.batch_size} (the {graph}'s graph, mean over a sample of {systems} systems)"
+    )
+
+
+def _agreement(check: Check) -> str:
+    """The teacher against the labels of the sample: one that was trained on other data has little to teach."""
+    teacher, batch = check.need("teacher"), check.batch()
+    if not (keys.ENERGY in batch and keys.FORCES in batch):
+        raise LeftOut("the training data has no energies and forces")
+    said = teacher(batch, {keys.ENERGY, keys.FORCES})
+    is_free = batch.fixed == 0 if "fixed" in batch else slice(None)
+    labels = batch[keys.FORCES][is_free]
+    energy = (said[keys.ENERGY].view(-1) - batch[keys.ENERGY].view(-1)).abs().mean().item()
+    forces, size = (said[keys.FORCES][is_free] - labels).abs().mean().item(), labels.abs().mean().item()
+    line = f"teacher on the labels of the sample: energy MAE {energy:.3g} eV, force MAE {forces:.3g} eV/A"
+    if forces < size:
+        return f"{line} (zero forces have {size:.3g})"
+    return (
+        f"{line}\n{'':<9} WARNING: zero forces have {size:.3g}. Was the teacher trained on data of this kind, with these "
+        "elements, in this unit?"
     )
 
 
@@ -311,6 +348,8 @@ def _step(check: Check) -> str:
     systems = len(batch.natoms)
     scale = check.batch_size / systems
     trainer.model.train()
+    if distillation is not None:
+        distillation.ask(batch, 1)  # with `labels: teacher` it gives the labels
     parts = {"student": scale * seconds(lambda: _student_step(trainer, batch), trainer.device)}
     if distillation is not None:
         parts["teacher"] = scale * seconds(lambda: distillation.ask(batch, 1), trainer.device)
@@ -350,6 +389,7 @@ SECTIONS: tuple[Callable[[Check], str], ...] = (
     _scales,
     _teacher,
     _pairs,
+    _agreement,
     _memory,
     _step,
 )

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import typing
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
+from fairchem.core.modules.evaluator import Evaluator
+
 from fairchem_crack import keys
-from fairchem_crack.config import DistillConfig, TermConfig, parse, split_loss_functions
+from fairchem_crack.config import DistillConfig, TermConfig, parse, split_loss_functions, suggestion
+
+ASE_SUFFIXES = (".db", ".aselmdb")
 
 
 def check_run_dir(run_dir: str | None) -> None:
@@ -49,17 +54,61 @@ def check_dataset(split: str, options: dict, data_format: str) -> None:
         is_pattern = any(mark in str(source) for mark in "*?[:")  # ase_db and ase_read also take globs and addresses
         if not is_pattern and not Path(source).exists():
             raise FileNotFoundError(f"dataset.{split}.src: {source} does not exist (looked in {Path.cwd()}).")
+        if data_format == "lmdb" and Path(source).suffix in ASE_SUFFIXES:
+            raise ValueError(
+                f"dataset.{split}: {source} is read as an LMDB of fairchem; for an ASE database give "
+                f"dataset.{split}.format: ase_db."
+            )
         if data_format == "lmdb" and Path(source).is_dir() and not any(Path(source).glob("*.lmdb")):
             raise FileNotFoundError(f"dataset.{split}.src: no *.lmdb file in the directory {source}.")
 
 
+def check_has_validation(options: dict, optim: dict) -> None:
+    """Raise ValueError when the learning rate is to follow a validation for which there is no data.
+
+    Args:
+        options: of the validation split.
+    """
+    if optim.get("scheduler") == "ReduceLROnPlateau" and not options.get("src"):
+        raise ValueError(
+            "dataset.val.src: missing; optim.scheduler ReduceLROnPlateau goes by a validation. Give data for it, or another "
+            "scheduler."
+        )
+
+
 def check_metrics(evaluation_metrics: dict) -> None:
-    """Raise ValueError when no primary metric is given: the trainer has no default for it."""
+    """Raise ValueError when the primary metric, which the trainer has no default for, is missing or never computed."""
     if not evaluation_metrics.get("primary_metric"):
         raise ValueError(
             "evaluation_metrics.primary_metric: missing. It decides which checkpoint is the best; "
             "OC20's is `energy_forces_within_threshold`, `forces_mae` is usual too."
         )
+    metrics = evaluation_metrics.get("metrics") or Evaluator.task_metrics["s2ef"]
+    # as fairchem's Evaluator names them
+    names = [fn if of in fn or of == "misc" else f"{of}_{fn}" for of, functions in metrics.items() for fn in functions]
+    if evaluation_metrics["primary_metric"] not in (*names, "loss"):
+        raise ValueError(
+            f"evaluation_metrics.primary_metric: {evaluation_metrics['primary_metric']!r} is none of the metrics. "
+            f"{suggestion(evaluation_metrics['primary_metric'], names)}"
+        )
+
+
+def check_own_terms(own_losses: list[dict], outputs: dict) -> None:
+    """Raise ValueError for a loss of what is neither an output of the model nor a distillation term."""
+    known = [*outputs, *(name for options in outputs.values() for name in (options or {}).get("decomposition", {}))]
+    for name in (name for loss in own_losses for name in loss):
+        if name not in known:
+            nearest = suggestion(name, [*known, *keys.DISTILLATION_TERMS])
+            raise ValueError(
+                f"loss_functions: `{name}` is neither an output of the model nor a distillation term. {nearest}"
+            )
+
+
+def missing_distill(task: dict) -> str:
+    """What to say when there are distillation terms and no `task.distill`."""
+    nearest = difflib.get_close_matches("distill", map(str, task), n=1)
+    found = f"task has `{nearest[0]}`" if nearest else "expected at least `task.distill.teacher.checkpoint`"
+    return f"task.distill: missing, but loss_functions has distillation terms; {found}."
 
 
 def distill_faults(block: Any) -> list[str]:

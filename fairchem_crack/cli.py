@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import importlib.util
 import json
 import logging
@@ -11,6 +10,8 @@ import os
 import sys
 import warnings
 from pathlib import Path
+
+JACOBIAN_ROWS = 4  # of each system, where a term reads them and no flag says how many
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -150,9 +151,14 @@ def cache_teacher(arguments: list[str]) -> None:
     parser.add_argument("--split", default="train", help="of the YAML's dataset (default: train)")
     parser.add_argument("--dtype", default="float16", choices=["float16", "float32"], help="of the embeddings")
     parser.add_argument("--chunk", type=int, default=16, help="systems in a teacher's batch; fewer take less memory (16)")
-    parser.add_argument("--vectors", action="store_true", help="keep the l=1 embedding too")
     parser.add_argument(
-        "--jacobian-rows", type=int, default=0, metavar="N", help="keep N rows of the Jacobian of the forces"
+        "--vectors", action="store_true", help="keep the l=1 embedding too (by itself where a term of the YAML reads it)"
+    )
+    parser.add_argument(
+        "--jacobian-rows",
+        type=int,
+        metavar="N",
+        help=f"keep N rows of the Jacobian of the forces (default: {JACOBIAN_ROWS} where a term of the YAML reads them)",
     )
     parser.add_argument("--calculator", help="module:function that makes an ASE calculator: its energies and forces")
     parser.add_argument("--verify", type=int, metavar="N", help="recompute N records of a finished cache and compare")
@@ -161,7 +167,8 @@ def cache_teacher(arguments: list[str]) -> None:
     warnings.filterwarnings("ignore", module="fairchem|torch_geometric")
     from fairchem.core.common.utils import build_config
 
-    from fairchem_crack.cache_teacher import Job, cache_teacher, verify
+    from fairchem_crack import keys
+    from fairchem_crack.cache_teacher import Job, cache_teacher, needs_of_terms, verify
 
     try:
         flags, overrides = _flags(["--config-yml", str(own.config_yml), *others])
@@ -172,8 +179,19 @@ def cache_teacher(arguments: list[str]) -> None:
             raise ValueError("where to write? Give task.distill.teacher.cache in the YAML, or --output DIR.")
         if own.calculator is None and not teacher.get("checkpoint"):
             raise ValueError("task.distill.teacher.checkpoint: missing; it is the teacher to run.")
-        job = Job(config, Path(directory), own.split, own.dtype, own.vectors, own.chunk, own.calculator, flags.cpu)
-        job = dataclasses.replace(job, jacobian_rows=own.jacobian_rows)
+        needs = needs_of_terms(config) if own.calculator is None else set()
+        rows = JACOBIAN_ROWS if keys.FORCE_JACOBIAN in needs else 0
+        job = Job(
+            config,
+            Path(directory),
+            own.split,
+            own.dtype,
+            has_vectors=own.vectors or keys.VECTOR_EMBEDDING in needs,
+            chunk=own.chunk,
+            calculator=own.calculator,
+            cpu=flags.cpu,
+            jacobian_rows=rows if own.jacobian_rows is None else own.jacobian_rows,
+        )
         if own.verify is not None:
             print(f"{own.verify} records recomputed: they differ by at most {verify(job, own.verify):.1e} of the largest.")
             return

@@ -194,7 +194,7 @@ def parse(cls: type, values: Any, path: str) -> Any:
     hints = typing.get_type_hints(cls)
     for name in values:
         if name not in known:
-            raise ValueError(f"{path}.{name}: unknown option. {_suggestion(name, list(known))}")
+            raise ValueError(f"{path}.{name}: unknown option. {suggestion(name, list(known))}")
     for name, one in known.items():
         is_required = one.default is MISSING and one.default_factory is MISSING
         if is_required and name not in values:
@@ -222,7 +222,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
         choices = typing.get_args(hint)
         if value not in choices:
             listed = ", ".join(map(str, choices))
-            raise ValueError(f"{path}: expected one of {listed}, found {value!r}. {_suggestion(str(value), choices)}")
+            raise ValueError(f"{path}: expected one of {listed}, found {value!r}. {suggestion(str(value), choices)}")
         return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
@@ -244,7 +244,9 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
-def _suggestion(name: str, known: Any) -> str:
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """The nearest of the known names, or all of them."""
+    known = list(known)
     nearest = difflib.get_close_matches(str(name), [str(one) for one in known], n=1, cutoff=0.5)
     if nearest:
         return f"Did you mean `{nearest[0]}`?"

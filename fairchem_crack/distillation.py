@@ -15,7 +15,7 @@ from torch_geometric.data import Batch
 
 from fairchem_crack import keys
 from fairchem_crack.cached import CachedTeacher
-from fairchem_crack.config import DistillConfig, TermConfig
+from fairchem_crack.config import CONTRASTIVE, DistillConfig, TermConfig
 from fairchem_crack.distributed import Gathering
 from fairchem_crack.features import architecture, attach_features
 from fairchem_crack.losses import CrackLoss, DistillationLoss, InfoNCELoss
@@ -81,13 +81,13 @@ class Distillation:
             ):
                 if not width:
                     raise ValueError(
-                        f"loss_functions: `{term.key}` needs an l=1 embedding, which the {role}, a `{model}`, has not"
+                        f"loss_functions: `{term.key}` needs an l=1 embedding, which the {role}, `{model}`, has not"
                         + (" in its cache: write one with --vectors" if isinstance(self.teacher, CachedTeacher) else "")
                         + ". Leave the term out."
                     )
         if term.key == keys.FORCE_JACOBIAN and not self.student_features.has_position_gradients:
             raise ValueError(
-                f"loss_functions: `{term.key}` needs a student whose forces can be differentiated; a `{name}` detaches the "
+                f"loss_functions: `{term.key}` needs a student whose forces can be differentiated; `{name}` detaches the "
                 "rotations of its edges from the positions. Leave the term out, or take another student."
             )
 
@@ -307,8 +307,11 @@ def build_loss(term: TermConfig, config: DistillConfig) -> DistillationLoss:
     """
     try:
         loss = DistillationLoss(term.fn, reduction=term.reduction)
-    except RuntimeError as error:  # fairchem's registry; its message lists the names
-        raise ValueError(f"loss_functions, {term.key}.fn: {error}") from error
+    except RuntimeError as error:  # fairchem's registry, which lists losses that take no embeddings too
+        raise ValueError(
+            f"loss_functions, {term.key}.fn: fairchem has no loss `{term.fn}`; expected `{CONTRASTIVE.get(term.key, 'mse')}`"
+            + ("." if term.key in CONTRASTIVE else ", `mae` or `l2mae`.")
+        ) from error
     if isinstance(loss.loss_fn, CrackLoss):
         relations = config.relations
         loss.loss_fn.options = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import multiprocessing
 import sys
 import warnings
@@ -28,6 +29,7 @@ FORMATS = {  # of a dataset: the options beside src
     "lmdb": {"format": "lmdb", "key_mapping": {"y": "energy", "force": "forces"}},
     "ase_db": {"format": "ase_db", "a2g_args": {"r_energy": True, "r_forces": True}},
 }
+SUFFIXES = {".db": "ase_db", ".aselmdb": "ase_db"}  # of files of another format than lmdb
 WEIGHTS = {"energy_mae": ("energy", None), "forces_mae": ("forces", "components")}  # in the errors of each system
 
 
@@ -68,7 +70,7 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument("--teacher", type=Path)
     own.add_argument("--undistilled", type=Path, help="with --teacher: the gap closed is counted from it")
     own.add_argument("--data", nargs="+", required=True, metavar="SPLIT=PATH", help="labelled splits")
-    own.add_argument("--format", choices=FORMATS, default="lmdb", help="of the data (default: lmdb)")
+    own.add_argument("--format", choices=FORMATS, help="of the data (default: ase_db of files *.db, *.aselmdb, else lmdb)")
     own.add_argument("--batch-size", type=int, default=32, help="of the evaluation (default: 32)")
     own.add_argument("--batch-sizes", type=int, nargs="*", default=[1, 8, 32], help="at which speed and memory are measured")
     own.add_argument("--num-gpus", type=int, default=1, help="checkpoints are evaluated side by side, one on each")
@@ -104,7 +106,7 @@ def evaluate(arguments: list[str]) -> None:
         if options.submission is not None:
             test = splits_of(options.test, "--test")
             evaluator = CheckpointEvaluator(
-                options.checkpoint[0], FORMATS[options.format], batch_size=options.batch_size, cpu=options.cpu
+                options.checkpoint[0], format_of(test, options.format), batch_size=options.batch_size, cpu=options.cpu
             )
             print(f"Written: {write_submission(evaluator, test, options.submission)}")
     except (ValueError, OSError) as error:
@@ -130,12 +132,24 @@ def splits_of(entries: Sequence[str], option: str) -> dict[str, Path]:
     return found
 
 
+def format_of(data: dict[str, Path], given: Optional[str]) -> dict[str, Any]:
+    """fairchem's options of datasets at these paths.
+
+    Raises:
+        ValueError: they are of several formats.
+    """
+    found = {given or SUFFIXES.get(path.suffix, "lmdb") for path in data.values()}
+    if len(found) > 1:
+        raise ValueError(f"{', '.join(map(str, data.values()))}: expected one format, found {', '.join(sorted(found))}.")
+    return FORMATS[found.pop()]
+
+
 def _run(chosen: list[tuple[Path, str]], data: dict[str, Path], options: argparse.Namespace) -> dict[Path, Found]:
     def task(number: int) -> Task:
         path, role = chosen[number]
         device = None if options.cpu else number % options.num_gpus
         sizes = tuple(options.batch_sizes)
-        return Task(path, role, data, FORMATS[options.format], options.batch_size, sizes, device)
+        return Task(path, role, data, format_of(data, options.format), options.batch_size, sizes, device)
 
     tasks = [task(number) for number in range(len(chosen))]
     if options.num_gpus == 1 or options.cpu:
@@ -208,13 +222,22 @@ def _memory(size: Optional[float]) -> str:
     return "" if size is None else f" ({size / 2**20:,.0f} MB)"
 
 
+def _with_null(content: Any) -> Any:
+    """NaN, which JSON has not, as None."""
+    if isinstance(content, dict):
+        return {key: _with_null(value) for key, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_with_null(value) for value in content]
+    return None if isinstance(content, float) and math.isnan(content) else content
+
+
 def _write(output: Path, rows: list[Row], found: dict[Path, Found]) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     models = {
         str(path): {"architecture": one.architecture, "parameters": one.parameters, "speed": one.speed}
         for path, one in found.items()
     }
-    content = {"rows": [asdict(row) for row in rows], "models": models}
+    content = _with_null({"rows": [asdict(row) for row in rows], "models": models})
     write_text(output.with_name(f"{output.name}.json"), json.dumps(content, indent=1) + "\n")
     write_text(output.with_name(f"{output.name}.csv"), as_csv(rows))
     draw(rows, output.with_name(f"{output.name}.png"))

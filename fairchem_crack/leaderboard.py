@@ -70,10 +70,14 @@ def table(rows: Sequence[Row]) -> str:
             spans = ", ".join(_span(row.intervals.get(name), COLUMNS[name][1]) for name in ERRORS if row.intervals)
             lines.append(f"  {row.model:<{name_width - 2}}{cells}   {spans}".rstrip())
             if row.gaps:
-                closed = "".join(f"{row.gaps[name].estimate:>{width}.0%}" for name in ERRORS)
+                closed = "".join(f"{_closed(row.gaps[name]):>{width}}" for name in ERRORS)
                 spans = ", ".join(_span(row.gaps[name], "{:.0%}") for name in ERRORS)
                 lines.append(f"  {'  gap closed':<{name_width - 2}}{closed}{'':>{2 * width}}   {spans}")
     return "\n".join(lines[1:])
+
+
+def _closed(gap: Interval) -> str:
+    return "no gap" if math.isnan(gap.estimate) else f"{gap.estimate:.0%}"
 
 
 def _span(interval: Optional[Interval], form: str) -> str:
@@ -94,7 +98,8 @@ def as_csv(rows: Sequence[Row]) -> str:
         for name, interval in row.intervals.items():
             line.update({f"{name}_low": interval.low, f"{name}_high": interval.high})
         for name, gap in row.gaps.items():
-            line.update({f"{name}_gap_closed{'_' * bool(end)}{end}": value for end, value in _named(gap).items()})
+            known = {end: value for end, value in _named(gap).items() if not math.isnan(value)}
+            line.update({f"{name}_gap_closed{'_' * bool(end)}{end}": value for end, value in known.items()})
         writer.writerow(line)
     return text.getvalue()
 

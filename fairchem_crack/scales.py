@@ -10,6 +10,7 @@ import torch
 from fairchem.core.common import distutils
 from fairchem.core.common.registry import registry
 from fairchem.core.modules.scaling import ScaleFactor
+from fairchem.core.modules.scaling.compat import _load_scale_dict
 from fairchem.core.modules.scaling.fit import compute_scaling_factors
 from torch import nn
 
@@ -20,6 +21,16 @@ def scale_factors(model: nn.Module) -> dict[str, ScaleFactor]:
     """The scale factors of a model, or of a hydra's backbone, by the names that `scale_file` uses."""
     model = getattr(model, "backbone", model)
     return {one.name or path: one for path, one in model.named_modules() if isinstance(one, ScaleFactor)}
+
+
+def with_inline_scales(model: dict) -> dict:
+    """The options of a model with what `scale_file` holds in place of its path: a checkpoint then needs no other file."""
+    model = copy.deepcopy(model)
+    for part in (model, model.get("backbone") or {}):
+        file = part.get("scale_file")
+        if isinstance(file, str) and Path(file).is_file():
+            part["scale_file"] = {name: float(value) for name, value in (_load_scale_dict(file) or {}).items()}
+    return model
 
 
 def fit_scale_factors(config: dict) -> dict[str, float]:

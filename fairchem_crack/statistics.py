@@ -76,9 +76,13 @@ class Errors:
 
 
 def gap_closed(splits: Sequence[Errors]) -> float:
-    """(u - d) / (u - t), each the mean over splits and seeds of the error e; 1 is the teacher, 0 the undistilled student."""
+    """(u - d) / (u - t), each the mean over splits and seeds of the error e; 1 is the teacher, 0 the undistilled student.
+
+    NaN where the teacher's error is not below the undistilled student's: there is no gap.
+    """
     seeds = np.full((1, len(splits[0].undistilled)), 1 / len(splits[0].undistilled))
-    return float(_gaps(splits, seeds, [np.ones((1, len(errors.weights))) for errors in splits])[0])
+    undistilled, distilled, teacher = _means(splits, seeds, [np.ones((1, len(errors.weights))) for errors in splits])
+    return float((undistilled - distilled)[0] / (undistilled - teacher)[0]) if teacher[0] < undistilled[0] else math.nan
 
 
 def gap_closed_interval(
@@ -96,12 +100,16 @@ def gap_closed_interval(
     dominates, the interval is too wide. One seed is not resampled: its interval is of the systems alone.
     """
     estimate, random = gap_closed(splits), np.random.default_rng(seed)
+    if math.isnan(estimate):
+        return Interval(estimate)
     splits = [Errors(*(_grouped(getattr(one, field.name), seed) for field in fields(one))) for one in splits]
     count = len(splits[0].undistilled)
     drawn = max(count - 1, 1)
     seeds = random.multinomial(drawn, np.full(count, 1 / count), size=replicates) / drawn  # (R, S)
     systems = [_resampled(random, len(errors.weights), replicates) for errors in splits]
-    gaps = _gaps(splits, seeds, systems)
+    undistilled, distilled, teacher = _means(splits, seeds, systems)
+    with np.errstate(divide="ignore", invalid="ignore"):  # replicates of very few systems may have no gap
+        gaps = (undistilled - distilled) / (undistilled - teacher)
     low, high = np.quantile(gaps, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(estimate, float(low), float(high))
 
@@ -124,8 +132,13 @@ def _resampled(random: np.random.Generator, systems: int, replicates: int) -> np
     return random.multinomial(systems, np.full(systems, 1 / systems), size=replicates)
 
 
-def _gaps(splits: Sequence[Errors], seeds: np.ndarray, systems: Sequence[np.ndarray]) -> np.ndarray:
-    """(R,) gap closed for (R, S) weights of the seeds, which sum to 1, and (R, K) counts of each split's systems."""
+def _means(splits: Sequence[Errors], seeds: np.ndarray, systems: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """(R,) errors of undistilled, distilled and teacher.
+
+    Args:
+        seeds: (R, S) their weights, which sum to 1.
+        systems: (R, K) for each split, counts of its systems.
+    """
 
     def mean(name: str) -> np.ndarray:
         total = np.zeros(len(seeds))
@@ -135,5 +148,4 @@ def _gaps(splits: Sequence[Errors], seeds: np.ndarray, systems: Sequence[np.ndar
             total += (counts * of_systems).sum(axis=1) / (counts @ errors.weights)
         return total
 
-    undistilled = mean("undistilled")
-    return (undistilled - mean("distilled")) / (undistilled - mean("teacher"))
+    return [mean(name) for name in ("undistilled", "distilled", "teacher")]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from fairchem.core.common.registry import registry
 from fairchem.core.datasets import data_list_collater
+from fairchem.core.datasets.base_dataset import UnsupportedDatasetError
 from fairchem.core.models.equiformer_v2.trainers.forces_trainer import EquiformerV2ForcesTrainer
 from fairchem.core.modules.exponential_moving_average import ExponentialMovingAverage
 from torch import Tensor
@@ -17,12 +18,22 @@ from torch_geometric.data import Batch
 
 from fairchem_crack import keys
 from fairchem_crack.cached import CachedDataset, CachedTeacher, open_cache
-from fairchem_crack.checks import check_datasets, check_metrics, check_no_graph_parallelism, check_run_dir, check_warmup
+from fairchem_crack.checks import (
+    check_datasets,
+    check_has_validation,
+    check_metrics,
+    check_no_graph_parallelism,
+    check_own_terms,
+    check_run_dir,
+    check_warmup,
+    missing_distill,
+)
 from fairchem_crack.config import DistillConfig, TeacherConfig, parse, split_loss_functions
 from fairchem_crack.distillation import Distillation, wanted_fields
 from fairchem_crack.initialization import copy_weights
 from fairchem_crack.named_records import NamedRecords
 from fairchem_crack.resumable import ResumableTrainer
+from fairchem_crack.scales import with_inline_scales
 from fairchem_crack.teacher import Teacher, load_teacher
 
 SAMPLE_SYSTEMS = 16  # of the training data, looked at before the first step
@@ -53,7 +64,9 @@ class CrackDistillTrainer(ResumableTrainer):
         distill = task.get("distill")
         self._distill_config: DistillConfig | None = None
         if self._terms:
-            self._distill_config = parse(DistillConfig, {} if distill is None else distill, "task.distill")
+            if distill is None:
+                raise ValueError(missing_distill(task))
+            self._distill_config = parse(DistillConfig, distill, "task.distill")
             check_no_graph_parallelism(fairchem_arguments.get("gp_gpus"))
         elif distill is not None:
             logging.warning("task.distill is given, but loss_functions has no distillation term: plain training.")
@@ -61,6 +74,8 @@ class CrackDistillTrainer(ResumableTrainer):
         self._has_finite_gradients = True
         self._skipped_steps = 0  # in a row
         check_run_dir(fairchem_arguments.get("run_dir"))
+        check_own_terms(own_losses, fairchem_arguments["outputs"])
+        fairchem_arguments["model"] = with_inline_scales(fairchem_arguments["model"])
         super().__init__(
             task={key: value for key, value in task.items() if key != "distill"},
             loss_functions=own_losses,
@@ -73,6 +88,16 @@ class CrackDistillTrainer(ResumableTrainer):
         super().load_datasets()
         if self._terms and getattr(self, "train_loader", None) is not None:
             self.train_loader = self.get_dataloader(NamedRecords(self.train_dataset, "dataset.train"), self.train_sampler)
+
+    def get_sampler(self, dataset: Any, batch_size: int, shuffle: bool) -> Any:
+        """fairchem's; data without the number of atoms of each system cannot be balanced."""
+        try:
+            return super().get_sampler(dataset, batch_size, shuffle)
+        except UnsupportedDatasetError as error:
+            raise ValueError(
+                f"optim.load_balancing: {error}. LMDBs have it in a metadata.npz; for other data, ASE databases say, set "
+                "optim.load_balancing_on_error: warn_and_no_balance."
+            ) from error
 
     def load_loss(self) -> None:
         """The student's own losses; each also reports its unweighted value."""
@@ -98,6 +123,7 @@ class CrackDistillTrainer(ResumableTrainer):
     def train(self, disable_eval_tqdm: bool = False) -> None:
         """Load the teacher, check it against data and student, then train as fairchem does."""
         check_metrics(self.evaluation_metrics)
+        check_has_validation(self.config["val_dataset"], self.config["optim"])
         if self._distill_config is None:
             super().train(disable_eval_tqdm)
             return

@@ -133,3 +133,10 @@ def test_how_often_the_interval_holds_the_gap(of_seeds, of_pairs, seeds, least, 
         interval = gap_closed_interval([Errors(undistilled, distilled, 0.2 * difficulty, np.ones(systems))], replicates=500)
         held += interval.low < 0.375 < interval.high
     assert least <= held / trials <= most
+
+
+def test_a_teacher_that_is_not_better_leaves_no_gap():
+    student, weights = np.array([[1.0, 2.0]]), np.ones(2)
+    for teacher in (np.array([2.0, 1.0]), np.array([3.0, 3.0])):
+        found = gap_closed_interval([Errors(student, student / 2, teacher, weights)])
+        assert np.isnan([found.estimate, found.low, found.high]).all()

@@ -121,11 +121,15 @@ class TeacherCache:
     def check_system(self, index: int, record: Record, atoms: int, digest: bytes, dataset: str) -> None:
         """Raise CacheError unless this record was made of the system with this digest."""
         if record.atoms != atoms:
-            raise self._error(f"record {index} holds {record.atoms} atoms, system {index} of {dataset} has {atoms}")
+            raise self._other_system(f"record {index} holds {record.atoms} atoms, system {index} of {dataset} has {atoms}")
         if record.digest != digest:
-            raise self._error(
-                f"record {index} was made of another system than system {index} of {dataset}, or of another order"
-            )
+            raise self._other_system(f"record {index} was made of another system than system {index} of {dataset}")
+
+    def _other_system(self, problem: str) -> CacheError:
+        return CacheError(
+            f"Teacher cache {self.directory}: {problem}. It belongs to other data or another order of them: take back what "
+            "has changed in the dataset's options (src, seed, first_n, sample_n, no_shuffle, ...), or write another cache."
+        )
 
     def close(self) -> None:
         """Let go of the shards."""

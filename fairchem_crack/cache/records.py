@@ -55,6 +55,12 @@ class Plan:
         """How many chunks a whole cache has; the last may be smaller."""
         return math.ceil(self.systems / self.chunk)
 
+    @property
+    def contents(self) -> str:
+        """The fields, in print."""
+        rows = f" ({self.jacobian_rows} rows of each system, two runs of the teacher each)" if self.jacobian_rows else ""
+        return ", ".join(self.fields) + rows
+
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a field behind N."""
         return tuple(int(getattr(self, one, one)) for one in (FIELDS[name][0] or "").split())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -83,11 +82,7 @@ def gap_closed(split: Split, predictions: Mapping[str, Prediction]) -> dict[str,
 
 
 def _interval(sums: Mapping[str, np.ndarray], weights: np.ndarray) -> Interval:
-    if sums["teacher"].sum() >= sums["undistilled"].sum():
-        return Interval(math.nan)
-    errors = Errors(sums["undistilled"][None], sums["student"][None], sums["teacher"], weights)
-    with np.errstate(divide="ignore", invalid="ignore"):  # replicates of very few systems may have no gap
-        return gap_closed_interval([errors])
+    return gap_closed_interval([Errors(sums["undistilled"][None], sums["student"][None], sums["teacher"], weights)])
 
 
 def by_element(splits: Sequence[Split], predictions: Mapping[str, Mapping[str, Prediction]]) -> Groups:

@@ -29,7 +29,7 @@ from fairchem.core.datasets.base_dataset import create_dataset
 
 from fairchem_crack import cache_teacher as module
 from fairchem_crack.cache import CacheError, CacheWriter, Record, TeacherCache, encode, finish, written_chunks
-from fairchem_crack.cli import main
+from fairchem_crack.cli import JACOBIAN_ROWS, main
 from fairchem_crack.config import TeacherConfig
 from fairchem_crack.features import attach_features
 from fairchem_crack.relations import unordered_pairs
@@ -429,3 +429,23 @@ def test_another_order(refused, distilled, data, caches, tmp_path):
     distilled["dataset"] = {"train": write_database(tmp_path / "turned.db", list(map(atoms_of, systems)), systems)}
     distilled["task"]["distill"]["teacher"]["cache"] = str(caches["float32"])
     refused(distilled, "record 0 (holds|was made of another system)")
+
+
+def test_a_cache_keeps_what_the_terms_of_its_yaml_read(distilled, tmp_path):
+    distilled["loss_functions"] += [
+        {"vector_embeddings": {"fn": "mse", "coefficient": 1}},
+        {"force_jacobian": {"fn": "mae", "coefficient": 1}},
+        {"node_contrast": {"fn": "info_nce", "coefficient": 0}},
+    ]
+    plan = cache_teacher(distilled, tmp_path / "all", "--dtype", "float32").plan
+    assert plan.fields[-2:] == ("vector_embedding", "force_jacobian") and plan.jacobian_rows == JACOBIAN_ROWS
+    plan = cache_teacher(distilled, tmp_path / "two", "--jacobian-rows", "2").plan
+    assert plan.jacobian_rows == 2
+
+
+def test_a_cache_that_lacks_what_terms_read_names_all_of_it(refused, from_cache):
+    from_cache["loss_functions"] += [
+        {"vector_embeddings": {"fn": "mse", "coefficient": 1}},
+        {"force_jacobian": {"fn": "mae", "coefficient": 1}},
+    ]
+    refused(from_cache, "and no force_jacobian, vector_embedding, which terms")

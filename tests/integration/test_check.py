@@ -156,7 +156,7 @@ def test_mistakes_of_fairchems_own_options(check, distilled, tmp_path):
     distilled["loss_functions"].append({"energie": {"fn": "mae", "coefficient": 1}})
     status, said = check(distilled, "--run-dir", str(tmp_path / "file"))
     assert status == 1
-    for message in ("trainer: 'ocp' cannot", "--run-dir", "hiden_channels", "'Adamm'", "`energie` is no output"):
+    for message in ("trainer: 'ocp' cannot", "--run-dir", "hiden_channels", "'Adamm'", "Did you mean `energy`"):
         assert sum(message in problem for problem in problems(said)) == 1, message
     assert section(said, "teacher").startswith("teacher   equiformer_v2")  # it is looked at all the same
 
@@ -264,3 +264,35 @@ def test_memory_estimate_is_linear_in_pairs_and_atoms():
             loss_bytes(pairs=base * n, atoms=base * n / 10, width=64, device=device, fused=False) for n in (1, 2, 3)
         )
         assert three - two == pytest.approx(two - one)
+
+
+def test_a_teacher_of_other_data_is_noticed(check, distilled, data):
+    _, said = check(distilled)  # the tests' teacher has random weights
+    assert re.search(r"agreement teacher on the labels of the sample: energy MAE \S+ eV, force MAE \S+ eV/A", said)
+    assert "Was the teacher trained on data of this kind" in said
+
+
+def test_a_primary_metric_that_is_never_computed(check, distilled):
+    distilled["evaluation_metrics"]["primary_metric"] = "force_mae"
+    _, said = check(distilled)
+    assert "primary_metric: 'force_mae' is none of the metrics. Did you mean `forces_mae`?" in said
+
+
+def test_a_plateau_without_validation(check, distilled):
+    distilled["optim"]["scheduler"] = "ReduceLROnPlateau"
+    del distilled["dataset"]["val"]
+    _, said = check(distilled)
+    assert "dataset.val.src: missing; optim.scheduler ReduceLROnPlateau goes by a validation" in said
+
+
+def test_an_ase_database_read_as_lmdb(check, distilled, tmp_path):
+    (tmp_path / "oxides.db").write_bytes(b"")
+    distilled["dataset"]["train"]["src"] = str(tmp_path / "oxides.db")
+    _, said = check(distilled)
+    assert "dataset.train: " in said and "dataset.train.format: ase_db" in said
+
+
+def test_a_misspelt_distill_block(check, distilled):
+    distilled["task"]["distil"] = distilled["task"].pop("distill")
+    _, said = check(distilled)
+    assert "task.distill: missing, but loss_functions has distillation terms; task has `distil`" in said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import pytest
 import torch
@@ -123,3 +124,12 @@ def test_options_of_the_distill_block_train(run, distilled, graph, negatives, ki
     distilled["task"]["distill"]["relations"] = {"graph": graph, "negatives": negatives, "anchor": "symmetric"}
     distilled["task"]["distill"]["projection"] = {"kind": kind}
     assert len(run(distilled).steps) == 6
+
+
+def test_a_checkpoint_needs_no_file_of_scale_factors(run, distilled, tmp_path):
+    factors = {f"upd_out_scalar_scale_{layer}": 1.5 + layer for layer in range(distilled["model"]["num_layers"])}
+    file = tmp_path / "scales.json"
+    file.write_text(json.dumps({"comment": "fitted", **factors}))
+    distilled["model"]["scale_file"] = str(file)
+    finished = run(distilled)
+    assert load(finished.checkpoints / "best_checkpoint.pt")["config"]["model"]["scale_file"] == factors

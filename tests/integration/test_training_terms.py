@@ -99,7 +99,7 @@ def relabelled(source: Path, target: Path, change) -> Path:
     return target
 
 
-def test_without_labels_it_is_trained_as_on_the_teachers(run, data, distilled, teacher_checkpoint, tmp_path):
+def test_without_labels_it_is_trained_as_on_the_teachers(run, data, distilled, teacher_checkpoint, tmp_path, capsys):
     from fairchem.core.datasets import LmdbDataset, data_list_collater
 
     teacher = load_teacher(TeacherConfig(str(teacher_checkpoint)), torch.device("cpu"))
@@ -129,6 +129,11 @@ def test_without_labels_it_is_trained_as_on_the_teachers(run, data, distilled, t
     assert [step["energy_mae"] for step in found.steps] == pytest.approx(
         [step["energy_mae"] for step in expected.steps], 1e-5
     )
+    file = tmp_path / "bare.yml"
+    file.write_text(yaml.safe_dump(config))
+    gc.collect()
+    main(["check", "--config-yml", str(file), "--cpu"])  # exits with 1 where it finds a problem
+    assert "left out: the training data has no energies and forces" in capsys.readouterr().out
 
 
 def test_a_term_whose_schedule_is_over_costs_no_teacher(run, distilled, monkeypatch):
@@ -154,14 +159,12 @@ def test_what_a_model_lacks_is_refused_by_name(run, distilled):
     config = with_terms(distilled, {"vector_embeddings": TERMS["vector_embeddings"]})
     config["model"] = GEMNET
     with pytest.raises(
-        ValueError, match="`vector_embeddings` needs an l=1 embedding, which the student, a `gemnet_t`, has not"
+        ValueError, match="`vector_embeddings` needs an l=1 embedding, which the student, `gemnet_t`, has not"
     ):
         run(config)
     config = with_terms(distilled, {"force_jacobian": TERMS["force_jacobian"]})
     config["model"] = TEACHER_MODEL
-    with pytest.raises(
-        ValueError, match="`force_jacobian` needs a student whose forces can be differentiated; a `equiformer"
-    ):
+    with pytest.raises(ValueError, match="`force_jacobian` needs a student whose forces can be differentiated; `equiformer"):
         run(config)
 
 
@@ -172,9 +175,7 @@ def test_a_cache_that_lacks_a_field_is_refused_before_training(run, distilled, t
     main(["cache-teacher", "--config-yml", str(file), "--cpu", "--output", str(tmp_path / "cache")])
     config = with_terms(distilled, {"vector_embeddings": TERMS["vector_embeddings"]})
     config["task"]["distill"]["teacher"] = {"cache": str(tmp_path / "cache")}
-    with pytest.raises(
-        ValueError, match=r"no vector_embedding, which a term of loss_functions needs\. Write one with --vectors"
-    ):
+    with pytest.raises(ValueError, match="no vector_embedding, which terms of loss_functions need"):
         run(config)
 
 

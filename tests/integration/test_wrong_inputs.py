@@ -136,12 +136,12 @@ def test_temperature_zero(fails, distilled):
 
 def test_distillation_terms_without_a_distill_block(fails, distilled):
     del distilled["task"]
-    fails(distilled, ValueError, r"task\.distill\.teacher: missing")
+    fails(distilled, ValueError, r"task\.distill: missing.*task\.distill\.teacher\.checkpoint")
 
 
 def test_unknown_loss_function(fails, distilled):
     distilled["loss_functions"][3]["node_embeddings"]["fn"] = "msee"
-    fails(distilled, ValueError, r"loss_functions.*node_embeddings\.fn: .*'msee'.*'mse'")
+    fails(distilled, ValueError, r"loss_functions.*node_embeddings\.fn: fairchem has no loss `msee`; expected `mse`")
 
 
 def test_missing_primary_metric(fails, distilled):
@@ -227,3 +227,14 @@ def test_resuming_with_another_projection(run, distilled):
     with pytest.raises(ValueError, match=r"The checkpoint to resume has another task\.distill\.projection"):
         run(distilled)
     assert (trained.checkpoints / "checkpoint.pt").read_bytes() == before
+
+
+def test_data_that_cannot_be_balanced(fails, distilled, train_on):
+    (train_on([molecule("Cu", "Cu")]) / "metadata.npz").unlink()
+    distilled["optim"]["load_balancing"] = "atoms"
+    fails(distilled, ValueError, "optim.load_balancing: .*optim.load_balancing_on_error: warn_and_no_balance")
+
+
+def test_a_misspelt_term(fails, distilled):
+    distilled["loss_functions"].append({"relation": {"fn": "crack", "coefficient": 1}})
+    fails(distilled, ValueError, "`relation` is neither an output of the model nor a distillation term. Did you mean `rela")
