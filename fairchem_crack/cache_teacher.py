@@ -109,9 +109,7 @@ class Job:
         fields: tuple[str, ...] = (keys.ENERGY, keys.FORCES, keys.ATOM_ENERGIES, keys.NODE_EMBEDDING)
         if self.has_vectors:
             if not teacher.vector_width:
-                raise ValueError(
-                    f"the teacher, `{teacher.name}`, has no l=1 embedding, for --vectors or a term."
-                )
+                raise ValueError(f"the teacher, `{teacher.name}`, has no l=1 embedding, for --vectors or a term.")
             fields += (keys.VECTOR_EMBEDDING,)
         if self.jacobian_rows:
             fields += (keys.FORCE_JACOBIAN,)

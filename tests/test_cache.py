@@ -339,13 +339,15 @@ def test_a_shard_that_was_created_and_never_written(tmp_path):
 
 
 def test_a_killed_writer_leaves_whole_chunks(tmp_path):
-    """SIGKILL of one process that is forked 20 times, at random moments of its writing; then an undisturbed one."""
+    """SIGKILL of a writer at random moments, again and again until some chunks are there; then an undisturbed one."""
     plan, records = make_plan(400), make_records(make_plan(400))
     write_cache(tmp_path / "whole", plan, records)
     directory = tmp_path / "killed"
     directory.mkdir()
     moments, before = random.Random(0), 0
-    for _ in range(20):
+    for _ in range(1000):
+        if before >= 10:
+            break
         pid = os.fork()
         if pid == 0:
             try:
@@ -358,7 +360,7 @@ def test_a_killed_writer_leaves_whole_chunks(tmp_path):
         there = len(written_chunks(directory))
         assert before <= there < plan.chunks  # which take 10 ms each at least
         before = there
-    assert before > 3
+    assert before >= 10
     _write_slowly(directory, plan, records)
     finish(directory, plan)
     assert content(directory) == content(tmp_path / "whole")
