@@ -168,6 +168,7 @@ def test_another_split(distilled, data, tmp_path):
     assert [record.atoms for record in cache] == [int(system.natoms) for system in systems_of(data / "val_id", "val")]
 
 
+@pytest.mark.slow
 def test_the_records_do_not_depend_on_the_number_of_ranks(distilled, many, tmp_path):
     distilled["dataset"] = {"train": many}
     chunk = ("--chunk", "4")
@@ -263,6 +264,7 @@ def test_what_is_missing_is_named(distilled, tmp_path, change):
         main(["cache-teacher", "--config-yml", str(file), "--cpu", *flags])
 
 
+@pytest.mark.slow
 def test_killed_at_twenty_moments_it_goes_on_where_it_was(distilled, many, tmp_path, monkeypatch):
     """SIGKILL while the toy teacher runs over chunks of one system; no finished chunk is run again."""
     log = tmp_path / "log"

@@ -25,6 +25,8 @@ from fairchem_crack import keys
 from fairchem_crack.cache import CacheError, TeacherCache
 from fairchem_crack.cli import main
 
+pytestmark = pytest.mark.slow
+
 TESTS = Path(__file__).parents[1]
 STEPS = 12  # 2 epochs of 6, a checkpoint every second step
 
@@ -210,7 +212,6 @@ def faulty(config, tmp_path):
     return train
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 def test_a_signal_in_the_middle_of_a_step(run, config, faulty, whole, tmp_path, name):
     assert faulty(SIGNAL=name).returncode == -getattr(signal, name)
@@ -218,7 +219,6 @@ def test_a_signal_in_the_middle_of_a_step(run, config, faulty, whole, tmp_path, 
     goes_on(run, config, whole, rel=1e-5)  # threads differ, and so does rounding
 
 
-@pytest.mark.slow
 def test_a_cache_cut_short_under_a_training(run, config, cache, faulty, whole, written, tmp_path):
     done = faulty(TRUNCATE=str(cache / "shard.0000.lmdb"))
     assert done.returncode == 1 and "CacheError: Teacher cache" in done.stderr, done.returncode

@@ -28,6 +28,8 @@ from submitit.helpers import DelayedSubmission
 from fairchem_crack.distillation import Distillation
 from fairchem_crack.trainer import CrackDistillTrainer
 
+pytestmark = pytest.mark.slow
+
 STEPS = 12  # checkpoints of steps 4, 8, 12; evaluations behind 5 and 10
 
 

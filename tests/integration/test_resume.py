@@ -19,6 +19,8 @@ from conftest import TEACHER_MODEL
 from fairchem_crack.cli import main
 from fairchem_crack.trainer import CrackDistillTrainer
 
+pytestmark = pytest.mark.slow
+
 TESTS = Path(__file__).parents[1]
 STEPS = 24  # 4 epochs of 6
 
@@ -38,7 +40,6 @@ def goes_on(run, config: dict, whole: list[float]) -> None:
     assert resumed.losses() == pytest.approx(whole[first - 1 :], rel=1e-6)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("student", ["painn", "equiformer_v2"])
 def test_an_interruption_at_any_step(run, long, student):
     """Steps 3 to 5 are within an epoch, 6 and 12 end one, 8 and 16 are evaluated."""
@@ -121,7 +122,6 @@ def ranks(config: dict, directory: Path, name: str, kill_at: int = 0) -> dict[in
     return found
 
 
-@pytest.mark.slow
 def test_two_ranks_from_a_cache_train_as_online(distilled, tmp_path):
     distilled["trainer"] = "killed_trainer.KilledTrainer"
     distilled["logger"] = "tensorboard"
@@ -138,7 +138,6 @@ def test_two_ranks_from_a_cache_train_as_online(distilled, tmp_path):
         assert len(losses) == 2 and losses == pytest.approx(cached[step], rel=1e-5)  # threads differ, and so does rounding
 
 
-@pytest.mark.slow
 def test_two_ranks_one_of_them_killed_again_and_again(long, tmp_path):
     """Within an epoch of 3 steps and at its end, at evaluations, around a checkpoint; at last 22 steps at once."""
     long["optim"].update(max_epochs=11, T_max=33)

@@ -13,6 +13,8 @@ from conftest import TEACHER_MODEL, same_weights
 
 from fairchem_crack import keys, trainer
 
+pytestmark = pytest.mark.slow
+
 SAMPLES = Path(__file__).parents[1] / "samples"
 
 
