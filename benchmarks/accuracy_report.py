@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -11,7 +12,18 @@ from typing import Any
 
 import numpy as np
 from accuracy_figure import draw
-from accuracy_runs import METRICS, SPLITS, TEACHER, UNDISTILLED, VALIDATIONS, Run, Workspace, run_of
+from accuracy_runs import (
+    METRICS,
+    SPLITS,
+    TEACHER,
+    UNDISTILLED,
+    VALIDATIONS,
+    Run,
+    Workspace,
+    run_of,
+    schedule,
+    student_options,
+)
 
 from fairchem_crack.files import write_text
 from fairchem_crack.statistics import Errors, Interval, gap_closed_interval, t_interval
@@ -236,9 +248,17 @@ def commands(content: dict[Group, dict], directory: Path) -> list[str]:
         lines.append(
             f"    python benchmarks/accuracy.py run --students {group.student} --methods {' '.join(names)} "
             f"--seeds {' '.join(map(str, seeds))} --teacher {group.teacher} --train-systems {group.train_systems} "
-            f"--budget {group.budget} --output {directory}"
+            f"--budget {group.budget} {_given_epochs(group, methods[UNDISTILLED]['steps'])}--output {directory}"
         )
     return [*lines, f"    python benchmarks/accuracy.py report {directory}"]
+
+
+def _given_epochs(group: Group, steps: int) -> str:
+    """The option that gave the undistilled student, whose steps are those of every method, another number than its own."""
+    optim = student_options(group.student)["optim"]
+    if steps == schedule(optim, {}, systems=group.train_systems, ratio=1)["total_steps"]:
+        return ""
+    return f"--set optim.max_epochs={steps // math.ceil(group.train_systems / optim['batch_size'])} "
 
 
 def page(content: dict[Group, dict], systems: dict[str, int], tuning: list[dict], directory: Path) -> str:

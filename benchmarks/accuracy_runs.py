@@ -297,6 +297,14 @@ def work(run: Run, comparison: Comparison, workspace: Workspace, *, splits: list
     workspace.append(rows)
 
 
+def student_options(student: str) -> dict:
+    """The student's own YAML, of those that accuracy.yml names."""
+    from fairchem.core.common.utils import load_config
+
+    students = load_comparison(Path(__file__).with_name("accuracy.yml")).students
+    return load_config(str(ROOT / students[student]))[0]
+
+
 def load_comparison(file: Path) -> Comparison:
     """Read `accuracy.yml`."""
     try:
