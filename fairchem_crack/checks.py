@@ -14,7 +14,7 @@ from fairchem.core.modules.evaluator import Evaluator
 from fairchem_crack import keys
 from fairchem_crack.config import DistillConfig, TermConfig, parse, split_loss_functions, suggestion
 
-ASE_SUFFIXES = (".db", ".aselmdb")
+ASE_SUFFIXES = (".db", ".aselmdb")  # of files that are no LMDB of fairchem's
 
 
 def check_run_dir(run_dir: str | None) -> None:

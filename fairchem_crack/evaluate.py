@@ -19,6 +19,7 @@ from typing import Any, Optional
 
 import numpy as np
 
+from fairchem_crack.checks import ASE_SUFFIXES
 from fairchem_crack.evaluation import CheckpointEvaluator
 from fairchem_crack.files import write_text
 from fairchem_crack.leaderboard import ERRORS, Row, as_csv, averages, draw, table
@@ -29,7 +30,6 @@ FORMATS = {  # of a dataset: the options beside src
     "lmdb": {"format": "lmdb", "key_mapping": {"y": "energy", "force": "forces"}},
     "ase_db": {"format": "ase_db", "a2g_args": {"r_energy": True, "r_forces": True}},
 }
-SUFFIXES = {".db": "ase_db", ".aselmdb": "ase_db"}  # of files of another format than lmdb
 WEIGHTS = {"energy_mae": ("energy", None), "forces_mae": ("forces", "components")}  # in the errors of each system
 
 
@@ -138,7 +138,7 @@ def format_of(data: dict[str, Path], given: Optional[str]) -> dict[str, Any]:
     Raises:
         ValueError: they are of several formats.
     """
-    found = {given or SUFFIXES.get(path.suffix, "lmdb") for path in data.values()}
+    found = {given or ("ase_db" if path.suffix in ASE_SUFFIXES else "lmdb") for path in data.values()}
     if len(found) > 1:
         raise ValueError(f"{', '.join(map(str, data.values()))}: expected one format, found {', '.join(sorted(found))}.")
     return FORMATS[found.pop()]
