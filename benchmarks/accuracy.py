@@ -92,12 +92,11 @@ def wanted_runs(comparison: Comparison, options: argparse.Namespace) -> list[Run
 def tuning_runs(comparison: Comparison, options: argparse.Namespace) -> list[Run]:
     """The undistilled student and every candidate, with the seed of the tuning."""
     options.seeds, options.budget = [comparison.tuning["seed"]], "steps"
-    candidates = comparison.tuning["coefficients"]
     runs = []
     for run in wanted_runs(comparison, options)[1:]:
         if run.method == UNDISTILLED:
             runs.append(run)
-        for coefficient in candidates.get(run.method, []):
+        for coefficient in comparison.tuning["coefficients"][run.student].get(run.method, []):
             runs.append(Run(**{**run.__dict__, "method": f"{run.method}@{coefficient:g}"}))
     return runs
 
