@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from accuracy_figure import draw
+from accuracy_figure import draw, draw_learning_curve
 from accuracy_runs import (
     METRICS,
     SPLITS,
@@ -181,21 +181,41 @@ def table(methods: dict[str, dict], split: str) -> list[str]:
     return lines
 
 
+def curves(content: dict[Group, dict]) -> dict[Group, dict[int, dict]]:
+    """The methods of each number of training systems, for every student, teacher and budget that has several numbers."""
+    found: dict[Group, dict[int, dict]] = {}
+    for group in sorted(content, key=lambda one: one.train_systems):
+        found.setdefault(replace(group, train_systems=0), {})[group.train_systems] = content[group]
+    return {group: sizes for group, sizes in found.items() if len(sizes) > 1}
+
+
+def compared(content: dict[Group, dict]) -> dict[Group, dict]:
+    """The groups but for the points of a learning curve: of each, the number of systems with most methods."""
+    most: dict[Group, Group] = {}
+    for group, methods in content.items():
+        best = most.setdefault(replace(group, train_systems=0), group)
+        if len(methods) > len(content[best]):
+            most[replace(group, train_systems=0)] = group
+    return {group: content[group] for group in most.values()}
+
+
 def learning_curve(content: dict[Group, dict]) -> list[str]:
-    """Errors against the number of systems, for each student, teacher and budget that has several."""
+    """Errors against the number of systems."""
     lines: list[str] = []
-    for group in dict.fromkeys(replace(group, train_systems=0) for group in content):
-        sizes = sorted(one.train_systems for one in content if replace(one, train_systems=0) == group)
-        if len(sizes) < 2:
-            continue
+    for group, sizes in curves(content).items():
         title = f"{group.student} from {group.teacher}, equal {group.budget}"
-        lines += ["", f"### {title}", "", "Energy MAE [eV] / force MAE [eV/Å], and the gap closed of both, on val_id.", ""]
+        lines += ["", f"### {title}", "", f"![{title}]({curve_file(group)})", ""]
+        lines += ["Energy MAE [eV] / force MAE [eV/Å], and the gap closed of both, on val_id.", ""]
         lines += ["| method | " + " | ".join(f"{size} systems" for size in sizes) + " |", "|---" * (len(sizes) + 1) + "|"]
-        of_size = {size: content[replace(group, train_systems=size)] for size in sizes}
-        for method in dict.fromkeys(method for methods in of_size.values() for method in methods):
-            cells = [_point(of_size[size].get(method)) for size in sizes]
+        for method in dict.fromkeys(method for methods in sizes.values() for method in methods):
+            cells = [_point(methods.get(method)) for methods in sizes.values()]
             lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return ["", "## Learning curve", *lines] if lines else []
+
+
+def curve_file(group: Group) -> str:
+    """Of its picture."""
+    return f"accuracy_systems-{group.student}-{group.teacher}-{group.budget}.png"
 
 
 def _point(found: dict | None) -> str:
@@ -226,10 +246,11 @@ def choices(rows: list[dict]) -> list[dict]:
 
 def tuning_table(found: list[dict]) -> str:
     """The criterion of every candidate, the least of each method in bold."""
-    lines = ["| student | teacher | method | coefficient: criterion |", "|---|---|---|---|"]
-    keys = dict.fromkeys((one["student"], one["teacher"], one["method"]) for one in found)
+    lines = ["| student | teacher | method | steps | coefficient: criterion |", "|---|---|---|---|---|"]
+    names = ("student", "teacher", "method", "steps")
+    keys = dict.fromkeys(tuple(str(one[name]) for name in names) for one in found)
     for key in keys:
-        candidates = [one for one in found if (one["student"], one["teacher"], one["method"]) == key]
+        candidates = [one for one in found if tuple(str(one[name]) for name in names) == key]
         least = min(one["criterion"] for one in candidates)
         cells = []
         for one in sorted(candidates, key=lambda one: one["coefficient"]):
@@ -293,14 +314,14 @@ def page(content: dict[Group, dict], systems: dict[str, int], tuning: list[dict]
         lines.append("")
     lines = lines[:-1] + learning_curve(content)
     if tuning:
-        seeds, steps = (", ".join(sorted({str(one[name]) for one in tuning})) for name in ("seed", "steps"))
+        seeds = ", ".join(sorted({str(one["seed"]) for one in tuning}))
         lines += [
             "",
             "## Coefficients",
             "",
             "Mean of energy and force MAE on val_id relative to the undistilled student of the same seed "
-            f"({seeds}, which no table above has), after {steps} steps; bold is the least of a method. Where it was at the "
-            "end of a range, the range was extended. A candidate is the coefficient of the method's first term.",
+            f"({seeds}, which no table above has); bold is the least of a method. A candidate is the coefficient of the "
+            "method's first term.",
             "",
             tuning_table(tuning),
         ]
@@ -326,7 +347,11 @@ def write_report(directory: Path, out: Path) -> None:
     groups = [{**asdict(group), "methods": methods} for group, methods in content.items()]
     described = {"systems": systems, "groups": groups, "tuning": tuning}
     write_text(out / "accuracy.json", json.dumps(described, indent=1, default=_plain) + "\n")
-    draw({group.title: methods for group, methods in content.items()}, out / "accuracy.png")
+    draw({group.title: methods for group, methods in compared(content).items()}, out / "accuracy.png")
+    for group, sizes in curves(content).items():
+        teacher = next(iter(sizes.values()))[TEACHER]["splits"]["val_id"]
+        students = {size: {name: one for name, one in methods.items() if name != TEACHER} for size, methods in sizes.items()}
+        draw_learning_curve(f"{group.student} from {group.teacher}", students, teacher, out / curve_file(group))
     print(f"Written: {', '.join(str(out / f'accuracy.{kind}') for kind in ('md', 'json', 'png'))}")
 
 

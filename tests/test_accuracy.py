@@ -367,6 +367,16 @@ def test_the_page_says_seeds_data_and_commands(results, tmp_path):
     assert "| method | 75 systems | 300 systems |" in curve and "0% [0, 0]" in curve and "50% [50, 50]" in curve
     assert "## Coefficients" not in page
     assert (tmp_path / "out/accuracy.png").stat().st_size > 5000
+    picture = "accuracy_systems-painn-escn-steps.png"
+    assert f"({picture})" in curve and (tmp_path / "out" / picture).stat().st_size > 5000
+
+
+def test_the_picture_of_the_gaps_leaves_out_the_points_of_a_learning_curve(results):
+    found = accuracy_report.Results(Workspace(results))
+    content = {group: accuracy_report.summary(found, group) for group in found.groups()}
+    content[next(group for group in content if group.train_systems == 300)]["another"] = {}
+    kept = {(group.train_systems, group.budget) for group in accuracy_report.compared(content)}
+    assert kept == {(300, "steps"), (300, "time")}
 
 
 def test_only_shared_seeds_make_a_gap(results, tmp_path):
@@ -394,7 +404,7 @@ def test_the_tuning_takes_the_least_mean_of_relative_errors(results, tmp_path):
     # (0.5 + 1) / 2, (1 + 0.4) / 2, (1.5 + 0.9) / 2
     found = accuracy_report.choices(tuning.rows())
     assert [one["criterion"] for one in found] == pytest.approx([0.75, 0.7, 1.2])
-    row = "| painn | escn | crack | 10: 0.750, **20: 0.700**, 40: 1.200 |"
+    row = "| painn | escn | crack | 1140 | 10: 0.750, **20: 0.700**, 40: 1.200 |"
     assert row in accuracy_report.tuning_table(found)
     accuracy_report.write_report(results, tmp_path)
     assert row in (tmp_path / "accuracy.md").read_text()
