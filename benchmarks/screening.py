@@ -1,7 +1,7 @@
 """A small screening: adsorption energies on many surfaces, with the demo's teacher and with a student of it.
 
     python benchmarks/screening.py --student runs/demo/checkpoints/crack-0/best_checkpoint.pt \
-        --undistilled runs/demo/checkpoints/undistilled-0/best_checkpoint.pt      # CPU, about an hour
+        --undistilled runs/demo/checkpoints/undistilled-0/best_checkpoint.pt      # CPU, half an hour
     python benchmarks/screening.py --true-size                                    # CPU, 10 to 15 minutes
     python benchmarks/screening.py --true-size --device cuda --batch-size 32
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -73,7 +74,8 @@ def screen(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "machine": machine(next(iter(models.values())).device),
         "checkpoints": {
-            name: [str(model.checkpoint), model.architecture, model.parameters] for name, model in models.items()
+            name: [os.path.relpath(model.checkpoint, ROOT), model.architecture, model.parameters]
+            for name, model in models.items()
         },
         "adsorbate": options.adsorbate,
         "starts": len(starts),
