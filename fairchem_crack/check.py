@@ -7,8 +7,10 @@ section could not make leaves it out. Nothing is written, and the teacher is loa
 from __future__ import annotations
 
 import tempfile
+from pathlib import Path
 from typing import Callable, Optional
 
+import fairchem.core
 import torch
 from fairchem.core.common.utils import setup_imports
 from torch import Tensor, nn
@@ -37,6 +39,8 @@ from fairchem_crack.scales import scale_factors
 from fairchem_crack.teacher import Teacher, load_teacher
 
 TRAINERS = ("crack_distill", "fairchem_crack.CrackDistillTrainer", "fairchem_crack.trainer.CrackDistillTrainer")
+
+STOCK_IMPORTS = Path(fairchem.core.__path__[0]).parent / "experimental/.include"  # what fairchem imports by itself
 
 
 def check_config(config: dict, config_yml: str) -> list[str]:
@@ -86,7 +90,10 @@ def _config(check: Check) -> str:
     check.own_losses = sound
     coefficients = [f"{key} {options.get('coefficient')}" for own in check.own_losses for key, options in own.items()]
     coefficients += [f"{term.key} {term.coefficient:g}" for term in check.terms]
-    return f"loss: {', '.join(coefficients)}" + ("" if is_distilling else "; no distillation term, so plain training")
+    line = f"loss: {', '.join(coefficients)}" + ("" if is_distilling else "; no distillation term, so plain training")
+    if config.get("trainer") == TRAINERS[0] and not STOCK_IMPORTS.is_file():
+        line += "; `fairchem` does not know the short trainer name in an editable install, `fairchem-crack train` does"
+    return line
 
 
 def _distill_block(check: Check) -> None:

@@ -178,6 +178,18 @@ def test_plain_training_needs_no_teacher(check, stock):
     assert "student" in section(said, "step")
 
 
+@pytest.mark.parametrize("is_known", [True, False])
+def test_the_short_trainer_name_needs_an_installed_package(check, distilled, tmp_path, monkeypatch, is_known):
+    include = tmp_path / ".include"
+    monkeypatch.setattr(check_module, "STOCK_IMPORTS", include)
+    if is_known:
+        include.write_text("crack_distill")
+    distilled["trainer"] = "crack_distill"
+    status, said = check(distilled)
+    assert status == 0
+    assert ("editable install, `fairchem-crack train` does" in section(said, "config")) is not is_known
+
+
 def test_scale_factors(check, distilled, tmp_path, capsys):
     distilled["trainer"] = "crack_distill"
     distilled["model"] = dict(GEMNET_T)
