@@ -261,16 +261,20 @@ def tuning_table(found: list[dict]) -> str:
 
 
 def commands(content: dict[Group, dict], directory: Path) -> list[str]:
-    """Commands that make these runs."""
+    """Commands that make these runs; those of the undistilled student first, which equal time is measured by."""
     lines = []
     for group, methods in content.items():
-        names = [method for method in methods if method != TEACHER]
-        seeds = sorted({seed for found in methods.values() for seed in found["seeds"]})
-        lines.append(
+        by_seeds: dict[tuple[int, ...], list[str]] = {}
+        for name, found in methods.items():
+            if name != TEACHER:
+                by_seeds.setdefault(tuple(found["seeds"]), []).append(name)
+        epochs = _given_epochs(group, methods[UNDISTILLED]["steps"])
+        lines += [
             f"    python benchmarks/accuracy.py run --students {group.student} --methods {' '.join(names)} "
             f"--seeds {' '.join(map(str, seeds))} --teacher {group.teacher} --train-systems {group.train_systems} "
-            f"--budget {group.budget} {_given_epochs(group, methods[UNDISTILLED]['steps'])}--output {directory}"
-        )
+            f"--budget {group.budget} {epochs}--output {directory}"
+            for seeds, names in by_seeds.items()
+        ]
     return [*lines, f"    python benchmarks/accuracy.py report {directory}"]
 
 
