@@ -4,6 +4,7 @@
     python benchmarks/accuracy.py run ... --train-systems 75 300 1200   # a learning curve, on the same validation splits
     python benchmarks/accuracy.py run ... --budget time                 # once the runs of equal steps are there
     python benchmarks/accuracy.py report runs/accuracy                  # docs/benchmarks/accuracy.{md,json,png}
+    python benchmarks/accuracy.py report docs/benchmarks/accuracy       # the same from the published CSV
 
 `run` prepares the demo's data and each teacher's cache once, then trains every missing (student, method, seed, size) by the
 stock `fairchem` command, one thread each, and evaluates its best checkpoint on the four validation splits. Seeds are the
@@ -34,8 +35,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from accuracy_report import choices, tuning_table, write_report
+from accuracy_page import tuning_table
+from accuracy_report import write_report
 from accuracy_runs import (
+    COMPARISON,
     ONE_THREAD,
     ROOT,
     SPLITS,
@@ -53,6 +56,7 @@ from accuracy_runs import (
     work,
     write_config,
 )
+from accuracy_summary import choices
 
 LOG_TAIL = 15  # lines of a failed run that are shown
 POLL = 0.5  # seconds
@@ -261,7 +265,7 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_argument("--jobs", type=int, default=1, help="trainings side by side, one thread each (default: 1)")
         command.add_argument("--hours", type=float, default=float("inf"), help="after which no run is begun any more")
         command.add_argument("--set", nargs="+", default=[], metavar="a.b=1", help="options of every run's YAML")
-        command.add_argument("--comparison", type=Path, default=Path(__file__).with_name("accuracy.yml"))
+        command.add_argument("--comparison", type=Path, default=COMPARISON)
         command.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
         if name == "run":
             command.add_argument("--seeds", type=int, nargs="+", default=[0])

@@ -25,8 +25,10 @@ from fairchem_crack import keys
 from fairchem_crack.files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
+COMPARISON = Path(__file__).with_name("accuracy.yml")
 SPLITS = ("val_id", "val_ood_ads", "val_ood_cat", "val_ood_both")
 METRICS = ("energy_mae", "forces_mae", "forces_cosine_similarity", "energy_forces_within_threshold")
+ERRORS = ("energy", "forces", "components")
 IDENTITY = ("student", "teacher", "method", "seed", "train_systems", "budget")
 COLUMNS = (*IDENTITY, "steps", "split", *METRICS, "step_seconds", "step_cpu_seconds", "cpu_seconds", "seconds")
 UNDISTILLED, TEACHER = "undistilled", "teacher"
@@ -88,13 +90,14 @@ class Workspace:
     """The directory of a benchmark, and the files in it.
 
     accuracy.csv         a row for each run and split
-    errors/RUN.npz       SPLIT/energy, SPLIT/forces, SPLIT/components, see `CheckpointEvaluator.metrics_and_errors`
+    errors.npz           RUN/SPLIT, (3, K) energy, forces, components, see `CheckpointEvaluator.metrics_and_errors`
     data/, caches/       the splits and what each teacher says of the training data
     runs/RUN.yml, .log   and, from fairchem, runs/checkpoints/RUN, runs/logs/LOGGER/RUN
     """
 
     def __init__(self, directory: Path, table: str = "accuracy.csv") -> None:
         self.directory, self.table = directory.resolve(), directory.resolve() / table
+        self.errors = self.directory / "errors.npz"
         self.runs = self.directory / "runs"
         self.validation = self.directory / "data" / "validation"
 
@@ -110,10 +113,6 @@ class Workspace:
         """The run's YAML."""
         return self.runs / f"{run.name}.yml"
 
-    def errors(self, run: Run) -> Path:
-        """The run's errors of each system."""
-        return self.directory / "errors" / f"{run.name}.npz"
-
     def checkpoint(self, run: Run, name: str) -> Path:
         """A checkpoint of the run."""
         return self.runs / "checkpoints" / run.name / name
@@ -125,15 +124,23 @@ class Workspace:
         with self.table.open(newline="") as file:
             return [{name: _parsed(name, text) for name, text in row.items()} for row in csv.DictReader(file)]
 
-    def append(self, rows: list[dict]) -> None:
-        """Add the rows of a run: all or, if killed, none; processes wait for each other."""
+    def append(self, rows: list[dict], errors: Optional[dict[str, np.ndarray]] = None) -> None:
+        """Add the rows of a run and the errors of its systems: all or, if killed, no row; processes wait for each other."""
         with (self.directory / ".table.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
+            if errors:
+                self._add_errors(errors)
             text = io.StringIO()
             writer = csv.DictWriter(text, COLUMNS)
             writer.writeheader()
             writer.writerows([*self.rows(), *rows])
             write_text(self.table, text.getvalue())
+
+    def _add_errors(self, errors: dict[str, np.ndarray]) -> None:
+        kept = dict(np.load(self.errors)) if self.errors.exists() else {}
+        partial = self.errors.with_suffix(".partial.npz")
+        np.savez_compressed(partial, **{**kept, **{name: values.astype(np.float32) for name, values in errors.items()}})
+        os.replace(partial, self.errors)
 
 
 def _parsed(name: str, text: str) -> Any:
@@ -288,20 +295,16 @@ def work(run: Run, comparison: Comparison, workspace: Workspace, *, splits: list
     rows, errors = [], {}
     for split in splits:
         metrics, of_systems = evaluator.metrics_and_errors(workspace.validation / split)
-        errors.update({f"{split}/{name}": values for name, values in of_systems.items()})
+        errors[f"{run.name}/{split}"] = np.stack([of_systems[name] for name in ERRORS])  # (3, K)
         rows.append({**asdict(run), "split": split, **cost, **{name: metrics[name] for name in METRICS}})
-    file = workspace.errors(run)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(file.with_suffix(".partial.npz"), **errors)
-    os.replace(file.with_suffix(".partial.npz"), file)
-    workspace.append(rows)
+    workspace.append(rows, errors if len(splits) == len(SPLITS) else {})  # a tuning has no intervals
 
 
 def student_options(student: str) -> dict:
     """The student's own YAML, of those that accuracy.yml names."""
     from fairchem.core.common.utils import load_config
 
-    students = load_comparison(Path(__file__).with_name("accuracy.yml")).students
+    students = load_comparison(COMPARISON).students
     return load_config(str(ROOT / students[student]))[0]
 
 

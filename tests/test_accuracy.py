@@ -20,7 +20,9 @@ from conftest import stock_config
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
 import accuracy
+import accuracy_page
 import accuracy_report
+import accuracy_summary
 from accuracy_runs import (
     METRICS,
     SPLITS,
@@ -314,13 +316,13 @@ def results(tmp_path) -> Path:
     Equal time: crack 0.9 and 0.7 eV. 75 systems: crack as bad as the undistilled student.
     """
     workspace = Workspace(tmp_path / "results")
-    (workspace.directory / "errors").mkdir(parents=True)
+    workspace.directory.mkdir(parents=True)
 
     def add(run: Run, energy: float, *, step: float = 0.1) -> None:
         components = np.array([3.0, 9.0])
-        errors = {"energy": np.array([energy, energy]), "forces": energy / 10 * components, "components": components}
-        np.savez(workspace.errors(run), **{f"{split}/{name}": array for split in SPLITS for name, array in errors.items()})
-        workspace.append([row_of(run, split, energy, energy / 10, step=step) for split in SPLITS])
+        errors = np.stack([np.array([energy, energy]), energy / 10 * components, components])
+        rows = [row_of(run, split, energy, energy / 10, step=step) for split in SPLITS]
+        workspace.append(rows, {f"{run.name}/{split}": errors for split in SPLITS})
 
     add(Run(teacher="escn"), 0.2)
     for seed, (undistilled, crack, in_time) in enumerate(((1.2, 0.7, 0.9), (0.8, 0.5, 0.7))):
@@ -337,7 +339,7 @@ def test_the_report_has_the_gaps_by_hand(results, tmp_path):
     content = json.loads((tmp_path / "out/accuracy.json").read_text())
     groups = {(group["train_systems"], group["budget"]): group["methods"] for group in content["groups"]}
     assert groups.keys() == {(300, "steps"), (300, "time"), (75, "steps")}
-    for split in (*SPLITS, accuracy_report.MEAN):
+    for split in (*SPLITS, accuracy_summary.MEAN):
         crack = groups[300, "steps"]["crack"]["splits"][split]
         assert crack["energy_mae"][0] == pytest.approx(0.6)
         assert crack["forces_mae"][0] == pytest.approx(0.06)
@@ -371,11 +373,35 @@ def test_the_page_says_seeds_data_and_commands(results, tmp_path):
     assert f"({picture})" in curve and (tmp_path / "out" / picture).stat().st_size > 5000
 
 
+def test_the_published_rows_make_the_same_page(results, tmp_path):
+    accuracy_report.write_report(results, tmp_path / "first")
+    accuracy_report.write_report(tmp_path / "first/accuracy", tmp_path / "second")
+    for name in ("accuracy.md", "accuracy.json", "accuracy/accuracy.csv", "accuracy/errors.npz"):
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+    accuracy_report.write_report(tmp_path / "first/accuracy", tmp_path / "first")  # in its place
+
+
+def test_figures_whose_rows_are_gone_fill_in_and_are_marked(results, tmp_path):
+    accuracy_report.write_report(results, tmp_path / "out")
+    groups = json.loads((tmp_path / "out/accuracy.json").read_text())["groups"]
+    group = next(group for group in groups if (group["train_systems"], group["budget"]) == (300, "steps"))
+    earlier = {**group, "methods": {"n2n": {**group["methods"]["crack"], "seeds": [7]}, "crack": group["methods"]["crack"]}}
+    (results / "earlier.json").write_text(json.dumps([earlier]))
+    accuracy_report.write_report(results, tmp_path / "out")
+    page = (tmp_path / "out/accuracy.md").read_text()
+    assert "| n2n * | 1 | 0.600 [-0.671, 1.871] |" in page and "| crack | 2 |" in page
+    assert "rows of the CSV were not" in page.replace("\n", " ")
+    assert page.index("| undistilled | 2") < page.index("| n2n *") < page.index("| crack | 2")  # as in accuracy.yml
+    again = json.loads((tmp_path / "out/accuracy.json").read_text())["groups"]
+    kept = next(group for group in again if group["train_systems"] == 300 and group["budget"] == "steps")
+    assert kept["methods"]["n2n"]["is_earlier"] and "is_earlier" not in kept["methods"]["crack"]
+
+
 def test_the_picture_of_the_gaps_leaves_out_the_points_of_a_learning_curve(results):
-    found = accuracy_report.Results(Workspace(results))
-    content = {group: accuracy_report.summary(found, group) for group in found.groups()}
+    found = accuracy_summary.Results(Workspace(results))
+    content = {group: accuracy_summary.summary(found, group) for group in found.groups()}
     content[next(group for group in content if group.train_systems == 300)]["another"] = {}
-    kept = {(group.train_systems, group.budget) for group in accuracy_report.compared(content)}
+    kept = {(group.train_systems, group.budget) for group in accuracy_summary.compared(content)}
     assert kept == {(300, "steps"), (300, "time")}
 
 
@@ -402,10 +428,10 @@ def test_the_tuning_takes_the_least_mean_of_relative_errors(results, tmp_path):
     for coefficient, energy, forces in ((10, 0.1, 0.1), (20, 0.2, 0.04), (40, 0.3, 0.09)):
         tuning.append([row_of(replace(CRACK, seed=100, method=f"crack@{coefficient}"), "val_id", energy, forces)])
     # (0.5 + 1) / 2, (1 + 0.4) / 2, (1.5 + 0.9) / 2
-    found = accuracy_report.choices(tuning.rows())
+    found = accuracy_summary.choices(tuning.rows())
     assert [one["criterion"] for one in found] == pytest.approx([0.75, 0.7, 1.2])
     row = "| painn | escn | crack | 1140 | 10: 0.750, **20: 0.700**, 40: 1.200 |"
-    assert row in accuracy_report.tuning_table(found)
+    assert row in accuracy_page.tuning_table(found)
     accuracy_report.write_report(results, tmp_path)
     assert row in (tmp_path / "accuracy.md").read_text()
 
@@ -449,8 +475,9 @@ def test_a_toy_from_nothing_to_the_report(toy, tmp_path):
     for row in rows[4:]:
         assert row["steps"] == 8  # two epochs of four batches
         assert 0 < row["step_cpu_seconds"] < row["cpu_seconds"] and 0 < row["step_seconds"] < row["seconds"]
-        errors = np.load(workspace.errors(run_of(row)))
-        assert errors[f"{row['split']}/energy"].mean() == pytest.approx(row["energy_mae"], rel=1e-5)
+        energy, forces, components = np.load(workspace.errors)[f"{run_of(row).name}/{row['split']}"]
+        assert energy.mean() == pytest.approx(row["energy_mae"], rel=1e-5)
+        assert forces.sum() / components.sum() == pytest.approx(row["forces_mae"], rel=1e-5)
 
     again = subprocess.run(toy, capture_output=True, text=True)
     assert again.returncode == 0 and "3 of 3 runs are in" in again.stdout
