@@ -46,7 +46,7 @@ from fairchem_crack.features import base
 ROOT = Path(__file__).parents[1]
 PAGES = (
     "README.md",
-    *(f"docs/{name}.md" for name in ("use", "cache", "architectures", "terms", "running", "development")),
+    *(f"docs/{name}.md" for name in ("use", "cache", "architectures", "loss", "terms", "running", "development")),
 )
 STUDENT = "runs/demo/checkpoints/crack-0/best_checkpoint.pt"
 TEACHER = "configs/oc20/demo/teacher_equiformer_v2.pt"
