@@ -1,7 +1,7 @@
 """The figures of the accuracy benchmark, from accuracy.csv and the errors of each system beside it.
 
 `earlier.json` in the same directory, if there is one, has the figures of runs whose rows were not kept, in the form of
-accuracy.json. They fill in for methods that the CSV does not have, and are marked.
+accuracy.json. They fill in for methods of which the CSV has fewer seeds, and are marked.
 """
 
 from __future__ import annotations
@@ -139,12 +139,13 @@ def _costs(results: Results, group: Group, method: str, seeds: list[int]) -> dic
 
 
 def with_earlier(content: dict[Group, dict], file: Path) -> dict[Group, dict]:
-    """The figures of the CSV and, for methods that it does not have, of `file`; methods as accuracy.yml orders them."""
+    """The figures of the CSV and, of methods of which it has fewer seeds, of `file`; methods as accuracy.yml orders them."""
     found = {group: dict(methods) for group, methods in content.items()}
     for described in json.loads(file.read_text()) if file.exists() else []:
         methods = found.setdefault(Group(**{name: described[name] for name in Group.__annotations__}), {})
         for name, figures in described["methods"].items():
-            methods.setdefault(name, {**figures, "splits": _intervals(figures["splits"]), "is_earlier": True})
+            if name not in methods or len(methods[name]["seeds"]) < len(figures["seeds"]):
+                methods[name] = {**figures, "splits": _intervals(figures["splits"]), "is_earlier": True}
     order = [*load_comparison(COMPARISON).methods]
     return {
         group: dict(sorted(methods.items(), key=lambda one: order.index(one[0]) if one[0] in order else len(order)))

@@ -7,17 +7,18 @@ import statistics
 import time
 from itertools import islice
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 import torch
-from fairchem.core.common.utils import setup_imports
+from fairchem.core.common.utils import setup_imports, update_config
+from fairchem.core.datasets.base_dataset import create_dataset
+from fairchem.core.modules.exponential_moving_average import ExponentialMovingAverage
 from fairchem.core.trainers.ocp_trainer import OCPTrainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from fairchem_crack.features import architecture
-from fairchem_crack.measure import peak_growth, seconds
 from fairchem_crack.teacher import model_config, read_checkpoint
 
 METRICS = {
@@ -58,6 +59,47 @@ class _Trainer(OCPTrainer):
         return super()._compute_metrics(out, batch, evaluator, metrics)
 
 
+def first_records(src: Path, dataset: dict, count: int) -> list[Any]:
+    """At most `count` systems of a dataset, the first ones, as fairchem's records.
+
+    Raises:
+        ValueError: they cannot be read, or have no energy and forces.
+    """
+    setup_imports()
+    try:
+        content = create_dataset({**dataset, "src": str(src)}, "val")
+        records = [content[index] for index in range(min(count, len(content)))]
+        del content
+    except Exception as error:  # each format fails in its own way
+        raise ValueError(
+            f"{src}: its first systems cannot be read with energies and forces as {dataset['format']} ({error}). Evaluation "
+            "needs labelled data."
+        ) from error
+    finally:
+        gc.collect()  # closes an LMDB, which one process may open only once
+    missing = [name for name in ("energy", "forces") if records and name not in records[0]]
+    if missing or not records:
+        found = f"no {missing[0]}" if missing else "no system"
+        raise ValueError(f"{src}: expected systems with energy and forces, found {found}.")
+    return records
+
+
+def _outputs_and_losses(config: dict, checkpoint: Path) -> tuple[dict, list]:
+    """`outputs` and `loss_functions` of a checkpoint's config, in today's or the published OC20 format."""
+    try:
+        config = update_config(config)
+        outputs, loss_functions = config["outputs"], config["loss_functions"]
+    except (KeyError, TypeError, NotImplementedError) as error:
+        raise ValueError(f"{checkpoint}: its config does not say what the model predicts ({error!r}).") from error
+    if not {"energy", "forces"} <= outputs.keys():
+        raise ValueError(f"{checkpoint}: expected a model of energy and forces; it predicts {', '.join(outputs)}.")
+    return outputs, loss_functions
+
+
+def _random_state() -> tuple[Tensor, list[Tensor]]:
+    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+
+
 class CheckpointEvaluator:
     """A checkpoint ready to be validated on any number of datasets.
 
@@ -70,23 +112,28 @@ class CheckpointEvaluator:
         dataset: fairchem's options of a dataset (`format`, `key_mapping`, ...), all but `src`.
         batch_size: systems per forward.
         cpu: run on the CPU even where there is a GPU.
+        device: number of the GPU.
+
+    Raises:
+        ValueError: not a fairchem checkpoint of a model of energies and forces.
     """
 
-    def __init__(self, checkpoint: Path, dataset: dict, *, batch_size: int = 50, cpu: bool = True) -> None:
+    def __init__(self, checkpoint: Path, dataset: dict, *, batch_size: int = 50, cpu: bool = True, device: int = 0) -> None:
         setup_imports()
         content = read_checkpoint(checkpoint)
         name, attributes = model_config(content, checkpoint)
+        outputs, loss_functions = _outputs_and_losses(content["config"], checkpoint)
         self._dataset = dataset
         self._trainer = _Trainer(
             task={},
             model={"name": name, **attributes},
-            outputs=content["config"]["outputs"],
+            outputs=outputs,
             dataset={},
             optimizer={"batch_size": batch_size, "eval_batch_size": batch_size, "num_workers": 0},
-            loss_functions=content["config"]["loss_functions"],
+            loss_functions=loss_functions,
             evaluation_metrics={"metrics": METRICS},
             identifier="",
-            local_rank=0,
+            local_rank=device,
             is_debug=True,  # writes no files
             seed=0,
             cpu=cpu,
@@ -94,8 +141,17 @@ class CheckpointEvaluator:
         )
         self.architecture = architecture(self._trainer._unwrapped_model)
         self.parameters = sum(parameter.numel() for parameter in self._trainer._unwrapped_model.parameters())
+        if content.get("ema"):  # validate and predict take the averaged weights, as they do in `--mode validate`
+            self._trainer.ema = ExponentialMovingAverage(self._trainer.model.parameters(), content["ema"]["decay"])
         self._trainer.load_checkpoint(str(checkpoint), content, inference_only=True)
         self._trainer.load_loss()
+        self._random = _random_state()
+
+    def _as_in_a_fresh_process(self) -> None:
+        """Every dataset sees the random edge frames (EquiformerV2, eSCN) that stock fairchem draws for the first one."""
+        torch.set_rng_state(self._random[0])
+        if self._random[1]:
+            torch.cuda.set_rng_state_all(self._random[1])
 
     def _load(self, src: Path) -> DataLoader:
         self._trainer.val_loader = self._trainer.val_sampler = self._trainer.val_dataset = None
@@ -119,6 +175,7 @@ class CheckpointEvaluator:
             in eV/A, `components` (S,) how many these are.
         """
         self._load(src)
+        self._as_in_a_fresh_process()
         self._trainer.system_errors = SystemErrors()
         found = self._trainer.validate(disable_tqdm=True)
         metrics = {name: float(value["metric"]) for name, value in found.items() if name != "loss"}
@@ -141,26 +198,13 @@ class CheckpointEvaluator:
             seconds.append(time.perf_counter() - start)
         return atoms / statistics.median(seconds[1:])
 
-    def speed(self, src: Path, systems: int) -> dict[str, Optional[float]]:
-        """`atoms_per_second` of inference on the first `systems` of a dataset, and `peak_bytes`, None where unknown."""
-        trainer, loader = self._trainer, self._load(src)
-        dataset = trainer.val_dataset
-        batch = loader.collate_fn([dataset[index] for index in range(min(systems, len(dataset)))])
-        trainer.model.eval()
-
-        def forward() -> None:
-            with torch.no_grad():
-                trainer._forward(batch.clone())
-
-        time_of_one = seconds(forward, trainer.device)
-        return {"atoms_per_second": batch.num_nodes / time_of_one, "peak_bytes": peak_growth(forward, trainer.device)[1]}
-
     def predict(self, src: Path, directory: Path) -> Path:
         """fairchem's predictions of a dataset, which needs no labels; the .npz file that its `--mode predict` writes."""
         loader, trainer = self._load(src), self._trainer
         directory.mkdir(parents=True, exist_ok=True)
         trainer.config["cmd"]["results_dir"] = str(directory)
         trainer.is_debug = False  # it writes no file else
+        self._as_in_a_fresh_process()
         try:
             trainer.predict(loader, results_file="predictions", disable_tqdm=True)
         finally:

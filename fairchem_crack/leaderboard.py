@@ -9,8 +9,8 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import fmean
-from typing import Optional
+from statistics import median
+from typing import Any, Optional
 
 from fairchem_crack.statistics import Interval
 
@@ -21,6 +21,7 @@ COLUMNS = {  # heading, format; as fairchem's Evaluator calls them
     "energy_forces_within_threshold": ("EFwT", "{:.2%}"),
 }
 ERRORS = ("energy_mae", "forces_mae")
+Throughput = dict[str, dict[str, dict[str, Any]]]  # see `bench.command.measure_throughput`
 AVERAGE = "average"  # over the splits; each counts the same
 COLORS = {"undistilled": "#9aa5b1", "student": "#d1495b", "teacher": "#1d3557"}
 
@@ -44,17 +45,6 @@ class Row:
     metrics: dict[str, float]
     intervals: dict[str, Interval]
     gaps: dict[str, Interval]
-
-
-def averages(rows: Sequence[Row]) -> list[Row]:
-    """The mean of each model over its splits; of one split there is none."""
-    found = []
-    for model in dict.fromkeys(row.model for row in rows):
-        own = [row for row in rows if row.model == model]
-        if len(own) > 1:
-            metrics = {name: fmean(row.metrics[name] for row in own) for name in COLUMNS}
-            found.append(Row(model, own[0].role, AVERAGE, metrics, {}, {}))
-    return found
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -86,12 +76,15 @@ def _span(interval: Optional[Interval], form: str) -> str:
     return f"{form.format(interval.low)} to {form.format(interval.high)}"
 
 
-def as_csv(rows: Sequence[Row]) -> str:
-    """One line for each model and split, with the ends of every interval."""
+def as_csv(rows: Sequence[Row], throughput: Throughput) -> str:
+    """One line for each model and split, with the ends of every interval, and the model's speed and memory."""
     text = io.StringIO()
     spans = [f"{name}_{end}" for name in ERRORS for end in ("low", "high")]
     gaps = [f"{name}_gap_closed{end}" for name in ERRORS for end in ("", "_low", "_high")]
-    writer = csv.DictWriter(text, ["model", "role", "split", *COLUMNS, *spans, *gaps], restval="", lineterminator="\n")
+    sizes = [size for cells in throughput.values() for size in cells]
+    speeds = [f"{name}_{size}" for size in dict.fromkeys(sizes) for name in ("atoms_per_second", "peak_bytes")]
+    columns = ["model", "role", "split", *COLUMNS, *spans, *gaps, *speeds]
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
     writer.writeheader()
     for row in rows:
         line = {"model": row.model, "role": row.role, "split": row.split, **row.metrics}
@@ -100,6 +93,10 @@ def as_csv(rows: Sequence[Row]) -> str:
         for name, gap in row.gaps.items():
             known = {end: value for end, value in _named(gap).items() if not math.isnan(value)}
             line.update({f"{name}_gap_closed{'_' * bool(end)}{end}": value for end, value in known.items()})
+        for size, cell in throughput.get(row.model, {}).items():
+            if cell:  # it fits
+                line[f"atoms_per_second_{size}"] = median(cell["atoms_per_second"])
+                line[f"peak_bytes_{size}"] = cell["peak_bytes"]
         writer.writerow(line)
     return text.getvalue()
 
@@ -108,8 +105,8 @@ def _named(gap: Interval) -> dict[str, float]:
     return {"": gap.estimate, **{end: value for end, value in asdict(gap).items() if end != "estimate"}}
 
 
-def draw(rows: Sequence[Row], file: Path) -> None:
-    """Bars of energy and force MAE of each model and split, with the intervals over the systems."""
+def draw(rows: Sequence[Row], throughput: Throughput, file: Path) -> None:
+    """Bars of energy and force MAE of each model and split, with the intervals over the systems; and the speeds, if any."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -118,7 +115,8 @@ def draw(rows: Sequence[Row], file: Path) -> None:
     rows = [row for row in rows if row.split != AVERAGE]
     splits, models = ([*dict.fromkeys(getattr(row, name) for row in rows)] for name in ("split", "model"))
     shades = _shades({row.model: row.role for row in rows})
-    figure, axes = pyplot.subplots(1, 2, figsize=(max(8.0, 1.2 * len(splits) * len(models)), 4), layout="constrained")
+    width, panels = max(8.0, 1.2 * len(splits) * len(models)), 2 + bool(throughput)
+    figure, axes = pyplot.subplots(1, panels, figsize=(width * panels / 2, 4), layout="constrained")
     for axis, error in zip(axes, ERRORS):
         for number, model in enumerate(models):
             for row in (row for row in rows if row.model == model):
@@ -131,11 +129,29 @@ def draw(rows: Sequence[Row], file: Path) -> None:
         axis.set_xticks(range(len(splits)), splits)
         axis.set_ylabel(COLUMNS[error][0].replace("/A]", "/Å]"))
         axis.spines[["top", "right"]].set_visible(False)
+    if throughput:
+        _draw_speeds(axes[-1], throughput, shades)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=min(len(models), 4), frameon=False)
     partial = file.with_suffix(".partial.png")
     figure.savefig(partial, dpi=150)
     pyplot.close(figure)
     os.replace(partial, file)
+
+
+def _draw_speeds(axis: Any, throughput: Throughput, shades: dict[str, tuple]) -> None:
+    for model, cells in throughput.items():
+        at = [int(size) for size, cell in cells.items() if cell]
+        rates = [cell["atoms_per_second"] for cell in cells.values() if cell]
+        axis.plot(at, [median(rate) for rate in rates], color=shades[model], marker="o")
+        axis.fill_between(at, [min(rate) for rate in rates], [max(rate) for rate in rates], color=shades[model], alpha=0.2)
+    sizes = dict.fromkeys(int(size) for cells in throughput.values() for size in cells)
+    axis.set_xscale("log")
+    axis.set_yscale("log")
+    axis.set_xticks(list(sizes), [str(size) for size in sizes])
+    axis.minorticks_off()
+    axis.set_xlabel("systems in a batch")
+    axis.set_ylabel("atoms/s")
+    axis.spines[["top", "right"]].set_visible(False)
 
 
 def _shades(roles: dict[str, str]) -> dict[str, tuple]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from scipy.stats import t as student
@@ -40,19 +41,37 @@ def t_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
     return Interval(mean, mean - half, mean + half)
 
 
-def error_interval(
-    sums: np.ndarray, weights: np.ndarray, *, confidence: float = 0.95, replicates: int = REPLICATES, seed: int = 0
-) -> Interval:
+def error_interval(sums: np.ndarray, weights: np.ndarray, **options: Any) -> Interval:
     """The error e = sum_k x_k / sum_k w_k and its percentile interval by a bootstrap over the systems.
 
     Args:
         sums: (K,) x.
         weights: (K,) w.
+        options: of `average_error_interval`.
     """
-    estimate, random = float(sums.sum() / weights.sum()), np.random.default_rng(seed)
-    sums, weights = (_grouped(values, seed) for values in (sums, weights))
-    counts = _resampled(random, len(weights), replicates)  # (R, K)
-    low, high = np.quantile((counts @ sums) / (counts @ weights), [(1 - confidence) / 2, (1 + confidence) / 2])
+    return average_error_interval([(sums, weights)], **options)
+
+
+def average_error_interval(
+    splits: Sequence[tuple[np.ndarray, np.ndarray]],
+    *,
+    confidence: float = 0.95,
+    replicates: int = REPLICATES,
+    seed: int = 0,
+) -> Interval:
+    """The mean over splits of the error e, each counting the same, and its interval by a bootstrap within each split.
+
+    Args:
+        splits: x and w of each, (K,).
+    """
+    random = np.random.default_rng(seed)
+    found = np.zeros(replicates)
+    for sums, weights in splits:
+        sums, weights = (_grouped(values, seed) for values in (sums, weights))
+        counts = _resampled(random, len(weights), replicates)  # (R, K)
+        found += (counts @ sums) / (counts @ weights) / len(splits)
+    estimate = float(np.mean([sums.sum() / weights.sum() for sums, weights in splits]))
+    low, high = np.quantile(found, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(estimate, float(low), float(high))
 
 

@@ -15,16 +15,16 @@ from fairchem_crack.evaluation import CheckpointEvaluator
 TEST_SPLITS = tuple(make_submission_file.SPLITS["OC20"])  # id, ood_ads, ood_cat, ood_both
 
 
-def write_submission(evaluator: CheckpointEvaluator, test: dict[str, Path], file: Path) -> Path:
-    """Predict the four test splits, which need no labels, and write the file that the leaderboard takes.
-
-    Raises:
-        ValueError: not the four splits of OC20, or not the name of an .npz file.
-    """
+def check_submission(test: dict[str, Path], file: Path) -> None:
+    """Raise ValueError for other splits than the four of OC20, or another name than that of an .npz file."""
     if set(test) != set(TEST_SPLITS):
         raise ValueError(f"--test: expected the splits {', '.join(TEST_SPLITS)}, found {', '.join(test)}.")
     if file.suffix != ".npz":
         raise ValueError(f"--submission {file}: expected the name of an .npz file.")
+
+
+def write_submission(evaluator: CheckpointEvaluator, test: dict[str, Path], file: Path) -> Path:
+    """Predict the four test splits, which need no labels, and write the file that the leaderboard takes."""
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=file.parent) as directory, contextlib.redirect_stdout(None):
         predictions = {split: str(evaluator.predict(test[split], Path(directory) / split)) for split in TEST_SPLITS}

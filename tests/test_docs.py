@@ -3,8 +3,9 @@
 - Python blocks of a page run one after the other in one namespace, in a directory where the files that the page names lie.
 - YAML blocks parse; one whose first line is a comment with a file's name is that file for the commands of its page. The
   others of a page, laid over the demo's PaiNN, are the page's `my_student.yml`.
-- Commands (`fairchem ...`, `fairchem-crack ...`) run in this process, on one CPU rank and, trainings, for one epoch. Those
-  on OC20 itself are parsed by fairchem, and their YAML is loaded with its overrides. Others (`pip`, `make`) are not run.
+- Commands (`fairchem ...`, `fairchem-crack ...`, fairchem's scripts) run in this process, on one CPU rank, trainings for one
+  epoch. Those on OC20 itself are parsed by fairchem, and their YAML is loaded with its overrides. Others (`pip`, `make`)
+  are not run.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import gc
 import os
 import pickle
 import re
+import runpy
 import shlex
 import shutil
 from pathlib import Path
@@ -44,14 +46,12 @@ from fairchem_crack.cache import TeacherCache
 from fairchem_crack.features import base
 
 ROOT = Path(__file__).parents[1]
-PAGES = (
-    "README.md",
-    *(f"docs/{name}.md" for name in ("use", "cache", "architectures", "loss", "terms", "running", "development")),
-)
+NAMES = ("evaluate", "use", "cache", "architectures", "loss", "terms", "running", "development")
+PAGES = ("README.md", *(f"docs/{name}.md" for name in NAMES))
 STUDENT = "runs/demo/checkpoints/crack-0/best_checkpoint.pt"
 TEACHER = "configs/oc20/demo/teacher_equiformer_v2.pt"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-COMMAND = re.compile(r"^(?: {4}|\$ )?((?:fairchem|fairchem-crack) (?:.*\\\n)*.*)$", re.MULTILINE)
+COMMAND = re.compile(r"^(?: {4}|\$ )?((?:fairchem|fairchem-crack|python -m fairchem\S*) (?:.*\\\n)*.*)$", re.MULTILINE)
 NEEDS_OC20 = "configs/oc20/s2ef/"
 TOY = {  # what makes a command a matter of seconds, and what a page has the reader write into the YAML in a sentence
     "cache-teacher": ["--task.distill.teacher.cache=caches/eqV2-31M"],
@@ -109,6 +109,8 @@ def workplace(tmp_path_factory, data) -> Path:
     (place / "configs").symlink_to(ROOT / "configs")
     shutil.copytree(data, place / "data/demo")
     write_is2re(place / "data/demo/val_id", place / "data/is2re/val_id")
+    for split in ("id", "ood_ads", "ood_cat", "ood_both"):
+        shutil.copytree(data / f"val_{split}", place / "data/s2ef" / f"test_{split}")
     (place / "checkpoints").mkdir()
     shutil.copy(ROOT / TEACHER, place / "checkpoints/eq2_31M_ec4_allmd.pt")
     before = Path.cwd()
@@ -147,6 +149,11 @@ def write_is2re(source: Path, directory: Path) -> None:
 def run_command(command: list[str]) -> None:
     """Run it in this process, on one CPU rank."""
     program, *arguments = command
+    if program == "python":  # -m module
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sys.argv", arguments[1:])
+            runpy.run_module(arguments[1], run_name="__main__")
+        return
     name = arguments[arguments.index("--mode") + 1] if program == "fairchem" else arguments[0]
     arguments += [*TOY.get(name, []), *(["--cpu"] if "--cpu" not in arguments else [])]
     gc.collect()  # a former run's data set closes its LMDB when collected; one process opens it only once
@@ -236,6 +243,14 @@ def check_readme(namespace: dict, log: str) -> None:
     assert namespace["slab"].get_potential_energy() < 100
 
 
+def check_evaluate(namespace: dict, log: str) -> None:
+    """Both ways lead to the same submission."""
+    ours, stock = np.load("runs/submission.npz"), np.load("runs/stock_submission.npz")
+    assert set(ours) == set(stock) and len(ours) == 16
+    assert all(np.array_equal(ours[name], stock[name]) for name in stock)
+    assert Path("runs/demo/leaderboard.csv").is_file()
+
+
 def check_use(namespace: dict, log: str) -> None:
     for name in ("relax/results/first/relaxed_positions", "relax/results/is2re/relaxed_positions"):
         assert len(np.load(f"runs/{name}.npz")["ids"]) == 6
@@ -261,6 +276,7 @@ def check_architecture(namespace: dict, log: str) -> None:
 
 AFTERWARDS: dict[str, Callable[[dict, str], None]] = {
     "README.md": check_readme,
+    "docs/evaluate.md": check_evaluate,
     "docs/use.md": check_use,
     "docs/cache.md": check_cache,
     "docs/architectures.md": check_architecture,
@@ -312,6 +328,12 @@ def write_student(texts: list[str], page: str) -> None:
         if isinstance(added, dict) and "includes" not in added and "init_from_teacher" not in text:
             config = lay_over(config, added)
     Path("my_student.yml").write_text(yaml.safe_dump(config))
+
+
+def test_every_page_is_run_or_has_nothing_to_run():
+    idle = {"docs/accuracy.md", "docs/configuration.md"}
+    assert {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")} == {*PAGES, *idle} - {"README.md"}
+    assert all(kind == "yaml" for page in idle for kind, _ in blocks(page))
 
 
 def test_blocks_are_found_in_their_order():

@@ -12,19 +12,26 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from ase import Atoms
+from ase.db import connect
 from conftest import run_fairchem, stock_config
+from tools.make_published_checkpoint import write_published_checkpoint
 
 from fairchem_crack.evaluate import evaluate, format_of, names
 from fairchem_crack.leaderboard import COLUMNS
 from fairchem_crack.statistics import MOST_UNITS, Errors, error_interval, gap_closed, gap_closed_interval
 
+PUBLISHED = {"num_layers": 1, "sphere_channels": 8, "attn_hidden_channels": 8, "num_heads": 2, "attn_alpha_channels": 8}
+PUBLISHED |= {"attn_value_channels": 4, "ffn_hidden_channels": 8, "lmax_list": [2], "mmax_list": [1], "edge_channels": 8}
+PUBLISHED |= {"grid_resolution": 8, "max_radius": 6.0}
 SPLITS = {"val_id": "val_id", "ads": "val_ood_ads", "cat": "val_ood_cat", "ood": "val_ood_both"}
 
 
 @pytest.fixture(scope="module")
 def models(data, tmp_path_factory) -> dict[str, Path]:
-    """Three trainings of one to three epochs."""
+    """Three trainings of one to three epochs; and an EquiformerV2 as OC20's are published, with averaged weights."""
     found = {}
     for epochs, name in enumerate(("undistilled", "student", "teacher"), start=1):
         config = stock_config(data)
@@ -32,7 +39,17 @@ def models(data, tmp_path_factory) -> dict[str, Path]:
         directory = tmp_path_factory.mktemp(name)
         run_fairchem(directory, config, name=name)
         found[name] = directory / f"checkpoints/{name}/best_checkpoint.pt"
+    found["published"] = tmp_path_factory.mktemp("published") / "eqV2_31M.pt"
+    write_published_checkpoint("eqV2_31M", found["published"], seed=3, **PUBLISHED)
     return found
+
+
+def describe_model(config: dict, checkpoint: Path) -> None:
+    """Put the model of a published checkpoint into a YAML."""
+    described = torch.load(checkpoint, map_location="cpu", weights_only=True)["config"]
+    if "model_attributes" in described:
+        config["model"] = {"name": described["model"], **described["model_attributes"], "otf_graph": True}
+        config["optim"]["ema_decay"] = described["optim"]["ema_decay"]  # by which fairchem takes the averaged weights
 
 
 def validated(checkpoint: Path, data: Path, split: str, directory: Path) -> dict[str, float]:
@@ -47,6 +64,7 @@ def validated(checkpoint: Path, data: Path, split: str, directory: Path) -> dict
         "misc": ["energy_forces_within_threshold"],
     }
     config["logger"] = "tensorboard"
+    describe_model(config, checkpoint)
     file = directory / "stock.yml"
     file.write_text(yaml.safe_dump(config))
     code = (
@@ -65,28 +83,46 @@ def validated(checkpoint: Path, data: Path, split: str, directory: Path) -> dict
 
 @pytest.fixture(scope="module")
 def written(models, data, tmp_path_factory) -> Path:
-    """The output of one evaluation of all three, on four splits."""
+    """The output of one evaluation of all four, on four splits."""
     output = tmp_path_factory.mktemp("out") / "leaderboard"
-    flags = ["--checkpoint", str(models["student"]), "--undistilled", str(models["undistilled"])]
+    flags = ["--checkpoint", str(models["student"]), str(models["published"]), "--undistilled", str(models["undistilled"])]
     flags += ["--teacher", str(models["teacher"]), "--cpu", "--batch-sizes", "1", "2", "--output", str(output)]
     evaluate([*flags, "--data", *(f"{split}={data / folder}" for split, folder in SPLITS.items())])
     return output
 
 
+def rows_of(written: Path, models: dict[str, Path]) -> dict[tuple[str, str], dict]:
+    """By model, as `models` calls it, and split."""
+    content = json.loads(Path(f"{written}.json").read_text())
+    called = {content["models"][str(path)]["name"]: model for model, path in models.items()}
+    return {(called[row["model"]], row["split"]): row for row in content["rows"]}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("role", ["student", "teacher"])
+@pytest.mark.parametrize("model", ["student", "teacher", "published"])
 @pytest.mark.parametrize("split, folder", SPLITS.items())
-def test_the_figures_are_those_of_stock_validate(written, models, data, tmp_path, role, split, folder):
-    rows = json.loads(Path(f"{written}.json").read_text())["rows"]
-    (row,) = [row for row in rows if row["role"] == role and row["split"] == split]
-    stock = validated(models[role], data, folder, tmp_path)
+def test_the_figures_are_those_of_stock_validate(written, models, data, tmp_path, model, split, folder):
+    row = rows_of(written, models)[model, split]
+    stock = validated(models[model], data, folder, tmp_path)
     for name in COLUMNS:
         assert row["metrics"][name] == pytest.approx(stock[name], abs=1e-6), name
 
 
-def test_gap_closed_and_average_follow_from_the_errors(written):
-    content = json.loads(Path(f"{written}.json").read_text())
-    by = {(row["role"], row["split"]): row for row in content["rows"]}
+@pytest.mark.slow
+def test_several_processes_say_the_same(written, models, data, tmp_path, capfd):
+    flags = ["--checkpoint", str(models["student"]), str(models["published"]), "--undistilled", str(models["undistilled"])]
+    flags += ["--teacher", str(models["teacher"]), "--cpu", "--num-gpus", "2", "--batch-sizes", "--output"]
+    flags += [str(tmp_path / "two"), "--data", *(f"{split}={data / folder}" for split, folder in SPLITS.items())]
+    evaluate(flags)
+    one, two = rows_of(written, models), rows_of(tmp_path / "two", models)
+    assert one.keys() == two.keys()
+    for key, row in one.items():
+        assert two[key]["metrics"] == pytest.approx(row["metrics"], rel=1e-6)
+    assert "eqV2_31M.pt on cat" in capfd.readouterr().err
+
+
+def test_gap_closed_and_average_follow_from_the_errors(written, models):
+    content, by = json.loads(Path(f"{written}.json").read_text()), rows_of(written, models)
     for split in SPLITS:
         for error in ("energy_mae", "forces_mae"):
             u, d, t = (by[role, split]["metrics"][error] for role in ("undistilled", "student", "teacher"))
@@ -100,6 +136,11 @@ def test_gap_closed_and_average_follow_from_the_errors(written):
     for role in ("undistilled", "student", "teacher"):
         mean = sum(by[role, split]["metrics"]["energy_mae"] for split in SPLITS) / len(SPLITS)
         assert by[role, "average"]["metrics"]["energy_mae"] == pytest.approx(mean)
+        interval = by[role, "average"]["intervals"]["energy_mae"]
+        assert interval["estimate"] == pytest.approx(mean, rel=1e-5) and interval["low"] < mean < interval["high"]
+    u, d, t = (by[role, "average"]["metrics"]["forces_mae"] for role in ("undistilled", "student", "teacher"))
+    gap = by["student", "average"]["gaps"]["forces_mae"]
+    assert gap["estimate"] == (pytest.approx((u - d) / (u - t), rel=5e-3) if t < u else None)
     assert all(set(model["speed"]) == {"1", "2"} for model in content["models"].values())
 
 
@@ -112,21 +153,25 @@ def test_table_csv_and_json_agree(written, capsys):
         assert all(float(line[name]) == pytest.approx(row["metrics"][name]) for name in COLUMNS)
     student = next(line for line in lines if line["role"] == "student" and line["split"] == "ood")
     row = next(row for row in rows if row["role"] == "student" and row["split"] == "ood")
+    assert float(student["atoms_per_second_2"]) > 0
     assert float(student["energy_mae_gap_closed_low"]) == pytest.approx(row["gaps"]["energy_mae"]["low"])
     assert Path(f"{written}.png").stat().st_size > 10_000
 
 
-def test_a_submission_holds_fairchems_predictions_of_the_four_splits(models, data, tmp_path):
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["student", "published"])
+def test_a_submission_holds_fairchems_predictions_of_the_four_splits(models, data, tmp_path, model):
     splits = {"id": "val_id", "ood_ads": "val_ood_ads", "ood_cat": "val_ood_cat", "ood_both": "val_ood_both"}
     file = tmp_path / "made/submission.npz"
-    flags = ["--checkpoint", str(models["student"]), "--cpu", "--batch-sizes", "--data", f"val_id={data / 'val_id'}"]
+    flags = ["--checkpoint", str(models[model]), "--cpu", "--batch-sizes", "--data", f"val_id={data / 'val_id'}"]
     evaluate([*flags, "--submission", str(file), "--test", *(f"{name}={data / folder}" for name, folder in splits.items())])
     submission = np.load(file)
     assert set(submission) == {f"{split}_{key}" for split in splits for key in ("ids", "energy", "forces", "chunk_idx")}
     config = copy.deepcopy(stock_config(data))
     config["dataset"]["test"]["src"] = str(data / "val_ood_cat")
     config["optim"]["eval_batch_size"] = 32
-    run = run_fairchem(tmp_path, config, mode="predict", name="stock", checkpoint=models["student"])
+    describe_model(config, models[model])
+    run = run_fairchem(tmp_path, config, mode="predict", name="stock", checkpoint=models[model])
     stock = np.load(run.results / "ocp_predictions.npz")
     for key in ("ids", "energy", "forces", "chunk_idx"):
         assert np.array_equal(submission[f"ood_cat_{key}"], stock[key]), key
@@ -149,12 +194,41 @@ def test_the_format_follows_from_the_names_of_the_files():
         ({"--data": ["a=nowhere"]}, "nowhere does not exist"),
         ({"--teacher": ["nowhere.pt"]}, "nowhere.pt does not exist"),
         ({"--submission": ["a.npz"]}, "--submission and --test come together"),
+        ({"--batch-sizes": ["0"]}, "--batch-sizes 0: expected at least 1"),
+        ({"--num-gpus": ["0"]}, "--num-gpus 0: expected at least 1"),
+        ({"--data": ["a=."]}, "no *.lmdb file in the directory"),
     ],
 )
 def test_bad_input_is_named(models, data, change, part):
     flags = {"--checkpoint": [str(models["student"])], "--data": [f"val_id={data / 'val_id'}"], **change}
     with pytest.raises(SystemExit, match=re.escape(part)):
         evaluate([word for flag, words in flags.items() for word in (flag, *words)] + ["--cpu"])
+
+
+def test_a_submission_is_checked_before_anything_runs(models, data, monkeypatch):
+    monkeypatch.setattr("fairchem_crack.evaluate.evaluate_all", lambda *_, **__: pytest.fail("a model ran"))
+    flags = ["--checkpoint", str(models["student"]), "--cpu", "--data", f"val_id={data / 'val_id'}", "--submission"]
+    test = [f"{name}={data / 'val_id'}" for name in ("id", "ood_ads", "ood_cat", "ood_all")]
+    with pytest.raises(SystemExit, match="expected the splits id, ood_ads, ood_cat, ood_both"):
+        evaluate([*flags, "made.npz", "--test", *test])
+    test[-1] = f"ood_both={data / 'val_id'}"
+    with pytest.raises(SystemExit, match=r"expected the name of an \.npz file"):
+        evaluate([*flags, "made.json", "--test", *test])
+
+
+def test_data_without_labels_are_named(models, tmp_path):
+    with connect(tmp_path / "bare.db") as database:
+        database.write(Atoms("Cu"))
+    with pytest.raises(SystemExit, match=r"bare\.db: its first systems cannot be read with energies and forces as ase_db"):
+        evaluate(["--checkpoint", str(models["student"]), "--cpu", "--data", f"a={tmp_path / 'bare.db'}"])
+
+
+def test_a_model_without_forces_is_named(models, data, tmp_path):
+    checkpoint = torch.load(models["student"], map_location="cpu", weights_only=False)
+    del checkpoint["config"]["outputs"]["forces"]
+    torch.save(checkpoint, tmp_path / "energy.pt")
+    with pytest.raises(SystemExit, match="expected a model of energy and forces; it predicts energy"):
+        evaluate(["--checkpoint", str(tmp_path / "energy.pt"), "--cpu", "--data", f"a={data / 'val_id'}"])
 
 
 def test_a_checkpoint_given_twice_is_refused(models, data):
