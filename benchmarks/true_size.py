@@ -24,11 +24,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from ase.io import read
 from fairchem.core.common.utils import setup_imports
 from fairchem.core.datasets import data_list_collater
 from fairchem.core.modules.loss import DDPLoss
 from fairchem.core.preprocessing import AtomsToGraphs
+from torch_geometric.data import Batch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "tools"))
@@ -36,13 +36,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "tools"))
 import make_published_checkpoint
 
 from fairchem_crack import crack_loss, keys
+from fairchem_crack.bench.systems import make_systems
 from fairchem_crack.config import DistillConfig, TeacherConfig, parse, split_loss_functions
 from fairchem_crack.distillation import Distillation
 from fairchem_crack.teacher import load_teacher
 
 TEACHERS = ("eqV2_31M", "eqV2_83M", "eqV2_153M", "escn_L6_M3_Lay20")
 STUDENT = "painn_h512"
-ATOMS = 70  # of each of the two systems, or the nearest there is
+ATOMS = 73  # of each of the two systems: near the mean of OC20
 ENERGY, FORCES = 4.0, 100.0  # coefficients of the student's own losses, those of Lim et al. 2025
 TERMS = [{"relations": {"fn": "crack", "coefficient": 10}}, {"node_embeddings": {"fn": "mse", "coefficient": 10}}]
 SAMPLE_EVERY = 0.01  # s
@@ -104,9 +105,9 @@ def _clock(seconds: dict[str, float], part: str) -> Iterator[None]:
     seconds[part] += time.perf_counter() - start
 
 
-def two_slabs(file: Path):
-    """The batch of the two systems of `file` nearest to `ATOMS` atoms, with random energies (eV) and forces (eV/A)."""
-    systems = sorted(read(file, ":"), key=lambda atoms: abs(len(atoms) - ATOMS))[:2]
+def two_slabs() -> Batch:
+    """A batch of two systems of about `ATOMS` atoms, with random energies (eV) and forces (eV/A)."""
+    systems = make_systems(ATOMS, 2)
     to_graph = AtomsToGraphs(r_edges=False, r_pbc=True)
     batch = data_list_collater([to_graph.convert(atoms, sid=sid) for sid, atoms in enumerate(systems)], otf_graph=True)
     generator = torch.Generator().manual_seed(0)
@@ -129,9 +130,9 @@ def measure_load(checkpoint: Path) -> dict:
     }
 
 
-def measure_step(checkpoint: Path, systems: Path) -> dict:
+def measure_step(checkpoint: Path) -> dict:
     """Seconds of each part of one distillation step, and the memory of the whole process, bytes."""
-    batch = two_slabs(systems)
+    batch = two_slabs()
     student = make_published_checkpoint.published_model(STUDENT).train()
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4, amsgrad=True)
     distillation = Distillation(
@@ -184,7 +185,7 @@ def _clock_forward(model: torch.nn.Module, seconds: dict[str, float]) -> None:
     )
 
 
-def run_case(name: str, directory: Path, systems: Path, threads: int) -> dict:
+def run_case(name: str, directory: Path, threads: int) -> dict:
     """Measure one teacher in this process; its file is written by another, which leaves no memory behind here."""
     torch.set_num_threads(threads)
     checkpoint = directory / f"{name}.pt"
@@ -194,7 +195,7 @@ def run_case(name: str, directory: Path, systems: Path, threads: int) -> dict:
         setup_imports()  # the modules of all models count neither as memory nor as time of loading
         random = torch.randn(8, 4, requires_grad=True)
         crack_loss(student=random, teacher=torch.randn(8, 4), pairs=torch.tensor([[0, 1], [2, 3]])).backward()  # compiles
-        return {"name": name, "load": measure_load(checkpoint), "step": measure_step(checkpoint, systems)}
+        return {"name": name, "load": measure_load(checkpoint), "step": measure_step(checkpoint)}
     finally:
         checkpoint.unlink(missing_ok=True)
 
@@ -250,18 +251,17 @@ def main() -> None:
     """Run all teachers, one process each, and write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("teachers", nargs="*", default=list(TEACHERS), help=f"of {', '.join(TEACHERS)}; all by default")
-    parser.add_argument("--systems", type=Path, default=Path("../shared/data/orr_slabs_dft.extxyz"), help="an extxyz file")
     parser.add_argument("--directory", type=Path, help="where checkpoints are written, up to 1.6 GB, one at a time")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks"))
     parser.add_argument("--case", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case:
-        print(json.dumps(run_case(options.teachers[0], options.directory, options.systems, options.threads)))
+        print(json.dumps(run_case(options.teachers[0], options.directory, options.threads)))
         return
     results = []
     with tempfile.TemporaryDirectory(dir=options.directory) as directory:
-        command = [sys.executable, __file__, "--case", "--directory", directory, "--systems", str(options.systems)]
+        command = [sys.executable, __file__, "--case", "--directory", directory]
         for name in options.teachers:
             done = subprocess.run([*command, "--threads", str(options.threads), name], capture_output=True, text=True)
             if done.returncode != 0:
