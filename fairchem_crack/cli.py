@@ -30,6 +30,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     commands.add_parser("fit-scales", help="fit the student's scale factors into --output FILE; takes fairchem's flags")
     commands.add_parser("evaluate", help="the S2EF leaderboard of checkpoints, side by side; a submission to OC20's")
+    commands.add_parser("evaluate-relaxations", help="IS2RE and IS2RS metrics of what run-relaxations wrote")
     commands.add_parser("report", help="one page about a training: errors, curves, embeddings, relations")
     commands.add_parser("bench", help="atoms/s, memory, ns/day and relaxations/hour of checkpoints")
 
@@ -209,6 +210,13 @@ def evaluate(arguments: list[str]) -> None:
     evaluate(arguments)
 
 
+def evaluate_relaxations(arguments: list[str]) -> None:
+    """The IS2RE and IS2RS metrics of some relaxations."""
+    from fairchem_crack.relaxations.command import evaluate_relaxations
+
+    evaluate_relaxations(arguments)
+
+
 def report(arguments: list[str]) -> None:
     """A page about a training."""
     from fairchem_crack.report.command import report
@@ -229,6 +237,7 @@ COMMANDS = {  # that parse their own arguments; the first four take fairchem's f
     "fit-scales": fit_scales,
     "cache-teacher": cache_teacher,
     "evaluate": evaluate,
+    "evaluate-relaxations": evaluate_relaxations,
     "report": report,
     "bench": bench,
 }

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import pickle
 import re
@@ -30,6 +31,7 @@ from ase import Atoms
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.db import connect
+from ase.io import read
 from ase.optimize import BFGS
 from fairchem.core.common import distutils
 from fairchem.core.common.flags import flags
@@ -52,11 +54,12 @@ STUDENT = "runs/demo/checkpoints/crack-0/best_checkpoint.pt"
 TEACHER = "configs/oc20/demo/teacher_equiformer_v2.pt"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^(?: {4}|\$ )?((?:fairchem|fairchem-crack|python -m fairchem\S*) (?:.*\\\n)*.*)$", re.MULTILINE)
+NO_MODEL = ("evaluate-relaxations",)  # commands that run none, and so take no --cpu
 NEEDS_OC20 = "configs/oc20/s2ef/"
 TOY = {  # what makes a command a matter of seconds, and what a page has the reader write into the YAML in a sentence
     "cache-teacher": ["--task.distill.teacher.cache=caches/eqV2-31M"],
     "train": ["--optim.max_epochs=1"],
-    "run-relaxations": ["--task.relaxation_steps=2"],
+    "run-relaxations": ["--task.relaxation_steps=2", "--task.relaxation_fmax=1e-4"],  # of models that know no forces yet
     "evaluate": ["--batch-sizes", "1"],
     "report": ["--systems=6"],
     "bench": ["--atoms=13", "--batch-sizes=1", "--repeats=1", "--md-steps=2", "--relax-steps=2", "--relax-batch-size=2"],
@@ -126,7 +129,7 @@ def workplace(tmp_path_factory, data) -> Path:
 
 
 def write_is2re(source: Path, directory: Path) -> None:
-    """Systems of an S2EF split with what OC20's IS2RE LMDBs have: `pos_relaxed`, and `y_relaxed` in eV."""
+    """Systems of an S2EF split with what OC20's IS2RE LMDBs have: `pos_relaxed`, and `y_relaxed` in eV, both of EMT."""
     relaxed = as_atoms(source, 6)
     dataset = LmdbDataset({"src": str(source)})
     directory.mkdir(parents=True)
@@ -135,8 +138,10 @@ def write_is2re(source: Path, directory: Path) -> None:
         for index in range(len(dataset)):
             record, atoms = dataset[index], relaxed[index]
             atoms.calc = EMT()
+            start = atoms.get_potential_energy()
             BFGS(atoms, logfile=None).run(fmax=0.1, steps=20)
-            record.pos_relaxed, record.y_relaxed = torch.tensor(atoms.positions).float(), record.y
+            record.pos_relaxed = torch.tensor(atoms.positions).float()
+            record.y_relaxed = record.y + atoms.get_potential_energy() - start  # y is the adsorption energy at the start
             del record.y, record.force
             transaction.put(str(index).encode(), pickle.dumps(record, protocol=-1))
         transaction.put(b"length", pickle.dumps(len(dataset)))
@@ -155,7 +160,7 @@ def run_command(command: list[str]) -> None:
             runpy.run_module(arguments[1], run_name="__main__")
         return
     name = arguments[arguments.index("--mode") + 1] if program == "fairchem" else arguments[0]
-    arguments += [*TOY.get(name, []), *(["--cpu"] if "--cpu" not in arguments else [])]
+    arguments += [*TOY.get(name, []), *(["--cpu"] if "--cpu" not in arguments and name not in NO_MODEL else [])]
     gc.collect()  # a former run's data set closes its LMDB when collected; one process opens it only once
     try:
         if program == "fairchem":
@@ -252,10 +257,14 @@ def check_evaluate(namespace: dict, log: str) -> None:
 
 
 def check_use(namespace: dict, log: str) -> None:
-    for name in ("relax/results/first/relaxed_positions", "relax/results/is2re/relaxed_positions"):
-        assert len(np.load(f"runs/{name}.npz")["ids"]) == 6
+    for name in ("first", "student", "teacher"):
+        assert len(np.load(f"runs/relax/results/{name}/relaxed_positions.npz")["ids"]) == 6
     assert np.isfinite(np.load("runs/predict/results/first/ocp_predictions.npz")["energy"]).all()
     assert "average_distance_within_threshold" in log and "energy_within_threshold" in log  # of IS2RS and IS2RE
+    measured = json.loads(Path("runs/relax/is2re.json").read_text())
+    assert [row["model"] for row in measured["rows"]] == ["student", "teacher"] and measured["notes"] == []
+    assert all(len(row["metrics"]) == 5 and set(row["counted"].values()) == {6} for row in measured["rows"])
+    assert len(read("dft.extxyz", ":")) == 6
     assert len(namespace["found"]["ids"]) == 6 and namespace["last"].get_potential_energy() < 100
 
 
@@ -338,7 +347,7 @@ def test_every_page_is_run_or_has_nothing_to_run():
 
 def test_blocks_are_found_in_their_order():
     kinds = [kind for kind, _ in blocks("docs/use.md")]
-    assert kinds[0] == "python" and kinds.count("python") == 6 and kinds.count("yaml") == 2 and kinds.count("command") == 5
+    assert kinds[0] == "python" and kinds.count("python") == 7 and kinds.count("yaml") == 3 and kinds.count("command") == 8
     assert kinds.index("yaml") > kinds.index("python")
     commands = [words(content) for kind, content in blocks("README.md") if kind == "command"]
     assert ["fairchem", "--mode", "train", "--config-yml", "my_student.yml", "--num-gpus", "4"] in commands
