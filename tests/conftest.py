@@ -144,7 +144,7 @@ def teacher_checkpoint(tmp_path_factory) -> Path:
         average.shadow_params = [value + 0.1 * torch.randn_like(value) for value in average.shadow_params]
     path = tmp_path_factory.mktemp("teacher") / "checkpoint.pt"
     checkpoint = {
-        "config": {"model": dict(TEACHER_MODEL)},
+        "config": {**stock_config(Path()), "model": dict(TEACHER_MODEL)},
         "state_dict": {f"module.{key}": value for key, value in model.state_dict().items()},
         "normalizers": {},
         "ema": average.state_dict(),

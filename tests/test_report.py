@@ -18,15 +18,17 @@ import pytest
 import torch
 from ase.data import chemical_symbols
 from conftest import DATASET, SCN_MODEL, distill_config, run_fairchem, stock_config
+from matplotlib.colors import to_rgb
 
 from fairchem_crack.evaluation import CheckpointEvaluator
 from fairchem_crack.report import collect as collect_module
-from fairchem_crack.report import command, numbers, relations
+from fairchem_crack.report import command, drawing, embedding_figures, figures, numbers, relations
+from fairchem_crack.report.collect import Model
 from fairchem_crack.report.curves import read_curves
 from fairchem_crack.report.drawing import digits
 from fairchem_crack.report.predict import Embeddings, Prediction, embed, load_model
-from fairchem_crack.report.request import make_request
-from fairchem_crack.report.sections import sections, table, tiles
+from fairchem_crack.report.request import ROLES, further_names, make_request
+from fairchem_crack.report.sections import columns, sections, tables, tiles
 from fairchem_crack.report.systems import Split, load_split
 
 CPU = torch.device("cpu")
@@ -66,7 +68,12 @@ def request_of(run_dir, data, teacher_checkpoint, tmp_path):
 
 @pytest.fixture(scope="module")
 def findings(run_dir, data, teacher_checkpoint):
-    options = {"teacher": str(teacher_checkpoint), "undistilled": "undistilled", "cpu": True}
+    options = {
+        "teacher": str(teacher_checkpoint),
+        "undistilled": "undistilled",
+        "cpu": True,
+        "also": [str(run_dir / "checkpoints/crack/checkpoint.pt")],
+    }
     request = make_request(run_dir, name="crack", data=[f"{split}={data / split}" for split in SPLITS], **options)
     gc.collect()
     with ties_broken_by_order():
@@ -91,9 +98,10 @@ def collected(findings, monkeypatch):
 
 @pytest.mark.slow
 def test_the_students_metrics_are_those_of_fairchems_trainer(findings, run_dir, data):
-    for role, name in (("student", "crack"), ("undistilled", "undistilled")):
+    files = {"student": "crack/best_checkpoint.pt", "undistilled": "undistilled/best_checkpoint.pt"}
+    for role, file in {**files, "crack": "crack/checkpoint.pt"}.items():
         gc.collect()
-        evaluator = CheckpointEvaluator(run_dir / "checkpoints" / name / "best_checkpoint.pt", DATASET)
+        evaluator = CheckpointEvaluator(run_dir / "checkpoints" / file, DATASET)
         for split in SPLITS:
             with ties_broken_by_order():
                 expected, errors = evaluator.metrics_and_errors(data / split)
@@ -122,14 +130,15 @@ def test_errors_by_element_and_adsorbate_are_plain_means(findings):
     found = findings.elements
     assert set(found.names) == {name for kind, name in sums if kind == "element"}
     for name, count, error in zip(found.names, found.counts, found.errors["student"]):
-        assert (count, error) == (len(sums["element", name]), pytest.approx(np.mean(sums["element", name]), rel=1e-4))
+        expected = pytest.approx(np.mean(sums["element", name]), rel=1e-4)
+        assert (count, error.estimate) == (len(sums["element", name]), expected)
     assert found.counts == sorted(found.counts, reverse=True)
     by_adsorbate = findings.adsorbates["energy_mae"]
     for name, count, error in zip(by_adsorbate.names, by_adsorbate.counts, by_adsorbate.errors["student"]):
         atoms = [symbol for symbol, many in re.findall(r"([A-Z][a-z]?)(\d*)", name) for _ in range(int(many or 1))]
         expected = sums["energy", "".join(sorted(atoms))]
-        assert (count, error) == (len(expected), pytest.approx(np.mean(expected), rel=1e-4))
-    assert sum(by_adsorbate.counts) == 12
+        assert (count, error.estimate) == (len(expected), pytest.approx(np.mean(expected), rel=1e-4))
+    assert sum(by_adsorbate.counts) == 12 and by_adsorbate.systems == by_adsorbate.counts
 
 
 @pytest.mark.slow
@@ -165,7 +174,7 @@ class Tags(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.attributes += [(tag, name, value) for name, value in attrs]
-        if tag not in ("meta", "img"):
+        if tag not in ("meta", "img", "wbr"):
             self.open.append(tag)
         if tag in ("td", "th"):
             self.cells.append("")
@@ -195,23 +204,26 @@ def test_the_page_is_whole_and_holds_its_numbers_and_pictures(collected, request
     links = [value for tag, name, value in parsed.attributes if name in ("href", "srcset")]
     assert links and all(link.removeprefix("#") in [v for _, n, v in parsed.attributes if n == "id"] for link in links)
     assert all(value for tag, name, value in parsed.attributes if (tag, name) == ("img", "alt"))
-    for split in SPLITS:
-        at = parsed.cells.index(split)
-        for role in ("undistilled", "student", "teacher"):
-            row = next(index for index in range(at, at + 40) if parsed.cells[index].startswith(f"{role}, "))
-            expected = collected.metrics[split][role]
-            assert parsed.cells[row + 1 : row + 3] == [digits(expected["energy_mae"]), digits(expected["forces_mae"])]
-            assert parsed.cells[row + 3] == f"{expected['forces_cosine_similarity']:.3f}"
+    rows = list(collected.models)
+    for name, heading in (("energy_mae", "energy MAE [eV]"), ("forces_mae", "force MAE [eV/Å]")):
+        at = parsed.cells.index(heading)
+        assert parsed.cells[at + 1 : at + 4] == [*SPLITS, "mean"]
+        for number, role in enumerate(rows, start=1):
+            row = at + 4 * number
+            assert parsed.cells[row].startswith(role)
+            errors = [collected.metrics[split][role][name] for split in SPLITS]
+            assert parsed.cells[row + 1 : row + 4] == [digits(error) for error in (*errors, np.mean(errors))]
     written = json.loads((page.parent / "report.json").read_text())
-    assert written["metrics"] == collected.metrics
+    assert written["metrics"] == collected.metrics and "NaN" not in (page.parent / "report.json").read_text()
     assert sorted(path.suffix for path in page.parent.iterdir())[:2] == [".html", ".json"]
     assert not list(page.parent.glob("*.partial"))
 
 
 @pytest.mark.slow
 def test_every_part_has_its_pictures(collected):
-    names = {section.anchor: {picture.name for picture in section.pictures} for section in sections(collected)}
-    assert names["accuracy"] == {"energy_mae_by_split", "forces_mae_by_split", "speed_accuracy"}
+    names = {section.anchor: {picture.name for picture in section.all_pictures} for section in sections(collected)}
+    errors = ("energy_mae", "forces_mae")
+    assert names["accuracy"] == {*(f"{name}_by_split" for name in errors), *(f"speed_{name}" for name in errors)}
     assert len(names["parity"]) == 4 and len(names["groups"]) == 3
     assert {f"curve_train_loss_{term}" for term in ("energy", "forces", "relations", "node_embeddings")} <= names["curves"]
     assert {"curve_train_relation_top1", "curve_train_relation_entropy", "curve_val_forces_mae"} <= names["curves"]
@@ -229,8 +241,12 @@ def test_without_undistilled_student_logs_and_projection_the_page_says_so(collec
         collected,
         models=without,
         metrics={split: {role: found[role] for role in without} for split, found in collected.metrics.items()},
+        average={},
         gaps={split: {} for split in SPLITS},
-        elements=dataclasses.replace(collected.elements, errors={r: collected.elements.errors[r] for r in without}),
+        average_gap={},
+        elements=dataclasses.replace(
+            collected.elements, errors={r: e for r, e in collected.elements.errors.items() if r in without}
+        ),
         adsorbates={},
         curves={"student": {}},
         similarity=None,
@@ -242,8 +258,44 @@ def test_without_undistilled_student_logs_and_projection_the_page_says_so(collec
     assert "the run has no training checkpoint" in shown["relations"].text and not shown["relations"].pictures
     assert [picture.name for picture in shown["embeddings"].pictures] == ["pca_teacher"]
     assert "No atom is tagged 2" in shown["groups"].text
-    assert [row.kind for row in table(bare)["val_id"]] == ["student", "teacher"]
-    assert len(tiles(bare)) == 3
+    assert [row.heading for row in tables(bare)["energy MAE [eV]"]][:2] == ["student", "teacher"]
+    assert columns(bare) == list(SPLITS) and len(tiles(bare)) == 3
+    low, high = (float(end) for end in tiles(bare)[0].interval.strip("[]").split(", "))
+    assert low <= float(tiles(bare)[0].value) <= high
+
+
+@pytest.mark.slow
+def test_the_first_screen_has_pictures_and_the_curves_are_folded(collected, request_of):
+    page = command.write_report(request_of())[0].read_text(encoding="ascii")
+    assert page.index('id="accuracy"') < page.index('id="table"') < page.index('id="parity"')
+    inside = page[page.index("<details>") : page.index("</details>")]
+    assert 'title="curve_train_loss_energy.png"' in inside and 'title="curve_val_forces_mae.png"' not in inside
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", page)
+    assert any(caption.startswith("Loss of the energy term") for caption in captions)
+    assert not any("_" in caption or ".png" in caption for caption in captions)
+
+
+@pytest.mark.slow
+def test_tiles_and_table_give_the_same_interval(collected):
+    gap = collected.gaps["val_id"]["forces_mae"]
+    tile = next((tile for tile in tiles(collected) if "force MAE closed" in tile.what), None)
+    closed = tables(collected)["force MAE [eV/Å]"][-1]
+    if math.isnan(gap.estimate):  # no gap on toy models: neither says a percentage
+        assert tile is None and closed.cells[0].value == "no gap"
+    else:
+        assert (tile.value, tile.interval) == (closed.cells[0].value, closed.cells[0].interval) and tile.interval
+    assert len(closed.cells) == 3
+
+
+@pytest.mark.slow
+def test_a_further_model_is_in_tables_and_speeds_alone(collected):
+    name = "crack"
+    assert list(collected.models) == [*ROLES, name] and list(collected.metrics["val_id"]) == [*ROLES, name]
+    assert all(name in [row.heading for row in rows] for rows in tables(collected).values())
+    pictures = {picture.name: picture.alt for section in sections(collected) for picture in section.all_pictures}
+    assert {picture for picture, alt in pictures.items() if name in alt} == {"speed_energy_mae", "speed_forces_mae"}
+    mean = np.mean([collected.metrics[split][name]["energy_mae"] for split in SPLITS])
+    assert collected.average[name]["energy_mae"] == pytest.approx(mean)
 
 
 @pytest.mark.slow
@@ -260,6 +312,74 @@ def test_another_teacher_or_no_projection_is_no_comparison_of_embeddings(finding
     plain = embed(other, str(run_dir / "checkpoints/undistilled/checkpoint.pt"), systems, batch_size=2, device=CPU)
     assert "has no projection" in plain.lacking
     assert "no training checkpoint" in embed(other, None, systems, batch_size=2, device=CPU).lacking
+
+
+# ---- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def test_models_are_drawn_at_their_speeds_and_look_different(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "canvas", kept(drawn))
+    speeds = {"undistilled": 2000.0, "student": 2000.0, "teacher": 300.0, "other": 450.0, "one more": 500.0}
+    models = {role: Model("PaiNN", "file.pt", 1, speed) for role, speed in speeds.items()}
+    metrics = {
+        split: {role: {"energy_mae": 0.1 + number + factor} for number, role in enumerate(speeds)}
+        for factor, split in enumerate(SPLITS)
+    }
+    figures.speed_accuracy("energy_mae", models, metrics)
+    lines = [line for line in drawn[0].axis.lines if not line.get_label().startswith("_")]
+    for number, (line, (role, speed)) in enumerate(zip(lines, speeds.items())):
+        assert line.get_label() == f"PaiNN, {role}"
+        assert (*line.get_xdata(), *line.get_ydata()) == (speed, pytest.approx(0.6 + number))
+    assert len({line.get_color() for line in lines}) == len({line.get_marker() for line in lines}) == len(speeds)
+    low, high = drawn[0].axis.get_ylim()
+    assert low == 0 and high > 5.1
+
+
+def kept(drawn: list):
+    """A `canvas` that leaves what was drawn in a list."""
+
+    @contextmanager
+    def canvas(*size):
+        with drawing.canvas(*size) as one:
+            drawn.append(one)
+            yield one
+
+    return canvas
+
+
+def test_twelve_elements_have_twelve_colours():
+    colors = np.array([to_rgb(color) for color in drawing.PALETTE])
+    distances = np.linalg.norm(colors[:, None] - colors[None], axis=2)[~np.eye(12, dtype=bool)]
+    assert distances.min() > 0.25 and np.linalg.norm(colors - 1, axis=1).min() > 0.25
+
+
+def test_no_element_hides_another(monkeypatch):
+    """Of atoms of two elements at the same places, those of each are on top at about half of them."""
+    drawn = []
+    monkeypatch.setattr(embedding_figures, "canvas", kept(drawn))
+    points = np.stack(np.meshgrid(np.arange(20.0), np.arange(20.0)), axis=-1).reshape(-1, 2)
+    plane = relations.Plane(np.concatenate([points, points]), (0.6, 0.4))
+    numbers_of_atoms = np.repeat([1, 29], len(points))
+    embedding_figures.pca(relations.Planes(numbers_of_atoms, plane, None, False), {"teacher": "PaiNN"})
+    marks = drawn[0].axis.collections[0]
+    on_top = {tuple(place): tuple(color[:3]) for place, color in zip(marks.get_offsets().data, marks.get_facecolors())}
+    assert len(on_top) == len(points)
+    counts = [list(on_top.values()).count(to_rgb(color)) for color in drawing.PALETTE[:2]]
+    assert sum(counts) == len(points) and min(counts) > 0.35 * len(points)
+
+
+@pytest.mark.parametrize(
+    ("tag", "what"),
+    [
+        ("train/loss_node_embeddings", "Loss of the node embeddings term, before its weight,"),
+        ("train/relation_top1", "Fraction of relations nearest to their own teacher relation"),
+        ("val/forces_mae", "Force MAE"),
+        ("val/my_metric", "My metric"),
+    ],
+)
+def test_captions_are_words(tag, what):
+    assert figures.described(tag)[1] == what
 
 
 # ---- numbers ----------------------------------------------------------------------------------------------------------
@@ -281,14 +401,36 @@ def test_gap_closed_is_of_the_errors_of_counted_atoms():
         return Prediction(np.array([energy, energy], dtype=np.float32), far)
 
     said = {"undistilled": off_by(1.0, 0.5), "student": off_by(0.4, 0.4), "teacher": off_by(0.2, 0.1)}
-    gaps = numbers.gap_closed(split, said)
+    said = {role: {"val": one} for role, one in said.items()}
+    gaps = numbers.gap_closed([split], said)
     assert gaps["energy_mae"].estimate == pytest.approx(0.6 / 0.8)
     assert gaps["forces_mae"].estimate == pytest.approx(0.1 / 0.4)
     assert gaps["energy_mae"].low <= gaps["energy_mae"].estimate <= gaps["energy_mae"].high
-    found = numbers.metrics(split, said["student"])
+    found = numbers.metrics(split, said["student"]["val"])
     assert (found["energy_mae"], found["forces_mae"]) == (pytest.approx(0.4), pytest.approx(0.4))
-    assert math.isnan(numbers.gap_closed(split, {**said, "teacher": off_by(2.0, 0.1)})["energy_mae"].estimate)
-    assert numbers.gap_closed(split, {role: said[role] for role in ("student", "teacher")}) == {}
+    worse = {**said, "teacher": {"val": off_by(2.0, 0.1)}}
+    assert math.isnan(numbers.gap_closed([split], worse)["energy_mae"].estimate)
+    assert numbers.gap_closed([split], {role: said[role] for role in ("student", "teacher")}) == {}
+    other = dataclasses.replace(split, name="other")
+    errors = {"undistilled": (1.0, 3.0), "student": (0.4, 1.0), "teacher": (0.2, 0.4)}
+    both = {role: {"val": off_by(one, 0.1), "other": off_by(two, 0.1)} for role, (one, two) in errors.items()}
+    assert numbers.gap_closed([split, other], both)["energy_mae"].estimate == pytest.approx((4.0 - 1.4) / (4.0 - 0.6))
+
+
+def test_the_mean_over_splits_counts_each_the_same():
+    found = numbers.average({"a": {"student": {"energy_mae": 1.0}}, "b": {"student": {"energy_mae": 3.0}}})
+    assert found == {"student": {"energy_mae": 2.0}}
+
+
+def test_groups_count_their_systems_and_have_intervals_over_them():
+    names, system = np.array(["H", "H", "C", "H", "C"]), np.array([0, 0, 0, 1, 2])
+    found = numbers._grouped(names, system, {"student": np.array([1.0, 3.0, 5.0, 8.0, 5.0])})
+    assert (found.names, found.counts, found.systems) == (["H", "C"], [3, 2], [2, 2])
+    hydrogen, carbon = found.errors["student"]
+    assert (hydrogen.estimate, hydrogen.low, hydrogen.high) == (4.0, 2.0, 8.0)  # either system alone, or both
+    assert (carbon.estimate, carbon.low, carbon.high) == (5.0, 5.0, 5.0)
+    alone = numbers._grouped(names[:3], system[:3], {"student": np.array([1.0, 3.0, 5.0])}).errors["student"][0]
+    assert alone.estimate == 2.0 and math.isnan(alone.low)
 
 
 def embeddings_of(student: torch.Tensor, teacher: torch.Tensor, atomic_numbers, pairs) -> Embeddings:
@@ -381,16 +523,31 @@ def test_bad_arguments_are_refused_with_what_to_do(run_dir, data, teacher_checkp
     (tmp_path / "empty").mkdir()
     assert "no *.lmdb file" in refused(*crack, "--data", tmp_path / "empty")
     assert "expected a checkpoint, or the name of a run" in refused(*crack, "--undistilled", "stock")
+    absent = refused(*crack, "--also", teacher_checkpoint, tmp_path / "absent.pt")
+    assert f"--also {tmp_path / 'absent.pt'}: expected a checkpoint, or the name of a run" in absent
+    assert "--also" in refused(*crack, "--also", "crack", "crack") and "given twice" in refused(
+        *crack, "--also", "crack", "crack"
+    )
     (tmp_path / "file").touch()
     assert "is a file; give a directory" in refused(*crack, output=tmp_path / "file")
     small = ("--data", data / "val_id", "--systems", 1)
     assert "neither a file" in refused(*crack, *small, teacher=tmp_path / "absent.pt")
     (tmp_path / "broken.pt").write_bytes(b"no checkpoint")
     assert "cannot be read as a checkpoint" in refused(*crack, *small, teacher=tmp_path / "broken.pt")
+    said = refused(*crack, *small, "--also", tmp_path / "broken.pt")
+    assert f"--also {tmp_path / 'broken.pt'}" in said and "cannot be read as a checkpoint" in said
     content = torch.load(teacher_checkpoint, map_location="cpu", weights_only=False)
     content["config"]["model"] = dict(SCN_MODEL)
     torch.save(content, tmp_path / "scn.pt")
     assert "The teacher" in refused(*crack, *small, teacher=tmp_path / "scn.pt")
+
+
+def test_further_models_are_called_by_their_run_or_file(tmp_path):
+    paths = [
+        tmp_path / part for part in ("one/best_checkpoint.pt", "two/checkpoint.pt", "a/eqv2.pt", "b/eqv2.pt", "student.pt")
+    ]
+    assert list(further_names(paths)) == ["one", "two", "eqv2", "eqv2 (2)", "student (2)"]
+    assert list(further_names(paths).values()) == paths
 
 
 @pytest.mark.slow

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import platform
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -16,14 +17,15 @@ from fairchem.core.common.utils import setup_imports
 import fairchem_crack
 from fairchem_crack import keys
 from fairchem_crack.report.curves import TRAIN, Curve, log_directory, read_curves
-from fairchem_crack.report.numbers import ROLES, Groups, by_adsorbate, by_element, gap_closed, metrics
+from fairchem_crack.report.numbers import Groups, average, by_adsorbate, by_element, gap_closed, metrics
 from fairchem_crack.report.predict import Prediction, atoms_per_second, embed, load_model, predict, runner, title
 from fairchem_crack.report.relations import Planes, Similarity, planes, similarity
-from fairchem_crack.report.request import Request
+from fairchem_crack.report.request import ROLES, Request
 from fairchem_crack.report.systems import Split, load_split
 from fairchem_crack.statistics import Interval
 from fairchem_crack.teacher import Teacher
 
+STUDENTS: tuple[str, ...] = ("undistilled", "student")
 EMBEDDED_SYSTEMS = 64  # whose node embeddings are compared
 
 
@@ -46,7 +48,10 @@ class Model:
 
 @dataclass(frozen=True)
 class Findings:
-    """All numbers of a report; every mapping of models has the keys of `ROLES` that were given.
+    """All numbers of a report.
+
+    A mapping of models has the keys of `ROLES` that were given; in `models`, `predictions`, `metrics` and `average` the
+    names of further models follow.
 
     Attributes:
         facts: of the header: what, and its value.
@@ -54,7 +59,9 @@ class Findings:
         splits: the data.
         predictions: by role and split.
         metrics: fairchem's, by split and role.
+        average: of the metrics over the splits, by role; empty where there is one split.
         gaps: gap closed in energy and force MAE, by split; empty without undistilled student.
+        average_gap: gap closed in the means over the splits; empty where there is one split.
         elements: force MAE by element.
         adsorbates: energy and force MAE by adsorbate; empty where no atom is tagged as one.
         curves: by role and TensorBoard's tag.
@@ -68,7 +75,9 @@ class Findings:
     splits: list[Split]
     predictions: dict[str, dict[str, Prediction]]
     metrics: dict[str, dict[str, dict[str, float]]]
+    average: dict[str, dict[str, float]]
     gaps: dict[str, dict[str, Interval]]
+    average_gap: dict[str, Interval]
     elements: Groups
     adsorbates: dict[str, Groups]
     curves: dict[str, dict[str, Curve]]
@@ -87,8 +96,9 @@ def collect(request: Request) -> Findings:
         load_split(name, options, systems=request.systems, free_atoms_only=free_atoms_only)
         for name, options in request.data.items()
     ]
-    paths = {"undistilled": request.undistilled, "student": request.student, "teacher": request.teacher}
-    loaded = {role: load_model(role, str(paths[role]), device) for role in ROLES if paths[role] is not None}
+    named = {"undistilled": request.undistilled, "student": request.student, "teacher": request.teacher, **request.also}
+    paths = {role: str(path) for role, path in named.items() if path is not None}
+    loaded = {role: load_model(role, path, device) for role, path in paths.items()}
     predictions: dict[str, dict[str, Prediction]] = {role: {} for role in loaded}
     for role, model in loaded.items():
         run = runner(role, model, request.batch_size, device)
@@ -101,21 +111,22 @@ def collect(request: Request) -> Findings:
     training = None if request.training is None else str(request.training)
     embedded = splits[0].systems[:EMBEDDED_SYSTEMS]
     embeddings = embed(loaded["teacher"], training, embedded, batch_size=request.batch_size, device=device)
-    curves = {role: read_curves(log_directory(Path(str(paths[role])))) for role in models if role != "teacher"}
+    curves = {role: read_curves(log_directory(Path(paths[role]))) for role in STUDENTS if role in paths}
+    found = {split.name: {role: metrics(split, said[split.name]) for role, said in predictions.items()} for split in splits}
+    compared_roles = {role: predictions[role] for role in ROLES if role in predictions}
+    several = len(splits) > 1
     compared = similarity(embeddings)
     return Findings(
         facts=_facts(request, models, splits, curves["student"], device),
         models=models,
         splits=splits,
         predictions=predictions,
-        metrics={
-            split.name: {role: metrics(split, said[split.name]) for role, said in predictions.items()} for split in splits
-        },
-        gaps={
-            split.name: gap_closed(split, {role: said[split.name] for role, said in predictions.items()}) for split in splits
-        },
-        elements=by_element(splits, predictions),
-        adsorbates=by_adsorbate(splits, predictions),
+        metrics=found,
+        average=average(found) if several else {},
+        gaps={split.name: gap_closed([split], compared_roles) for split in splits},
+        average_gap=gap_closed(splits, compared_roles) if several else {},
+        elements=by_element(splits, compared_roles),
+        adsorbates=by_adsorbate(splits, compared_roles),
         curves=curves,
         planes=planes(embeddings),
         similarity=compared,
@@ -124,16 +135,31 @@ def collect(request: Request) -> Findings:
 
 
 def as_json(findings: Findings) -> dict[str, Any]:
-    """The numbers of the tables, for other programs."""
+    """The numbers of the tables, for other programs; null is a number that does not exist."""
+    return _finite(_numbers(findings))
+
+
+def _finite(value: Any) -> Any:
+    """Dictionaries and lists whose NaN and infinities are None, which JSON knows."""
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _numbers(findings: Findings) -> dict[str, Any]:
     return {
         "facts": findings.facts,
         "models": {role: vars(model) for role, model in findings.models.items()},
         "metrics": findings.metrics,
+        "average_metrics": findings.average,
         "gap_closed": {
             split: {name: vars(gap) for name, gap in gaps.items()} for split, gaps in findings.gaps.items() if gaps
         },
-        "force_mae_by_element": vars(findings.elements),
-        "by_adsorbate": {name: vars(groups) for name, groups in findings.adsorbates.items()},
+        "average_gap_closed": {name: vars(gap) for name, gap in findings.average_gap.items()},
+        "force_mae_by_element": asdict(findings.elements),
+        "by_adsorbate": {name: asdict(groups) for name, groups in findings.adsorbates.items()},
         "relation_top1": findings.similarity and findings.similarity.top1,
         "relation_cosine": findings.similarity and float(findings.similarity.own.mean()),
     }

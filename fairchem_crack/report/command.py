@@ -37,6 +37,13 @@ def parser() -> argparse.ArgumentParser:
         help="splits to evaluate, read with the options of the training's data set (default: its dataset.val)",
     )
     made.add_argument("--undistilled", help="checkpoint of a student trained on labels alone, or the name of its run")
+    made.add_argument(
+        "--also",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="further fairchem checkpoints, or names of runs, for the tables and the pictures of speed and accuracy",
+    )
     made.add_argument("--systems", type=int, default=200, help="at most so many of each split (default: 200)")
     made.add_argument("--batch-size", type=int, default=16, help="systems of a forward (default: 16)")
     made.add_argument("--cpu", action="store_true", help="stay on the CPU where there is a GPU")
@@ -74,7 +81,7 @@ def write_report(request: Request) -> tuple[Path, int]:
     shown = sections(findings)
     html = page(findings, shown, name=request.name)
     request.output.mkdir(parents=True, exist_ok=True)
-    pictures = [picture for section in shown for picture in section.pictures]
+    pictures = [picture for section in shown for picture in section.all_pictures]
     for picture in pictures:
         _write_bytes(request.output / f"{picture.name}.png", picture.png)
     write_text(request.output / NUMBERS, json.dumps(as_json(findings), indent=1) + "\n")

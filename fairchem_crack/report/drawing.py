@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,14 +18,20 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 # One colour and marker for each model, in every picture; the colours differ in lightness too, for the colour-blind.
 COLORS = {"undistilled": "#7d8794", "student": "#d1495b", "teacher": "#1d3557"}
 MARKERS = {"undistilled": "o", "student": "s", "teacher": "D"}
-# Okabe and Ito's, without the yellow that white paper swallows.
-PALETTE = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#000000")
+# Of further models, in their order.
+FURTHER = (("#2a9d8f", "^"), ("#b8860b", "v"), ("#7b4fa3", "P"), ("#3f7d20", "X"), ("#a0522d", "p"), ("#c2529a", "h"))
+# Okabe and Ito's without the yellow that white paper swallows, and five more as far from them and from each other.
+PALETTE = (
+    *("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#000000"),
+    *("#6a2fa0", "#9bc400", "#8b5a2b", "#b0003a", "#00d8c0"),
+)
 SHAPES = ("o", "^", "s", "D", "v", "P", "X")
 FAINT, OTHER = "#d5dae0", "#b8bfc7"
 DENSITY = LinearSegmentedColormap.from_list("density", ("#f8dfe2", "#d1495b", "#4a0f1a"))
 
 SIZE = (4.8, 3.8)  # inches; a page shows two or three beside each other, a phone one
 SMALL = (4.6, 3.2)
+NARROW = (3.6, 3.4)  # four beside each other
 DPI = 200
 STYLE: Any = {  # of rcParams, whose type lists every key
     "font.size": 11,
@@ -52,6 +58,13 @@ class Picture:
     caption: str
     alt: str
     png: bytes = field(repr=False)
+
+
+def look(models: Collection[str]) -> dict[str, tuple[str, str]]:
+    """Colour and marker of each model, by its role or, of a further one, its name."""
+    further = [name for name in models if name not in COLORS]
+    of_further = {name: FURTHER[number % len(FURTHER)] for number, name in enumerate(further)}
+    return {name: (COLORS[name], MARKERS[name]) if name in COLORS else of_further[name] for name in models}
 
 
 class Canvas:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
 import numpy as np
 from ase.data import chemical_symbols
+from matplotlib.axes import Axes
+from matplotlib.markers import MarkerStyle
 
 from fairchem_crack.report.drawing import COLORS, OTHER, PALETTE, SHAPES, SIZE, Picture, canvas, digits
 from fairchem_crack.report.relations import Plane, Planes, Similarity
 
-LARGEST_ELEMENTS = 12  # with a colour and mark of their own
+LARGEST_ELEMENTS = len(PALETTE)  # with a colour of their own
+REST = (OTHER, "o")  # how other elements look
 
 
 def pca(planes: Planes, titles: dict[str, str]) -> list[Picture]:
@@ -29,13 +31,13 @@ def _plane(role: str, plane: Plane, planes: Planes, title: str, limits: np.ndarr
     frequent = [number for number, _ in Counter(planes.atomic_numbers.tolist()).most_common(LARGEST_ELEMENTS)]
     with canvas((SIZE[0], 4.3)) as drawn:
         axis = drawn.axis
-        rest = ~np.isin(planes.atomic_numbers, frequent)
-        style: dict[str, Any] = {"linestyle": "none", "markersize": 4.5, "markeredgewidth": 0, "alpha": 0.8}
-        if rest.any():
-            axis.plot(*plane.points[rest].T, marker=".", color=OTHER, label="other", **style)
-        for rank, number in enumerate(sorted(frequent)):
-            of_element = plane.points[planes.atomic_numbers == number]
-            axis.plot(*of_element.T, label=chemical_symbols[number], **{**style, **_look(rank)})
+        looks = {number: (PALETTE[rank], SHAPES[rank % len(SHAPES)]) for rank, number in enumerate(sorted(frequent))}
+        _scatter(axis, plane.points, [looks.get(int(number), REST) for number in planes.atomic_numbers])
+        names = {chemical_symbols[number]: one for number, one in looks.items()}
+        if len(set(planes.atomic_numbers)) > len(frequent):
+            names["other"] = REST
+        for name, (color, marker) in names.items():  # for the legend alone
+            axis.plot([], [], marker, color=color, label=name, markersize=4.5, markeredgewidth=0)
         if limits is not None:
             axis.set(xlim=limits[0], ylim=limits[1])
         whose = "teacher's " if planes.shared else ""
@@ -50,11 +52,15 @@ def _plane(role: str, plane: Plane, planes: Planes, title: str, limits: np.ndarr
         return Picture(f"pca_{role}", caption, f"{caption} Elements {elements}.", drawn.png())
 
 
-def _look(rank: int) -> dict[str, Any]:
-    """Colour and mark of an element; those beyond the palette have hollow marks."""
-    color = PALETTE[rank % len(PALETTE)]
-    hollow = {"markerfacecolor": "none", "markeredgewidth": 1.0} if rank >= len(PALETTE) else {}
-    return {"color": color, "marker": SHAPES[rank % len(SHAPES)], **hollow}
+def _scatter(axis: Axes, points: np.ndarray, looks: list[tuple[str, str]], *, seed: int = 0) -> None:
+    """Marks at (N, 2) places, each of its colour and shape, in random order: none of an element hides all of another."""
+    order = np.random.default_rng(seed).permutation(len(points))
+    drawn = axis.scatter(
+        points[order, 0], points[order, 1], s=16, c=[looks[index][0] for index in order], linewidths=0, alpha=0.85
+    )
+    shapes = {marker: MarkerStyle(marker) for _, marker in looks}
+    paths = {marker: shape.get_path().transformed(shape.get_transform()) for marker, shape in shapes.items()}
+    drawn.set_paths([paths[looks[index][1]] for index in order])
 
 
 def matrix(cosines: np.ndarray, role: str) -> Picture:

@@ -11,11 +11,12 @@ from fairchem.core.modules.evaluator import Evaluator
 
 from fairchem_crack.evaluation import METRICS
 from fairchem_crack.report.predict import Prediction
+from fairchem_crack.report.request import ROLES
 from fairchem_crack.report.systems import Split
-from fairchem_crack.statistics import Errors, Interval, gap_closed_interval
+from fairchem_crack.statistics import Errors, Interval, error_interval, gap_closed_interval
 
-ROLES = ("undistilled", "student", "teacher")
 ENERGY_MAE, FORCE_MAE = "energy_mae", "forces_mae"
+GROUP_REPLICATES = 1000  # of the bootstrap of a group: ends within some 6 % of the width of the interval
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,14 @@ class Groups:
     Attributes:
         names: of the groups.
         counts: how many systems or atoms each has.
-        errors: by role, one mean of each group.
+        systems: in how many systems these are.
+        errors: by role, one mean of each group and its 95 % interval over those systems, without ends where there is one.
     """
 
     names: list[str]
     counts: list[int]
-    errors: dict[str, list[float]]
+    systems: list[int]
+    errors: dict[str, list[Interval]]
 
 
 def metrics(split: Split, prediction: Prediction) -> dict[str, float]:
@@ -59,30 +62,47 @@ def force_errors(split: Split, prediction: Prediction) -> np.ndarray:
     return np.abs(prediction.forces.astype(float) - split.forces)[split.counted]
 
 
-def gap_closed(split: Split, predictions: Mapping[str, Prediction]) -> dict[str, Interval]:
-    """The gap closed in energy MAE and force MAE with its 95 % interval over the systems.
+def _of_systems(values: np.ndarray, split: Split) -> np.ndarray:
+    """(S,) sums over the counted atoms of each system of (N',) values."""
+    system = np.repeat(np.arange(len(split.natoms)), split.natoms)[split.counted]
+    return np.bincount(system, values, len(split.natoms))
+
+
+def system_errors(split: Split, prediction: Prediction) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Energy MAE and force MAE as ratios of sums over systems: (S,) errors, and the (S,) weights they are divided by."""
+    forces = force_errors(split, prediction)
+    return {
+        ENERGY_MAE: (energy_errors(split, prediction), np.ones(len(split.natoms))),
+        FORCE_MAE: (_of_systems(forces.sum(axis=1), split), _of_systems(np.full(len(forces), 3.0), split)),
+    }
+
+
+def gap_closed(splits: Sequence[Split], predictions: Mapping[str, Mapping[str, Prediction]]) -> dict[str, Interval]:
+    """The gap closed in energy MAE and force MAE, each the mean over the splits, with its 95 % interval over the systems.
 
     NaN where the teacher's error is not below the undistilled student's: there is no gap. Empty without undistilled student.
+
+    Args:
+        predictions: by role and split.
     """
     if "undistilled" not in predictions:
         return {}
-    energy = {role: energy_errors(split, predictions[role]) for role in ROLES}
-    of_system = np.repeat(np.arange(len(split.natoms)), split.natoms)[split.counted]
-    forces = {
-        role: np.bincount(of_system, force_errors(split, predictions[role]).sum(axis=1), len(split.natoms)) for role in ROLES
-    }
-    components = 3.0 * np.bincount(of_system, minlength=len(split.natoms))
+    found = [{role: system_errors(split, predictions[role][split.name]) for role in ROLES} for split in splits]
+    return {name: gap_closed_interval([_errors(of_roles, name) for of_roles in found]) for name in (ENERGY_MAE, FORCE_MAE)}
+
+
+def _errors(of_roles: Mapping[str, dict[str, tuple[np.ndarray, np.ndarray]]], name: str) -> Errors:
+    undistilled, student, teacher = (of_roles[role][name][0] for role in ROLES)
+    return Errors(undistilled[None], student[None], teacher, of_roles["teacher"][name][1])
+
+
+def average(metrics: Mapping[str, Mapping[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """Of each role, its metrics' means over the splits, each counting the same; `metrics` by split and role."""
+    of_splits = list(metrics.values())
     return {
-        name: _interval(sums, weights)
-        for name, sums, weights in (
-            (ENERGY_MAE, energy, np.ones(len(split.natoms))),
-            (FORCE_MAE, forces, components),
-        )
+        role: {name: float(np.mean([one[role][name] for one in of_splits])) for name in found}
+        for role, found in of_splits[0].items()
     }
-
-
-def _interval(sums: Mapping[str, np.ndarray], weights: np.ndarray) -> Interval:
-    return gap_closed_interval([Errors(sums["undistilled"][None], sums["student"][None], sums["teacher"], weights)])
 
 
 def by_element(splits: Sequence[Split], predictions: Mapping[str, Mapping[str, Prediction]]) -> Groups:
@@ -92,7 +112,7 @@ def by_element(splits: Sequence[Split], predictions: Mapping[str, Mapping[str, P
         role: np.concatenate([force_errors(split, of_split[split.name]).mean(axis=1) for split in splits])
         for role, of_split in predictions.items()
     }
-    return _grouped(symbols, errors)
+    return _grouped(symbols, _system_of_atoms(splits), errors)
 
 
 def by_adsorbate(splits: Sequence[Split], predictions: Mapping[str, Mapping[str, Prediction]]) -> dict[str, Groups]:
@@ -106,15 +126,40 @@ def by_adsorbate(splits: Sequence[Split], predictions: Mapping[str, Mapping[str,
         {role: np.concatenate([error(one, of_split[one.name]) for one in having]) for role, of_split in predictions.items()}
         for error in (energy_errors, lambda split, said: force_errors(split, said).mean(axis=1))
     )
-    return {ENERGY_MAE: _grouped(systems, energy), FORCE_MAE: _grouped(atoms, forces)}
+    return {
+        ENERGY_MAE: _grouped(systems, np.arange(len(systems)), energy),
+        FORCE_MAE: _grouped(atoms, _system_of_atoms(having), forces),
+    }
 
 
-def _grouped(groups: np.ndarray, errors: Mapping[str, np.ndarray]) -> Groups:
-    names, index, counts = np.unique(groups, return_inverse=True, return_counts=True)
+def _system_of_atoms(splits: Sequence[Split]) -> np.ndarray:
+    """(N',) which system, of all those of the splits, each counted atom belongs to."""
+    natoms = np.concatenate([split.natoms for split in splits])
+    return np.repeat(np.arange(len(natoms)), natoms)[np.concatenate([split.counted for split in splits])]
+
+
+def _grouped(groups: np.ndarray, system: np.ndarray, errors: Mapping[str, np.ndarray]) -> Groups:
+    """Means over groups of atoms, or of systems.
+
+    Args:
+        groups: (N,) name of the group of each.
+        system: (N,) number of the system of each.
+        errors: by role, (N,).
+    """
+    names, counts = np.unique(groups, return_counts=True)
     order = np.argsort(-counts, kind="stable")
-    means = {role: np.bincount(index, values) / counts for role, values in errors.items()}
-    return Groups(
-        names=[str(name) for name in names[order]],
-        counts=[int(count) for count in counts[order]],
-        errors={role: [float(value) for value in values[order]] for role, values in means.items()},
-    )
+    systems, means = [], {role: [] for role in errors}  # type: tuple[list[int], dict[str, list[Interval]]]
+    for name in names[order]:
+        chosen = groups == name
+        index = np.unique(system[chosen], return_inverse=True)[1]  # (N_g,) from 0 to S_g - 1
+        weights = np.bincount(index).astype(float)  # (S_g,)
+        systems.append(len(weights))
+        for role, values in errors.items():
+            means[role].append(_mean(np.bincount(index, values[chosen]), weights))
+    return Groups([str(name) for name in names[order]], [int(count) for count in counts[order]], systems, means)
+
+
+def _mean(sums: np.ndarray, weights: np.ndarray) -> Interval:
+    if len(sums) < 2:
+        return Interval(float(sums.sum() / weights.sum()))
+    return error_interval(sums, weights, replicates=GROUP_REPLICATES)

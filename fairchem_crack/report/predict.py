@@ -19,6 +19,7 @@ from fairchem_crack.features import architecture
 from fairchem_crack.measure import seconds
 from fairchem_crack.projection import build_projection
 from fairchem_crack.relations import unordered_pairs
+from fairchem_crack.report.request import ROLES
 from fairchem_crack.report.systems import Split, batches
 from fairchem_crack.teacher import Teacher, load_teacher, read_checkpoint
 
@@ -73,15 +74,25 @@ def load_model(role: str, checkpoint: str, device: torch.device, *, use_ema: boo
     try:
         return load_teacher(TeacherConfig(checkpoint=checkpoint, use_ema=use_ema), device)
     except (ValueError, OSError) as error:
-        raise type(error)(f"The {role} {checkpoint}: {error}") from error
+        raise type(error)(f"{_called(role)} {checkpoint}: {error}") from error
+
+
+def _called(role: str) -> str:
+    """A model in the beginning of a message; one that --also gave has no role but its name."""
+    return f"The {role}" if role in ROLES else "--also"
 
 
 class AsFairchem(CheckpointEvaluator):
-    """A student as fairchem's own trainer runs it.
+    """A student, or a further model, as fairchem's own trainer runs it.
 
     A `Teacher` breaks ties among equally distant neighbors in its own way, which moves a student's errors by some 0.3 %;
     fairchem's move by some 0.1 % with the size of the batch.
     """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        if self._trainer.ema:  # of a training checkpoint; others hold the averaged weights alone
+            self._trainer.ema.copy_to()
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """Energy (B, 1) in eV and forces (N, 3) in eV/A."""
@@ -93,10 +104,10 @@ class AsFairchem(CheckpointEvaluator):
 
 
 def runner(role: str, model: Teacher, batch_size: int, device: torch.device) -> Callable[[Batch], Any]:
-    """What turns a batch into energy and forces: the teacher itself, which distillation asked; a student as fairchem does.
+    """What turns a batch into energy and forces: the teacher itself, which distillation asked; others as fairchem does.
 
     Raises:
-        ValueError: a student's checkpoint that fairchem's trainer would not take.
+        ValueError: another's checkpoint that fairchem's trainer would not take.
     """
     if role == "teacher":
         return partial(model, wanted=(keys.ENERGY, keys.FORCES))
@@ -104,9 +115,11 @@ def runner(role: str, model: Teacher, batch_size: int, device: torch.device) -> 
         return AsFairchem(model.checkpoint, {}, batch_size=batch_size, cpu=device.type == "cpu")
     except KeyError as error:
         raise ValueError(
-            f"The {role} {model.checkpoint}: its config has no {error}; expected a checkpoint that fairchem 1.10's "
+            f"{_called(role)} {model.checkpoint}: its config has no {error}; expected a checkpoint that fairchem 1.10's "
             "trainer wrote."
         ) from error
+    except ValueError as error:  # which begins with the checkpoint
+        raise ValueError(f"{_called(role)} {error}") from error
 
 
 def title(model: Teacher) -> str:
@@ -132,7 +145,7 @@ def predict(
             f"{model.max_atomic_number}. Leave such systems out."
         )
     said = [run(batch) for batch in batches(split.systems, batch_size, device)]
-    energy, forces = (torch.cat([one[name] for one in said]).float().cpu() for name in (keys.ENERGY, keys.FORCES))
+    energy, forces = (torch.cat([one[name].detach() for one in said]).float().cpu() for name in (keys.ENERGY, keys.FORCES))
     return Prediction(energy.view(-1).numpy(), forces.view(-1, 3).numpy())
 
 

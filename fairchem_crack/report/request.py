@@ -10,6 +10,7 @@ from typing import Any, Optional
 from fairchem_crack.checks import check_dataset
 from fairchem_crack.teacher import read_checkpoint
 
+ROLES = ("undistilled", "student", "teacher")
 BEST, LAST = "best_checkpoint.pt", "checkpoint.pt"
 # Options of a dataset that choose among its own systems: they are not those of another `src`.
 SELECTING = ("src", "splits", "first_n", "sample_n", "no_shuffle", "subset_to", "max_atoms", "metadata_path")
@@ -28,6 +29,7 @@ class Request:
         config: of the student's checkpoint.
         teacher: a checkpoint, or a name of fairchem's pretrained registry.
         undistilled: a checkpoint of the same student, trained on labels alone.
+        also: further checkpoints to compare with, each by its `further_names`.
         data: fairchem's dataset options, `src` among them, of each split by its name.
         systems: at most so many of each split.
         batch_size: systems of a forward.
@@ -42,6 +44,7 @@ class Request:
     config: dict[str, Any]
     teacher: str
     undistilled: Optional[Path]
+    also: dict[str, Path]
     data: dict[str, dict[str, Any]]
     systems: int
     batch_size: int
@@ -56,6 +59,7 @@ def make_request(
     name: str | None = None,
     data: Sequence[str] = (),
     undistilled: str | None = None,
+    also: Sequence[str] = (),
     systems: int = 200,
     batch_size: int = 16,
     cpu: bool = False,
@@ -67,6 +71,7 @@ def make_request(
         name: None for the only run in `run_dir`.
         data: `NAME=SRC` each, or an `SRC` whose last component is its name; empty for `dataset.val` of the training.
         undistilled: a checkpoint, or the name of another run in `run_dir`.
+        also: further ones, each likewise.
         output: None for `run_dir/reports/name`.
 
     Raises:
@@ -90,7 +95,8 @@ def make_request(
         training=training if training.is_file() else None,
         config=config,
         teacher=teacher,
-        undistilled=None if undistilled is None else _undistilled(run_dir, undistilled),
+        undistilled=None if undistilled is None else _given("--undistilled", undistilled, run_dir),
+        also=further_names([_given("--also", one, run_dir) for one in also]),
         data=_data(data, config),
         systems=systems,
         batch_size=batch_size,
@@ -123,13 +129,30 @@ def _checkpoint_of(run_dir: Path, name: str) -> Path:
     return best if best.is_file() else last
 
 
-def _undistilled(run_dir: Path, given: str) -> Path:
+def further_names(checkpoints: Sequence[Path]) -> dict[str, Path]:
+    """What further checkpoints are called: by their run where they are one's `best_checkpoint.pt`, else by their file.
+
+    Raises:
+        ValueError: a checkpoint that is given twice.
+    """
+    named: dict[str, Path] = {}
+    for path in checkpoints:
+        if any(path.resolve() == other.resolve() for other in named.values()):
+            raise ValueError(f"--also {path}: is given twice.")
+        name = path.absolute().parent.name if path.name in (BEST, LAST) else path.stem
+        same = [one for one in (*named, *ROLES) if one.partition(" (")[0] == name]
+        named[f"{name} ({len(same) + 1})" if same else name] = path
+    return named
+
+
+def _given(option: str, given: str, run_dir: Path) -> Path:
+    """The checkpoint that an option gives as such, or by the name of a run."""
     if Path(given).is_file():
         return Path(given)
     found = _checkpoint_of(run_dir, given)
     if not found.is_file():
         raise FileNotFoundError(
-            f"--undistilled {given}: expected a checkpoint, or the name of a run in {run_dir / 'checkpoints'}; found "
+            f"{option} {given}: expected a checkpoint, or the name of a run in {run_dir / 'checkpoints'}; found "
             f"neither (looked in {Path.cwd()})."
         )
     return found

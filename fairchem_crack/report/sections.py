@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from fairchem_crack.report import embedding_figures, figures
 from fairchem_crack.report.collect import Findings
-from fairchem_crack.report.curves import training_tags, validation_tags
+from fairchem_crack.report.curves import TRAIN, VAL, training_tags, validation_tags
 from fairchem_crack.report.drawing import Picture, digits
-from fairchem_crack.report.numbers import ENERGY_MAE, FORCE_MAE
-from fairchem_crack.statistics import Interval
+from fairchem_crack.report.numbers import ENERGY_MAE, FORCE_MAE, system_errors
+from fairchem_crack.report.request import ROLES
+from fairchem_crack.statistics import Interval, error_interval
 
-COLUMNS = {  # of the table: heading, and how a value is written
+METRICS: dict[str, tuple[str, Callable[[float], str]]] = {  # of the tables: heading, and how a value is written
     ENERGY_MAE: ("energy MAE [eV]", digits),
     FORCE_MAE: ("force MAE [eV/Å]", digits),
     "forces_cosine_similarity": ("force cosine", "{:.3f}".format),
@@ -22,9 +24,13 @@ COLUMNS = {  # of the table: heading, and how a value is written
 }
 
 
+FIRST_CURVES = (f"{TRAIN}loss", VAL + ENERGY_MAE, VAL + FORCE_MAE)  # others are folded
+FOLDED = "More curves: the terms of the loss, the relations, other metrics"
+
+
 @dataclass(frozen=True)
 class Cell:
-    """A value as it is written, and its interval, empty where there is none."""
+    """A value as it is written, and its 95 % interval, empty where there is none."""
 
     value: str
     interval: str = ""
@@ -32,57 +38,90 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the table: its heading, a kind for the style sheet, and its cells."""
+    """A row of a table: its model or "gap closed", that model's architecture, and a cell for each split."""
 
     heading: str
-    kind: str
+    title: str
     cells: list[Cell]
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page: an anchor, a title, an explanation, and pictures."""
+    """A part of the page.
+
+    Attributes:
+        anchor: of links to it.
+        title: its heading.
+        text: what explains it.
+        pictures: shown, `per_row` beside each other on a wide screen.
+        folded: shown when asked for.
+        folded_title: what these are.
+    """
 
     anchor: str
     title: str
     text: str
     pictures: list[Picture]
+    per_row: int = 2
+    folded: list[Picture] = field(default_factory=list)
+    folded_title: str = ""
+
+    @property
+    def all_pictures(self) -> list[Picture]:
+        """The pictures and those that are folded."""
+        return [*self.pictures, *self.folded]
 
 
-def tiles(findings: Findings) -> list[tuple[str, str]]:
-    """The numbers at the page's head: a value and what it is."""
+@dataclass(frozen=True)
+class Tile:
+    """A number at the page's head: as it is written, what it is, and its interval, empty where there is none."""
+
+    value: str
+    what: str
+    interval: str = ""
+
+
+def tiles(findings: Findings) -> list[Tile]:
+    """The numbers at the page's head; of the first split where they depend on one."""
     student, teacher = findings.models["student"], findings.models["teacher"]
     split = findings.splits[0].name
     shown = []
     for name, what in ((ENERGY_MAE, "energy"), (FORCE_MAE, "force")):
         gap = findings.gaps[split].get(name)
         if gap is not None and math.isfinite(gap.estimate):
-            shown.append((f"{gap.estimate:.0%}", f"of the gap in {what} MAE closed, {split}"))
+            shown.append(Tile(f"{gap.estimate:.0%}", f"of the gap in {what} MAE closed, {split}", _gap(gap).interval))
     if not shown:
-        shown = [(digits(findings.metrics[split]["student"][FORCE_MAE]), f"eV/Å force MAE, {split}")]
-    shown.append((f"{digits(student.speed / teacher.speed, 2)}×", "the teacher's atoms per second"))  # noqa: RUF001
-    shown.append((f"{digits(student.parameters / teacher.parameters, 2)}×", "the teacher's parameters"))  # noqa: RUF001
+        of_systems = system_errors(findings.splits[0], findings.predictions["student"][split])
+        error = error_interval(*of_systems[FORCE_MAE])
+        interval = f"[{digits(error.low)}, {digits(error.high)}]"
+        shown = [Tile(digits(error.estimate), f"eV/Å force MAE, {split}", interval)]
+    shown.append(Tile(f"{digits(student.speed / teacher.speed, 2)}×", "the teacher's atoms per second"))  # noqa: RUF001
+    shown.append(Tile(f"{digits(student.parameters / teacher.parameters, 2)}×", "the teacher's parameters"))  # noqa: RUF001
     if findings.similarity is not None:
-        shown.append((digits(float(findings.similarity.own.mean()), 2), "mean cosine with the teacher's relations"))
+        cosine = digits(float(findings.similarity.own.mean()), 2)
+        shown.append(Tile(cosine, "mean cosine with the teacher's relations"))
     return shown
 
 
-def table(findings: Findings) -> dict[str, list[Row]]:
-    """The metrics: of each split a row for each model, and one for the gap closed where it is known."""
-    found = {}
-    for split, of_roles in findings.metrics.items():
+def columns(findings: Findings) -> list[str]:
+    """What heads the columns of the tables: the splits and, where there are several, their mean."""
+    return [*findings.metrics, *(["mean"] if findings.average else [])]
+
+
+def tables(findings: Findings) -> dict[str, list[Row]]:
+    """Of each metric a table: a row for each model, one for the gap closed where it is known, and `columns`."""
+    found = [*findings.metrics.values(), *([findings.average] if findings.average else [])]
+    gaps = [*findings.gaps.values(), *([findings.average_gap] if findings.average else [])]
+    shown = {}
+    for name, (heading, form) in METRICS.items():
         rows = [
-            Row(
-                f"{role}, {findings.models[role].title}",
-                role,
-                [Cell(form(of_role[name])) for name, (_, form) in COLUMNS.items()],  # type: ignore[operator]
-            )
-            for role, of_role in of_roles.items()
+            Row(role, model.title, [Cell(form(of_roles[role][name])) for of_roles in found])
+            for role, model in findings.models.items()
         ]
-        if gaps := findings.gaps[split]:
-            rows.append(Row("gap closed", "gap", [_gap(gaps[name]) if name in gaps else Cell("") for name in COLUMNS]))
-        found[split] = rows
-    return found
+        if all(name in one for one in gaps):
+            rows.append(Row("gap closed", "", [_gap(one[name]) for one in gaps]))
+        shown[heading] = rows
+    return shown
 
 
 def _gap(gap: Interval) -> Cell:
@@ -98,10 +137,11 @@ def sections(findings: Findings) -> list[Section]:
 
 
 def _accuracy(findings: Findings) -> Section:
-    pictures = [figures.by_split(name, findings.metrics, findings.models, findings.gaps) for name in (ENERGY_MAE, FORCE_MAE)]
-    pictures.append(figures.speed_accuracy(findings.models, findings.metrics))
+    metrics, roles = findings.metrics, [role for role in ROLES if role in findings.models]
+    pictures = [figures.by_split(name, metrics, roles, findings.gaps) for name in (ENERGY_MAE, FORCE_MAE)]
+    pictures += [figures.speed_accuracy(name, findings.models, metrics) for name in (ENERGY_MAE, FORCE_MAE)]
     text = f"Speeds: all models on the same batch of {findings.splits[0].name}, in turns; the fastest of three rounds."
-    return Section("accuracy", "Accuracy and speed", text, pictures)
+    return Section("accuracy", "Accuracy and speed", text, pictures, per_row=4)
 
 
 def _parity(findings: Findings) -> Section:
@@ -121,22 +161,23 @@ def _parity(findings: Findings) -> Section:
         pictures.append(figures.force_parity(forces(against), forces("student"), against=against, title=title))
     atoms = "free atoms" if any(not one.counted.all() for one in splits) else "all atoms"
     text = f"All splits together ({', '.join(one.name for one in splits)}); forces of {atoms}."
-    return Section("parity", "Student against labels and teacher", text, pictures)
+    return Section("parity", "Student against labels and teacher", text, pictures, per_row=4)
 
 
 def _groups(findings: Findings) -> Section:
     pictures = [
-        figures.by_group(
-            "force_mae_by_element", findings.elements, quantity=FORCE_MAE, kind="element", counted="atoms counted"
-        )
+        figures.by_group("force_mae_by_element", findings.elements, quantity=FORCE_MAE, kind="element", counted="atoms")
     ]
     for name, groups in findings.adsorbates.items():
-        counted = "systems" if name == ENERGY_MAE else "free atoms of its systems"
+        counted = "systems" if name == ENERGY_MAE else "atoms"
         pictures.append(figures.by_group(f"{name}_by_adsorbate", groups, quantity=name, kind="adsorbate", counted=counted))
-    text = "All splits together, the largest groups first."
+    splits = findings.splits
+    atoms = "free atoms" if any(not one.counted.all() for one in splits) else "all atoms"
+    pooled = f"The {len(splits)} splits are pooled: {', '.join(one.name for one in splits)}. " if len(splits) > 1 else ""
+    text = f"{pooled}The largest groups first; forces of {atoms}. Lines: 95 % intervals over the systems of a group."
     if not findings.adsorbates:
         text += " No atom is tagged 2, so nothing is said of adsorbates."
-    return Section("groups", "Errors by element and adsorbate", text, pictures)
+    return Section("groups", "Errors by element and adsorbate", text, pictures, per_row=3)
 
 
 def _curves(findings: Findings) -> Section:
@@ -144,15 +185,17 @@ def _curves(findings: Findings) -> Section:
     validations = validation_tags(known)
     zero = [tag for tag in validations if not any(one[tag].values.any() for one in findings.curves.values() if tag in one)]
     tags = [*training_tags(findings.curves["student"]), *(tag for tag in validations if tag not in zero)]
-    pictures = [figures.curve(tag, _comparable(tag, findings)) for tag in tags]
+    pictures = {tag: figures.curve(tag, _comparable(tag, findings)) for tag in tags}
+    first = [tag for tag in FIRST_CURVES if tag in pictures] or tags[:3]
     if not findings.curves["student"]:
         text = "The run has no TensorBoard event files (its logger was another, or logs/tensorboard was not kept)."
         text += " The validations are the undistilled student's alone." if pictures else " There are no curves to show."
     else:
         text = "From the run's TensorBoard logs. Faint: what was logged; strong: its running mean over 2 % of the training."
     if zero:
-        text += f" In every validation 0, and not shown: {', '.join(tag.partition('/')[2] for tag in zero)}."
-    return Section("curves", "Training", text, pictures)
+        text += f" In every validation 0, and not shown: {', '.join(figures.described(tag)[0] for tag in zero)}."
+    folded = [picture for tag, picture in pictures.items() if tag not in first]
+    return Section("curves", "Training", text, [pictures[tag] for tag in first], 3, folded, FOLDED)
 
 
 def _comparable(tag: str, findings: Findings) -> dict:
@@ -185,4 +228,4 @@ def _embeddings(findings: Findings) -> list[Section]:
         embedding_figures.matrix(found.reference, "teacher"),
         embedding_figures.histogram(found),
     ]
-    return [*shown, Section("relations", "Relations", text, pictures)]
+    return [*shown, Section("relations", "Relations", text, pictures, per_row=3)]
