@@ -30,6 +30,7 @@ from fairchem_crack.report.predict import Embeddings, Prediction, embed, load_mo
 from fairchem_crack.report.request import ROLES, further_names, make_request
 from fairchem_crack.report.sections import columns, sections, tables, tiles
 from fairchem_crack.report.systems import Split, load_split
+from fairchem_crack.statistics import Interval
 
 CPU = torch.device("cpu")
 SPLITS = ("val_id", "val_ood_both")
@@ -277,14 +278,14 @@ def test_the_first_screen_has_pictures_and_the_curves_are_folded(collected, requ
 
 @pytest.mark.slow
 def test_tiles_and_table_give_the_same_interval(collected):
-    gap = collected.gaps["val_id"]["forces_mae"]
-    tile = next((tile for tile in tiles(collected) if "force MAE closed" in tile.what), None)
-    closed = tables(collected)["force MAE [eV/Å]"][-1]
-    if math.isnan(gap.estimate):  # no gap on toy models: neither says a percentage
-        assert tile is None and closed.cells[0].value == "no gap"
-    else:
-        assert (tile.value, tile.interval) == (closed.cells[0].value, closed.cells[0].interval) and tile.interval
-    assert len(closed.cells) == 3
+    gaps = {"energy_mae": Interval(0.5, -0.1, 0.8), "forces_mae": Interval(math.nan)}
+    shown = dataclasses.replace(collected, gaps={split: gaps for split in SPLITS}, average_gap=gaps)
+    tile = tiles(shown)[0]
+    assert (tile.value, tile.interval, "energy MAE" in tile.what) == ("50%", "[-10%, 80%]", True)
+    assert not any("force MAE" in tile.what for tile in tiles(shown))
+    closed = {heading: rows[-1].cells for heading, rows in tables(shown).items()}
+    assert [(cell.value, cell.interval) for cell in closed["energy MAE [eV]"]] == 3 * [(tile.value, tile.interval)]
+    assert [cell.value for cell in closed["force MAE [eV/Å]"]] == 3 * ["no gap"]
 
 
 @pytest.mark.slow
