@@ -21,6 +21,7 @@ import torch
 from fairchem.core.common.relaxation.ase_utils import batch_to_atoms
 from fairchem.core.datasets import data_list_collater
 
+from fairchem_crack.arguments import named_values
 from fairchem_crack.bench.command import measure_throughput
 from fairchem_crack.bench.runs import Model
 from fairchem_crack.checks import ASE_SUFFIXES, check_dataset
@@ -119,20 +120,8 @@ def _check(options: argparse.Namespace, roles: dict[Path, str], data: dict[str, 
 
 
 def splits_of(entries: Sequence[str], option: str) -> dict[str, Path]:
-    """`name=path` entries as a mapping.
-
-    Raises:
-        ValueError: an entry of another form, or a name given twice.
-    """
-    found: dict[str, Path] = {}
-    for entry in entries:
-        name, is_given, path = entry.partition("=")
-        if not (name and is_given and path):
-            raise ValueError(f"{option} {entry}: expected SPLIT=PATH, val_id=data/val_id say.")
-        if name in found:
-            raise ValueError(f"{option} {entry}: the split {name} is given twice.")
-        found[name] = Path(path)
-    return found
+    """`SPLIT=PATH` entries as a mapping; ValueError for any other."""
+    return {name: Path(path) for name, path in named_values(entries, option, "SPLIT=PATH, val_id=data/val_id say").items()}
 
 
 def format_of(data: dict[str, Path], given: Optional[str]) -> dict[str, Any]:

@@ -190,7 +190,7 @@ def test_the_format_follows_from_the_names_of_the_files():
     "change, part",
     [
         ({"--data": ["val_id"]}, "--data val_id: expected SPLIT=PATH"),
-        ({"--data": ["a=.", "a=."]}, "the split a is given twice"),
+        ({"--data": ["a=.", "a=."]}, "--data a=.: a is given twice"),
         ({"--data": ["a=nowhere"]}, "nowhere does not exist"),
         ({"--teacher": ["nowhere.pt"]}, "nowhere.pt does not exist"),
         ({"--submission": ["a.npz"]}, "--submission and --test come together"),

@@ -19,6 +19,7 @@ import numpy as np
 from ase.calculators.calculator import Calculator
 
 import fairchem_crack.relaxations
+from fairchem_crack.arguments import named_values
 from fairchem_crack.files import write_text
 from fairchem_crack.relaxations.metrics import METRICS, Relaxed, Row, System, measure
 from fairchem_crack.relaxations.reading import (
@@ -69,7 +70,8 @@ def evaluate_relaxations(arguments: list[str]) -> None:
     logging.disable(logging.WARNING)
     try:
         files = {
-            option: entries(getattr(options, option), f"--{option}") for option in ("positions", "trajectories", "forces")
+            option: named_values(getattr(options, option), f"--{option}")
+            for option in ("positions", "trajectories", "forces")
         }
         for option in ("trajectories", "forces"):
             for name in files[option].keys() - files["positions"].keys():
@@ -79,7 +81,7 @@ def evaluate_relaxations(arguments: list[str]) -> None:
         if options.calculator and files["forces"]:
             raise ValueError("--calculator and --forces: give one of the two; both are the reference forces.")
         calculator = None if options.calculator is None else calculator_of(options.calculator)
-        systems = read_systems(options.data, entries(options.key_mapping, "--key-mapping"))
+        systems = read_systems(options.data, named_values(options.key_mapping, "--key-mapping"))
         rows: list[Row] = []
         notes: dict[str, list[str]] = {}  # the models that each is about
         for name, file in files["positions"].items():
@@ -100,23 +102,6 @@ def evaluate_relaxations(arguments: list[str]) -> None:
         sys.exit(f"fairchem-crack evaluate-relaxations: {error}")
     finally:
         logging.disable(logging.NOTSET)
-
-
-def entries(given: Sequence[str], option: str) -> dict[str, str]:
-    """`name=value` entries as a mapping.
-
-    Raises:
-        ValueError: an entry of another form, or a name given twice.
-    """
-    found: dict[str, str] = {}
-    for entry in given:
-        name, _, value = entry.partition("=")
-        if not (name and value):
-            raise ValueError(f"{option} {entry}: expected NAME=VALUE, student=runs/relax/... say.")
-        if name in found:
-            raise ValueError(f"{option} {entry}: {name} is given twice.")
-        found[name] = value
-    return found
 
 
 def _relaxed(

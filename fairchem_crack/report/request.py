@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
+from fairchem_crack.arguments import named_values
 from fairchem_crack.checks import check_dataset
 from fairchem_crack.teacher import read_checkpoint
 
@@ -167,13 +168,8 @@ def _data(entries: Sequence[str], config: dict[str, Any]) -> dict[str, dict[str,
         if not val.get("src"):
             raise ValueError("the checkpoint's config names no dataset.val.src to evaluate on; give --data NAME=SRC.")
         data["val"] = {**shared, **shared.get("val_split_settings", {})}
-    for entry in entries:
-        name, separator, src = entry.partition("=")
-        name, src = (name, src) if separator else (Path(entry).name, entry)
-        if not name or not src:
-            raise ValueError(f"--data {entry}: expected NAME=SRC, val_id=data/s2ef/val_id say.")
-        if name in data:
-            raise ValueError(f"--data {entry}: the name {name} is given twice.")
+    named = [entry if "=" in entry else f"{Path(entry).name}={entry}" for entry in entries]
+    for name, src in named_values(named, "--data", "NAME=SRC, val_id=data/s2ef/val_id say").items():
         data[name] = {key: value for key, value in shared.items() if key not in SELECTING}
         data[name]["src"] = src
     for name, options in data.items():

@@ -1,0 +1,27 @@
+"""What the commands' options have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+def named_values(entries: Iterable[str], option: str, form: str = "NAME=VALUE, student=runs/relax say") -> dict[str, str]:
+    """`name=value` entries as a mapping.
+
+    Args:
+        entries: as on the command line.
+        option: `--data` say, for the error.
+        form: what is expected, and an example of it, for the error.
+
+    Raises:
+        ValueError: an entry of another form, or a name given twice.
+    """
+    found: dict[str, str] = {}
+    for entry in entries:
+        name, _, value = entry.partition("=")
+        if not (name and value):
+            raise ValueError(f"{option} {entry}: expected {form}.")
+        if name in found:
+            raise ValueError(f"{option} {entry}: {name} is given twice.")
+        found[name] = value
+    return found
