@@ -102,7 +102,8 @@ class Check:
         except Exception as error:
             logging.debug("", exc_info=True)
             said = not where and isinstance(error, (ValueError, OSError))
-            problem = str(error) if said else f"{where or self.section}: {type(error).__name__}: {error}"
+            found = f"{error} is not given (KeyError)" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
+            problem = str(error) if said else f"{where or self.section}: {found}"
             if problem not in self.problems:
                 self.problems.append(problem)
 

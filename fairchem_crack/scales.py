@@ -56,6 +56,7 @@ def fit_scale_factors(config: dict) -> dict[str, float]:
         config.update(
             trainer="ocp",
             task={},
+            optim={**(config.get("optim") or {}), "scheduler": "Null"},  # `lambda_type` is our trainer's
             loss_functions=split_loss_functions(config["loss_functions"])[0],
             dataset={"train": config["dataset"]["train"]},
             checkpoint=str(file),  # where fairchem's function writes to

@@ -36,6 +36,8 @@ GEMNET_T = {
     },
 }
 
+COSINE = {"lambda_type": "cosine", "warmup_epochs": 1, "warmup_factor": 0.2, "lr_min_factor": 0.01}
+
 
 @pytest.fixture
 def command(tmp_path):
@@ -190,9 +192,17 @@ def test_the_short_trainer_name_needs_an_installed_package(check, distilled, tmp
     assert ("editable install, `fairchem-crack train` does" in section(said, "config")) is not is_known
 
 
+def test_a_schedule_without_its_milestones_is_named(check, distilled):
+    del distilled["optim"]["scheduler"]
+    status, said = check(distilled)
+    assert status == 1
+    assert "optim: 'lr_milestones' is not given" in said
+
+
 def test_scale_factors(check, distilled, tmp_path, capsys):
     distilled["trainer"] = "crack_distill"
     distilled["model"] = dict(GEMNET_T)
+    distilled["optim"].update(scheduler="LambdaLR", scheduler_params=COSINE)  # fairchem's own trainer lacks it
     status, said = check(distilled)
     assert status == 0  # a warning, not a problem
     assert "0 of 7 scale factors fitted" in section(said, "scales")
