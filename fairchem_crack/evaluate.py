@@ -12,6 +12,7 @@ import math
 import sys
 import warnings
 from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -88,6 +89,8 @@ def evaluate(arguments: list[str]) -> None:
                 options.checkpoint[0], format_of(test, options.format), batch_size=options.batch_size, cpu=options.cpu
             )
             print(f"Written: {write_submission(evaluator, test, options.submission)}")
+    except BrokenProcessPool:
+        sys.exit("fairchem-crack evaluate: a process was killed, for want of memory? Give less --num-gpus, --batch-size.")
     except (ValueError, OSError) as error:
         sys.exit(f"fairchem-crack evaluate: {error}")
     finally:

@@ -8,6 +8,7 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -56,6 +57,9 @@ def evaluate_all(
     Args:
         data: the path of each split.
         dataset: fairchem's options of the splits, all but `src`.
+
+    Raises:
+        BrokenProcessPool: a process was killed.
     """
     parts = [data] if processes == 1 else [{split: path} for split, path in data.items()]
     tasks = [Task(model, part, dataset, batch_size, cpu) for model in models for part in parts]
@@ -66,8 +70,8 @@ def evaluate_all(
         devices = context.SimpleQueue()
         for number in range(processes):
             devices.put(number)
-        with context.Pool(processes, initializer=_start_process, initargs=(devices,)) as pool:
-            done = pool.map(measure, tasks, chunksize=1)
+        with ProcessPoolExecutor(processes, context, _start_process, (devices,)) as pool:
+            done = list(pool.map(measure, tasks))
     found: dict[Path, Found] = {}
     for task, one in zip(tasks, done):
         known = found.setdefault(task.checkpoint, one)

@@ -6,7 +6,7 @@ import gc
 import io
 import json
 import pickle
-from multiprocessing.pool import ThreadPool
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import lmdb
@@ -121,21 +121,10 @@ def test_a_split_draws_what_its_name_says(split):
     assert len({number for number, *_ in SPLITS.values()}) == len(SPLITS)  # no split repeats another's systems
 
 
-class Threads:
-    """Stands for `multiprocessing`: `prepare_demo` in this process, where its functions can be replaced."""
-
-    @staticmethod
-    def get_context(_):
-        return Threads
-
-    @staticmethod
-    def Pool(_):
-        return ThreadPool(1)
-
-
 @pytest.fixture
 def in_process(monkeypatch):
-    monkeypatch.setattr(prepare, "multiprocessing", Threads)
+    """`prepare_demo` in this process, where its functions can be replaced."""
+    monkeypatch.setattr(prepare, "ProcessPoolExecutor", lambda workers, _: ThreadPoolExecutor(1))
     monkeypatch.setattr(prepare, "CHUNK", 2)
 
 

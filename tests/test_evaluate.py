@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import json
+import os
 import re
 import subprocess
 import sys
@@ -118,7 +119,23 @@ def test_several_processes_say_the_same(written, models, data, tmp_path, capfd):
     assert one.keys() == two.keys()
     for key, row in one.items():
         assert two[key]["metrics"] == pytest.approx(row["metrics"], rel=1e-6)
-    assert "eqV2_31M.pt on cat" in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "eqV2_31M.pt on cat" in said and "leaked" not in said
+
+
+class Killer:
+    """Ends the process that unpickles it, as the kernel does one that takes too much memory."""
+
+    def __reduce__(self) -> tuple:
+        return os._exit, (9,)
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_said(data, tmp_path):
+    torch.save(Killer(), tmp_path / "killer.pt")
+    flags = ["--checkpoint", str(tmp_path / "killer.pt"), "--cpu", "--num-gpus", "2", "--batch-sizes"]
+    with pytest.raises(SystemExit, match="a process was killed"):
+        evaluate([*flags, "--data", f"val_id={data / SPLITS['val_id']}"])
 
 
 def test_gap_closed_and_average_follow_from_the_errors(written, models):

@@ -6,9 +6,9 @@ import json
 import logging
 import multiprocessing
 import pickle
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
-from multiprocessing.pool import Pool
 from pathlib import Path
 
 import lmdb
@@ -57,7 +57,7 @@ def prepare_demo(directory: Path, *, sizes: dict[str, int], seed: int, workers: 
     if not pending:
         logging.info(f"{directory} is complete: {', '.join(f'{m.split} {m.systems}' for m in manifests)} systems.")
         return
-    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         for manifest in pending:
             _write_split(directory, manifest, pool)
 
@@ -75,7 +75,7 @@ def _is_complete(directory: Path, wanted: Manifest) -> bool:
     return True
 
 
-def _write_split(directory: Path, manifest: Manifest, pool: Pool) -> None:
+def _write_split(directory: Path, manifest: Manifest, pool: ProcessPoolExecutor) -> None:
     partial_directory = directory / f".{manifest.split}.partial"
     partial_directory.mkdir(parents=True, exist_ok=True)
     manifest_file = partial_directory / MANIFEST_FILE
