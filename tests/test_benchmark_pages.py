@@ -34,3 +34,40 @@ def test_the_accuracy_page_is_made_of_its_rows(tmp_path):
     importlib.import_module("accuracy_report").write_report(PAGES / "accuracy", tmp_path)
     for name in ("accuracy.md", "accuracy.json"):
         assert (tmp_path / name).read_text() == (PAGES / name).read_text()
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip(" *") for cell in line.strip("|").split("|")]
+
+
+def methods_of(page: str) -> list[dict[str, str]]:
+    """For each method of each comparison its line of each split."""
+    found: dict[tuple[str, str], dict[str, str]] = {}
+    heading = split = ""
+    for line in page.splitlines():
+        if line.startswith("### "):
+            heading = line
+        elif line.endswith(":"):
+            split = line[:-1]
+        elif line.startswith("| ") and heading:
+            found.setdefault((heading, cells(line)[0]), {})[split] = line
+    return list(found.values())
+
+
+def test_the_figures_that_users_are_shown_are_those_of_the_benchmark():
+    methods = methods_of((PAGES / "accuracy.md").read_text())
+    checked = 0
+    for line in (ROOT / "docs/accuracy.md").read_text().splitlines():
+        if len(cells(line)) < 5 or not cells(line)[1][:1].isdigit():
+            continue
+        terms, val_id, gap, ood, ood_gap, *step = cells(line)
+        wanted = {
+            "val_id": [*val_id.split(" / "), *gap.split(" / "), *step],
+            "val_ood_both": ood.split(" / ") + ood_gap.split(" / "),
+        }
+        assert any(
+            all(f"| {part} " in lines.get(split, "") for split, parts in wanted.items() for part in parts if part)
+            for lines in methods
+        ), terms
+        checked += 1
+    assert checked > 20
