@@ -116,8 +116,13 @@ def _given_epochs(group: Group, steps: int) -> str:
     return f"--set optim.max_epochs={steps // math.ceil(group.train_systems / optim['batch_size'])} "
 
 
-def page(content: dict[Group, dict], systems: dict[str, int], tuning: list[dict]) -> str:
-    """The whole page."""
+def page(content: dict[Group, dict], systems: dict[str, int], tuning: list[dict], cost: dict[str, tuple[int, float]]) -> str:
+    """The whole page.
+
+    Args:
+        systems: of each split.
+        cost: of the comparison and of the tuning, see `accuracy_summary.hours`.
+    """
     sizes = ", ".join(f"{name} {count}" for name, count in systems.items())
     lines = [
         "# Accuracy: methods, students, seeds",
@@ -166,5 +171,7 @@ def page(content: dict[Group, dict], systems: dict[str, int], tuning: list[dict]
             "CSV were not.",
         ]
     source = "`python benchmarks/accuracy.py report docs/benchmarks/accuracy` makes this page from its CSV."
+    took = ", ".join(f"{hours:.1f} hours for the {runs} runs of {table}" for table, (runs, hours) in cost.items())
+    source += f" CPU time of the trainings, one thread each: {took}; the teacher's caches come on top."
     lines += ["", "## Commands", "", source, "", *commands(content)]
     return "\n".join(lines) + "\n"

@@ -11,7 +11,7 @@ import numpy as np
 from accuracy_figure import draw, draw_learning_curve
 from accuracy_page import curve_file, page
 from accuracy_runs import SPLITS, TEACHER, Run, Workspace
-from accuracy_summary import Results, choices, compared, curves, summary, with_earlier
+from accuracy_summary import Results, choices, compared, curves, hours, summary, with_earlier
 
 from fairchem_crack.files import write_text
 from fairchem_crack.statistics import Interval
@@ -32,13 +32,14 @@ def write_report(directory: Path, out: Path) -> None:
     content = with_earlier(content, directory / SOURCES[-1])
     teacher = Run(teacher=next(iter(content)).teacher)
     systems = {split: len(results.errors(teacher, split, "energy")) for split in SPLITS}
-    tuning = choices(Workspace(directory, "tuning.csv").rows())
+    rows = {name: Workspace(directory, name).rows() for name in SOURCES[:2]}
+    tuning = choices(rows["tuning.csv"])
     published = out / "accuracy"
     published.mkdir(parents=True, exist_ok=True)
     for name in SOURCES:
         if (directory / name).exists() and directory.resolve() != published.resolve():
             shutil.copyfile(directory / name, published / name)
-    write_text(out / "accuracy.md", page(content, systems, tuning))
+    write_text(out / "accuracy.md", page(content, systems, tuning, {name: hours(found) for name, found in rows.items()}))
     groups = [{**asdict(group), "methods": methods} for group, methods in content.items()]
     described = {"systems": systems, "groups": groups, "tuning": tuning}
     write_text(out / "accuracy.json", json.dumps(described, indent=1, default=_plain) + "\n")

@@ -192,3 +192,9 @@ def choices(rows: list[dict]) -> list[dict]:
             relative = statistics.fmean(row[column] / undistilled[column] for column in GAPS.values())
             found.append({**row, "method": name, "coefficient": float(coefficient), "criterion": relative})
     return found
+
+
+def hours(rows: list[dict]) -> tuple[int, float]:
+    """Runs of which it is known, and the CPU hours of their trainings together: start and validations included."""
+    found = {run_of(row): row["cpu_seconds"] for row in rows if row["cpu_seconds"] != ""}
+    return len(found), sum(found.values()) / 3600
