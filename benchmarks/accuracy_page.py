@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import numpy as np
 from accuracy_runs import METRICS, TEACHER, UNDISTILLED, VALIDATIONS, schedule, student_options
@@ -46,14 +47,15 @@ def table(methods: dict[str, dict], split: str) -> list[str]:
 
 
 def learning_curve(content: dict[Group, dict]) -> list[str]:
-    """Errors against the number of systems."""
+    """Errors against the number of systems, of the methods that were trained on several."""
     lines: list[str] = []
     for group, sizes in curves(content).items():
         title = f"{group.student} from {group.teacher}, equal {group.budget}"
         lines += ["", f"### {title}", "", f"![{title}]({curve_file(group)})", ""]
         lines += ["Energy MAE [eV] / force MAE [eV/Å], and the gap closed of both, on val_id.", ""]
         lines += ["| method | " + " | ".join(f"{size} systems" for size in sizes) + " |", "|---" * (len(sizes) + 1) + "|"]
-        for method in dict.fromkeys(method for methods in sizes.values() for method in methods):
+        counts = Counter(method for methods in sizes.values() for method in methods)
+        for method in [method for method, count in counts.items() if count > 1]:
             cells = [_point(methods.get(method)) for methods in sizes.values()]
             lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return ["", "## Learning curve", *lines] if lines else []
