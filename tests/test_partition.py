@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -135,3 +139,11 @@ def test_the_fused_kernels_compute_what_torch_computes(monkeypatch, anchor, nega
 
 def test_the_fused_kernels_are_in_use_here():
     assert partition.kernels is not None
+
+
+@pytest.mark.slow
+def test_the_fused_kernels_on_several_threads():
+    environment = {**os.environ, "OMP_NUM_THREADS": "4", "NUMBA_NUM_THREADS": "4"}
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", "-k", "fused_kernels", __file__]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert "13 passed" in done.stdout, done.stdout[-2000:]
