@@ -15,6 +15,11 @@ CACHE := data/demo-cache-$(TEACHER)
 DISTILL := --task.distill.teacher.checkpoint=$(TEACHER_FILE) --task.distill.teacher.cache=$(CACHE)
 RUN := runs/demo$(if $(filter-out painn,$(STUDENT))$(filter-out equiformer_v2,$(TEACHER)),-$(STUDENT)-from-$(TEACHER))
 
+# The models are small: threads gain them little, and cost several times the time where the machine has other work.
+# Both, because fairchem sets torch's number to numba's.
+export OMP_NUM_THREADS ?= 1
+export NUMBA_NUM_THREADS ?= 1
+
 .PHONY: demo test lint venv clean
 
 # Other models: make demo STUDENT=gemnet_dT TEACHER=escn
