@@ -5,6 +5,8 @@ PYTHON ?= python3.11
 SEEDS ?= 0
 STUDENT ?= painn
 TEACHER ?= equiformer_v2
+# Files of tests side by side.
+TEST_JOBS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -51,7 +53,7 @@ endef
 
 test: venv
 	@echo "== Tests: the loss against an independent oracle, the plugin inside fairchem, short trainings, wrong inputs."
-	$(BIN)/python -m pytest --durations=10
+	$(BIN)/python -m pytest --numprocesses=$(TEST_JOBS) --dist=loadfile --durations=10
 
 lint: venv
 	$(BIN)/ruff check .

@@ -106,7 +106,7 @@ def check(arguments: list[str]) -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", handlers=[handler])
     from fairchem.core.common.utils import build_config
 
-    from fairchem_crack.check import check_config
+    from fairchem_crack.check.command import check_config
 
     options, overrides = _flags(arguments)
     try:

@@ -69,6 +69,11 @@ def peak_growth(work: Callable[[], Any], device: torch.device) -> tuple[Any, Opt
     return result, max(0, _resident("VmHWM") - resident)
 
 
+def megabytes(size: float) -> str:
+    """Bytes as text, with decimals where there are few."""
+    return f"{size / 2**20:.{0 if size >= 10 * 2**20 else 2}f} MB"
+
+
 def _return_freed_memory() -> None:
     """Hand the allocator's spare pages back to Linux: what they hold would not count as growth."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)

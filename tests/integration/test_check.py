@@ -17,7 +17,7 @@ from conftest import STUDENT_MODEL, TEACHER_MODEL
 from fairchem.core.common.registry import registry
 from fairchem.core.datasets import LmdbDataset, data_list_collater
 
-from fairchem_crack import check as check_module
+from fairchem_crack.check import inputs, models
 from fairchem_crack.checks import distill_faults, term_faults
 from fairchem_crack.cli import main
 from fairchem_crack.measure import loss_bytes
@@ -102,8 +102,8 @@ def pairs_per_system(source: Path) -> float:
 
 def test_a_good_config(check, distilled, data, monkeypatch):
     loads = []
-    load = check_module.load_teacher
-    monkeypatch.setattr(check_module, "load_teacher", lambda *given: loads.append(given) or load(*given))
+    load = models.load_teacher
+    monkeypatch.setattr(models, "load_teacher", lambda *given: loads.append(given) or load(*given))
     distilled["optim"]["batch_size"] = 4
     status, said = check(distilled)
     assert (status, said.splitlines()[-1]) == (0, "No problem found.")
@@ -183,7 +183,7 @@ def test_plain_training_needs_no_teacher(check, stock):
 @pytest.mark.parametrize("is_known", [True, False])
 def test_the_short_trainer_name_needs_an_installed_package(check, distilled, tmp_path, monkeypatch, is_known):
     include = tmp_path / ".include"
-    monkeypatch.setattr(check_module, "STOCK_IMPORTS", include)
+    monkeypatch.setattr(inputs, "STOCK_IMPORTS", include)
     if is_known:
         include.write_text("crack_distill")
     distilled["trainer"] = "crack_distill"

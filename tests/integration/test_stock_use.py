@@ -44,7 +44,7 @@ except ImportError:
 # The same with everything of this package imported and registered.
 WITH_US = """
 import sys
-import fairchem_crack.trainer, fairchem_crack.check, fairchem_crack.cache_teacher, fairchem_crack.testing
+import fairchem_crack.trainer, fairchem_crack.check.command, fairchem_crack.cache_teacher, fairchem_crack.testing
 from fairchem.core._cli import main
 sys.argv = ["fairchem", *sys.argv[2:]]
 main()
