@@ -3,6 +3,7 @@
     python benchmarks/accuracy.py run --students painn --methods undistilled crack --seeds 0 1 2 --output runs/accuracy
     python benchmarks/accuracy.py run ... --train-systems 75 300 1200   # a learning curve, on the same validation splits
     python benchmarks/accuracy.py run ... --budget time                 # once the runs of equal steps are there
+    python benchmarks/accuracy.py cost --students painn --methods undistilled crack --output runs/accuracy  # of a step
     python benchmarks/accuracy.py report runs/accuracy                  # docs/benchmarks/accuracy.{md,json,png}
     python benchmarks/accuracy.py report docs/benchmarks/accuracy       # the same from the published CSV
 
@@ -18,6 +19,8 @@ fitted to them. The undistilled student is the same run in both.
 
 `tune` trains each candidate coefficient of accuracy.yml with a seed of its own, evaluates it on val_id alone, and says which
 has the least mean of energy and force MAE relative to the undistilled student. Enter it in accuracy.yml by hand.
+
+`cost` times a step of each method: all of them in one process, in turn, on the same batches. Give it a quiet machine.
 """
 
 from __future__ import annotations
@@ -39,6 +42,7 @@ from accuracy_page import tuning_table
 from accuracy_report import write_report
 from accuracy_runs import (
     COMPARISON,
+    COSTS,
     ONE_THREAD,
     ROOT,
     SPLITS,
@@ -236,6 +240,19 @@ def run(options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
+def cost(options: argparse.Namespace) -> None:
+    """Measure what a step of each method costs."""
+    from accuracy_costs import measure_costs
+
+    comparison = load_comparison(options.comparison)
+    workspace = Workspace(options.output, COSTS)
+    runs = wanted_runs(comparison, options)[1:]
+    if UNDISTILLED not in options.methods:
+        raise ValueError(f"--methods: `{UNDISTILLED}` is missing, whose step the others are compared with.")
+    prepare(comparison, workspace, runs, options)
+    measure_costs(runs, comparison, workspace, options)
+
+
 def nested(settings: list[str]) -> dict[str, Any]:
     """`a.b=1` as a YAML would say it."""
     found: dict[str, Any] = {}
@@ -254,19 +271,27 @@ def nested(settings: list[str]) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> int:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{run,tune,report}")
-    for name, text in (("run", "train and evaluate what is missing"), ("tune", "compare candidate coefficients")):
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{run,tune,cost,report}")
+    for name, text in (
+        ("run", "train and evaluate what is missing"),
+        ("tune", "compare candidate coefficients"),
+        ("cost", "time a step of each method, side by side"),
+    ):
         command = commands.add_parser(name, help=text)
         command.add_argument("--students", nargs="+", default=["painn"])
         command.add_argument("--methods", nargs="+", required=True)
         command.add_argument("--teacher", default="equiformer_v2")
         command.add_argument("--train-systems", type=int, nargs="+", default=[300])
         command.add_argument("--output", type=Path, required=True, metavar="DIR")
+        command.add_argument("--comparison", type=Path, default=COMPARISON)
+        command.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+        if name == "cost":
+            command.add_argument("--rounds", type=int, default=30, help="steps of each method (default: 30)")
+            command.set_defaults(seeds=[0], budget="steps", jobs=1)
+            continue
         command.add_argument("--jobs", type=int, default=1, help="trainings side by side, one thread each (default: 1)")
         command.add_argument("--hours", type=float, default=float("inf"), help="after which no run is begun any more")
         command.add_argument("--set", nargs="+", default=[], metavar="a.b=1", help="options of every run's YAML")
-        command.add_argument("--comparison", type=Path, default=COMPARISON)
-        command.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
         if name == "run":
             command.add_argument("--seeds", type=int, nargs="+", default=[0])
             command.add_argument("--budget", default="steps", choices=["steps", "time"])
@@ -294,6 +319,8 @@ def main(arguments: list[str] | None = None) -> int:
             work(options.run, comparison, workspace, splits=options.splits, device=options.device)
         elif options.command == "report":
             write_report(options.directory, options.out)
+        elif options.command == "cost":
+            cost(options)
         else:
             return run(options)
     except (ValueError, OSError, subprocess.CalledProcessError) as error:

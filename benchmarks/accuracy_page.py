@@ -12,7 +12,6 @@ from accuracy_summary import GAPS, MEAN, Group, curves
 from fairchem_crack.statistics import Interval
 
 WORKING = "runs/accuracy"  # where the commands of the page work
-EARLIER = " *"  # behind a method of earlier.json
 SHOWN = ("val_id", "val_ood_both", MEAN)
 HEADINGS = ("energy MAE [eV]", "force MAE [eV/Å]", "force cosine", "EFwT [%]")
 DIGITS = (3, 4, 3, 2)
@@ -29,19 +28,18 @@ def show(interval: Interval, digits: int = 3, *, is_percentage: bool = False) ->
 def table(methods: dict[str, dict], split: str) -> list[str]:
     """A row for each method on one split."""
     lines = [
-        "| method | seeds | " + " | ".join(HEADINGS) + " | gap closed, energy | gap closed, forces | step | step, CPU |",
-        "|---" * (len(HEADINGS) + 6) + "|",
+        "| method | seeds | " + " | ".join(HEADINGS) + " | gap closed, energy | gap closed, forces | step |",
+        "|---" * (len(HEADINGS) + 5) + "|",
     ]
     for method, found in methods.items():
         of_split = found["splits"][split]
-        cells = [method + EARLIER * found.get("is_earlier", False), str(len(found["seeds"])) if found["seeds"] else ""]
+        cells = [method, str(len(found["seeds"])) if found["seeds"] else ""]
         for name, digits in zip(METRICS, DIGITS):
             is_fraction = name == "energy_forces_within_threshold"
             cells.append(show(of_split[name], digits, is_percentage=is_fraction).replace("%", ""))
         for name in GAPS:
             cells.append(show(of_split[f"gap_{name}"], 0, is_percentage=True) if f"gap_{name}" in of_split else "")
-        costs = (found.get("step_cost"), found.get("step_cpu_cost"))
-        cells += ["" if cost is None else f"{cost:.2f}" for cost in costs]
+        cells.append("" if found.get("step_cost") is None else show(found["step_cost"], 2))
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
@@ -107,7 +105,22 @@ def commands(content: dict[Group, dict]) -> list[str]:
             f"--budget {group.budget} {epochs}--output {WORKING}"
             for seeds, names in by_seeds.items()
         ]
+    lines += [
+        f"    python benchmarks/accuracy.py cost --students {student} --teacher {teacher} --methods {' '.join(methods)} "
+        f"--output {WORKING}"
+        for (student, teacher), methods in _costed(content).items()
+    ]
     return [*lines, f"    python benchmarks/accuracy.py report {WORKING}"]
+
+
+def _costed(content: dict[Group, dict]) -> dict[tuple[str, str], list[str]]:
+    """The methods of each student and teacher of which it is known what a step costs."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for group, methods in content.items():
+        known = [name for name, one in methods.items() if one.get("step_cost") is not None]
+        own = found.setdefault((group.student, group.teacher), [])
+        own += [name for name in known if name not in own]
+    return {key: methods for key, methods in found.items() if methods}
 
 
 def _given_epochs(group: Group, steps: int) -> str:
@@ -138,8 +151,8 @@ def page(content: dict[Group, dict], systems: dict[str, int], tuning: list[dict]
         "distilled) / (undistilled - teacher) of an MAE, undistilled and distilled of the same seeds, in brackets a 95 % "
         "paired bootstrap interval over seeds and systems; with few seeds it is too narrow where the scatter over seeds "
         "dominates, with one it is of the systems alone (`fairchem_crack/statistics.py`). Mean of the four: of the errors "
-        "on the four splits. Step: time of a training step over the undistilled one's of the same seed, medians over steps "
-        "and seeds; the wall clock suffers from trainings side by side, CPU time hardly.",
+        "on the four splits. Step: CPU time of a training step, with the teacher's cache, over the undistilled one's; the "
+        "methods take turns on the same batches in one process (`accuracy.py cost`), median over the rounds and quartiles.",
         "",
         "![gap closed](accuracy.png)",
         "",
@@ -165,12 +178,6 @@ def page(content: dict[Group, dict], systems: dict[str, int], tuning: list[dict]
             "method's first term.",
             "",
             tuning_table(tuning),
-        ]
-    if any(found.get("is_earlier") for methods in content.values() for found in methods.values()):
-        lines += [
-            "",
-            f"{EARLIER.strip()} Of an earlier run of the same trainings, of which the figures were kept and the rows of the "
-            "CSV were not.",
         ]
     source = "`python benchmarks/accuracy.py report docs/benchmarks/accuracy` makes this page from its CSV."
     took = ", ".join(f"{hours:.1f} hours for the {runs} runs of {table}" for table, (runs, hours) in cost.items())

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 from accuracy_figure import draw, draw_learning_curve
 from accuracy_page import curve_file, page
-from accuracy_runs import SPLITS, TEACHER, Run, Workspace
-from accuracy_summary import Results, choices, compared, curves, hours, summary, with_earlier
+from accuracy_runs import COSTS, SPLITS, TEACHER, Run, Workspace
+from accuracy_summary import Results, choices, compared, curves, hours, in_order, summary
 
 from fairchem_crack.files import write_text
 from fairchem_crack.statistics import Interval
 
-SOURCES = ("accuracy.csv", "tuning.csv", "errors.npz", "earlier.json")  # what the page is made of
+SOURCES = ("accuracy.csv", "tuning.csv", COSTS, "errors.npz")  # what the page is made of
 
 
 def write_report(directory: Path, out: Path) -> None:
@@ -26,10 +26,9 @@ def write_report(directory: Path, out: Path) -> None:
         ValueError: there is nothing to compare yet.
     """
     results = Results(Workspace(directory))
-    content = {group: summary(results, group) for group in results.groups()}
+    content = in_order({group: summary(results, group) for group in results.groups()})
     if not content:
         raise ValueError(f"{directory}: no row of a distilled student in accuracy.csv.")
-    content = with_earlier(content, directory / SOURCES[-1])
     teacher = Run(teacher=next(iter(content)).teacher)
     systems = {split: len(results.errors(teacher, split, "energy")) for split in SPLITS}
     rows = {name: Workspace(directory, name).rows() for name in SOURCES[:2]}

@@ -32,6 +32,7 @@ ERRORS = ("energy", "forces", "components")
 IDENTITY = ("student", "teacher", "method", "seed", "train_systems", "budget")
 COLUMNS = (*IDENTITY, "steps", "split", *METRICS, "step_seconds", "step_cpu_seconds", "cpu_seconds", "seconds")
 UNDISTILLED, TEACHER = "undistilled", "teacher"
+COSTS = "costs.csv"  # see accuracy_costs
 VALIDATIONS = 5  # in a training; the best one's weights are evaluated
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}  # fairchem takes numba's number
 
@@ -90,6 +91,8 @@ class Workspace:
     """The directory of a benchmark, and the files in it.
 
     accuracy.csv         a row for each run and split
+    tuning.csv           the same of candidates, on val_id
+    costs.csv            seconds of a step of each student, teacher, method and round
     errors.npz           RUN/SPLIT, (3, K) energy, forces, components, see `CheckpointEvaluator.metrics_and_errors`
     data/, caches/       the splits and what each teacher says of the training data
     runs/RUN.yml, .log   and, from fairchem, runs/checkpoints/RUN, runs/logs/LOGGER/RUN
@@ -146,7 +149,7 @@ class Workspace:
 def _parsed(name: str, text: str) -> Any:
     if not text or name in ("student", "teacher", "method", "budget", "split"):
         return text
-    return int(text) if name in ("seed", "train_systems", "steps") else float(text)
+    return int(text) if name in ("seed", "train_systems", "steps", "round") else float(text)
 
 
 def run_of(row: dict) -> Run:

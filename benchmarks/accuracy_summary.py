@@ -1,21 +1,26 @@
-"""The figures of the accuracy benchmark, from accuracy.csv and the errors of each system beside it.
-
-`earlier.json` in the same directory, if there is one, has the figures of runs whose rows were not kept, in the form of
-accuracy.json. They fill in for methods of which the CSV has fewer seeds, and are marked.
-"""
+"""The figures of the accuracy benchmark, from accuracy.csv, the errors of each system and costs.csv beside it."""
 
 from __future__ import annotations
 
-import json
-import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from typing import Optional
 
 import numpy as np
-from accuracy_runs import COMPARISON, ERRORS, METRICS, SPLITS, TEACHER, UNDISTILLED, Run, Workspace, load_comparison, run_of
+from accuracy_runs import (
+    COMPARISON,
+    COSTS,
+    ERRORS,
+    METRICS,
+    SPLITS,
+    TEACHER,
+    UNDISTILLED,
+    Run,
+    Workspace,
+    load_comparison,
+    run_of,
+)
 
 from fairchem_crack.statistics import Errors, Interval, gap_closed_interval, t_interval
 
@@ -52,6 +57,7 @@ class Results:
         for row in workspace.rows():
             self.rows.setdefault(run_of(row), {})[row["split"]] = row
         self._errors = dict(np.load(workspace.errors)) if workspace.errors.exists() else {}
+        self._costs = step_costs(Workspace(workspace.directory, COSTS).rows())
 
     def groups(self) -> list[Group]:
         """All with a distilled student, in the order of the CSV."""
@@ -70,6 +76,10 @@ class Results:
     def errors(self, run: Run, split: str, name: str) -> np.ndarray:
         """(K,) one of `ERRORS` of the systems of a split."""
         return self._errors[f"{run.name}/{split}"][ERRORS.index(name)].astype(float)
+
+    def cost(self, group: Group, method: str) -> Optional[Interval]:
+        """See `step_costs`; None where it was not measured."""
+        return self._costs.get((group.student, group.teacher, method))
 
     def value(self, run: Run, split: str, column: str) -> float:
         """A column of a run on one split, or averaged over the four."""
@@ -115,7 +125,8 @@ def summary(results: Results, group: Group) -> dict:
             }
             if method != UNDISTILLED:
                 splits[split].update({f"gap_{name}": gap(results, group, method, paired, split, name) for name in GAPS})
-        found[method] = {"seeds": seeds, **_costs(results, group, method, paired), "splits": splits}
+        steps = results.rows[group.run(method, seeds[0])]["val_id"]["steps"]
+        found[method] = {"seeds": seeds, "steps": steps, "step_cost": results.cost(group, method), "splits": splits}
     found[TEACHER] = {
         "seeds": [],
         "splits": {
@@ -125,39 +136,29 @@ def summary(results: Results, group: Group) -> dict:
     return found
 
 
-def _costs(results: Results, group: Group, method: str, seeds: list[int]) -> dict[str, Any]:
-    """Steps of a run; and the time of one over the undistilled run's of the same seed, median over the seeds."""
+def step_costs(rows: list[dict]) -> dict[tuple[str, str, str], Interval]:
+    """Of student, teacher and method: the time of a step over the undistilled one's of the same round.
 
-    def ratio(column: str) -> float:
-        runs = [[group.run(one, seed) for one in (method, UNDISTILLED)] for seed in seeds]
-        return statistics.median(
-            results.value(one, "val_id", column) / results.value(other, "val_id", column) for one, other in runs
-        )
+    The median over the rounds, and the quartiles.
+    """
+    rounds: dict[tuple[str, str, str], dict[int, float]] = {}
+    for row in rows:
+        rounds.setdefault((row["student"], row["teacher"], row["method"]), {})[row["round"]] = row["seconds"]
+    found = {}
+    for (student, teacher, method), seconds in rounds.items():
+        undistilled = rounds[student, teacher, UNDISTILLED]
+        low, middle, high = np.quantile([seconds[one] / undistilled[one] for one in seconds], [0.25, 0.5, 0.75]).tolist()
+        found[student, teacher, method] = Interval(middle, low, high)
+    return found
 
-    steps = results.rows[group.run(method, seeds[0])]["val_id"]["steps"]
-    return {"steps": steps, "step_cost": ratio("step_seconds"), "step_cpu_cost": ratio("step_cpu_seconds")}
 
-
-def with_earlier(content: dict[Group, dict], file: Path) -> dict[Group, dict]:
-    """The figures of the CSV and, of methods of which it has fewer seeds, of `file`; methods as accuracy.yml orders them."""
-    found = {group: dict(methods) for group, methods in content.items()}
-    for described in json.loads(file.read_text()) if file.exists() else []:
-        methods = found.setdefault(Group(**{name: described[name] for name in Group.__annotations__}), {})
-        for name, figures in described["methods"].items():
-            if name not in methods or len(methods[name]["seeds"]) < len(figures["seeds"]):
-                methods[name] = {**figures, "splits": _intervals(figures["splits"]), "is_earlier": True}
-    order = [*load_comparison(COMPARISON).methods]
+def in_order(content: dict[Group, dict]) -> dict[Group, dict]:
+    """The methods of each group as accuracy.yml orders them, then the teacher, then others."""
+    order = {name: index for index, name in enumerate((*load_comparison(COMPARISON).methods, TEACHER))}
     return {
-        group: dict(sorted(methods.items(), key=lambda one: order.index(one[0]) if one[0] in order else len(order)))
-        for group, methods in found.items()
+        group: dict(sorted(methods.items(), key=lambda one: order.get(one[0], len(order))))
+        for group, methods in content.items()
     }
-
-
-def _intervals(splits: dict[str, dict[str, list]]) -> dict[str, dict[str, Interval]]:
-    def interval(ends: list) -> Interval:
-        return Interval(*(math.nan if end is None else end for end in ends))
-
-    return {split: {name: interval(ends) for name, ends in found.items()} for split, found in splits.items()}
 
 
 def curves(content: dict[Group, dict]) -> dict[Group, dict[int, dict]]:

@@ -33,7 +33,7 @@ import torch
 from fairchem.core.common.utils import load_config, setup_imports
 from fairchem.core.trainers.ocp_trainer import OCPTrainer
 from scipy.stats import binom
-from step import begin, build_trainer, take_step
+from step_runs import begin, build_trainer, take_step
 from torch import distributed as dist
 
 from fairchem_crack import keys

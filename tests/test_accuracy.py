@@ -24,6 +24,7 @@ import accuracy_page
 import accuracy_report
 import accuracy_summary
 from accuracy_runs import (
+    COSTS,
     METRICS,
     SPLITS,
     Comparison,
@@ -313,7 +314,7 @@ def results(tmp_path) -> Path:
     """Two seeds, two systems of 1 and 3 free atoms in every split; the same errors in each.
 
     Energy: undistilled 1.2 and 0.8 eV, crack 0.7 and 0.5 eV, teacher 0.2 eV. Forces of a component, in eV/A: a tenth.
-    Equal time: crack 0.9 and 0.7 eV. 75 systems: crack as bad as the undistilled student.
+    Equal time: crack 0.9 and 0.7 eV. 75 systems: crack as bad as the undistilled student. Step: 1.1, 1.2, 1.3 times.
     """
     workspace = Workspace(tmp_path / "results")
     workspace.directory.mkdir(parents=True)
@@ -331,6 +332,10 @@ def results(tmp_path) -> Path:
         add(replace(CRACK, seed=seed, budget="time"), in_time, step=0.11)
         add(replace(UNDISTILLED, seed=seed, train_systems=75), 2 * undistilled)
         add(replace(CRACK, seed=seed, train_systems=75), 2 * undistilled)
+    costs = ["student,teacher,method,round,seconds"]
+    for number, (undistilled, crack) in enumerate(((0.1, 0.11), (0.2, 0.24), (0.1, 0.13))):
+        costs += [f"painn,escn,undistilled,{number},{undistilled}", f"painn,escn,crack,{number},{crack}"]
+    (workspace.directory / "costs.csv").write_text("\n".join(costs) + "\n")
     return workspace.directory
 
 
@@ -351,7 +356,7 @@ def test_the_report_has_the_gaps_by_hand(results, tmp_path):
             in_time = groups[300, "time"]["crack"]["splits"][split][f"gap_{quantity}"]
             assert in_time == pytest.approx([(1.0 - 0.8) / 0.8, 0.1 / 0.6, 0.3 / 1.0])  # the mean and the single seeds
             assert groups[75, "steps"]["crack"]["splits"][split][f"gap_{quantity}"] == pytest.approx([0, 0, 0])
-    assert groups[300, "steps"]["crack"]["step_cost"] == pytest.approx(1.1)
+    assert groups[300, "steps"]["crack"]["step_cost"] == pytest.approx([1.2, 1.15, 1.25])
 
 
 def test_the_page_says_seeds_data_and_commands(results, tmp_path):
@@ -360,7 +365,8 @@ def test_the_page_says_seeds_data_and_commands(results, tmp_path):
     assert "### painn from escn, 300 systems, equal steps" in page
     assert "| undistilled | 2 | 1.000 [-1.541, 3.541] |" in page
     assert "| teacher |  | 0.200 | 0.0200 | 0.500 | 1.00 |" in page
-    assert "| 50% [50, 50] | 50% [50, 50] | 1.10 | 1.10 |" in page
+    assert "| 50% [50, 50] | 50% [50, 50] | 1.20 [1.15, 1.25] |" in page
+    assert "cost --students painn --teacher escn --methods undistilled crack --output" in page
     assert "val_id 2, val_ood_ads 2" in page
     assert (
         "--students painn --methods undistilled crack --seeds 0 1 --teacher escn --train-systems 300 --budget time" in page
@@ -381,20 +387,11 @@ def test_the_published_rows_make_the_same_page(results, tmp_path):
     accuracy_report.write_report(tmp_path / "first/accuracy", tmp_path / "first")  # in its place
 
 
-def test_figures_whose_rows_are_gone_fill_in_and_are_marked(results, tmp_path):
-    accuracy_report.write_report(results, tmp_path / "out")
-    groups = json.loads((tmp_path / "out/accuracy.json").read_text())["groups"]
-    group = next(group for group in groups if (group["train_systems"], group["budget"]) == (300, "steps"))
-    earlier = {**group, "methods": {"n2n": {**group["methods"]["crack"], "seeds": [7]}, "crack": group["methods"]["crack"]}}
-    (results / "earlier.json").write_text(json.dumps([earlier]))
+def test_without_measured_costs_there_are_none(results, tmp_path):
+    (results / "costs.csv").unlink()
     accuracy_report.write_report(results, tmp_path / "out")
     page = (tmp_path / "out/accuracy.md").read_text()
-    assert "| n2n * | 1 | 0.600 [-0.671, 1.871] |" in page and "| crack | 2 |" in page
-    assert "rows of the CSV were not" in page.replace("\n", " ")
-    assert page.index("| undistilled | 2") < page.index("| n2n *") < page.index("| crack | 2")  # as in accuracy.yml
-    again = json.loads((tmp_path / "out/accuracy.json").read_text())["groups"]
-    kept = next(group for group in again if group["train_systems"] == 300 and group["budget"] == "steps")
-    assert kept["methods"]["n2n"]["is_earlier"] and "is_earlier" not in kept["methods"]["crack"]
+    assert "| 50% [50, 50] | 50% [50, 50] |  |" in page and "accuracy.py cost --students" not in page
 
 
 def test_the_picture_of_the_gaps_leaves_out_the_points_of_a_learning_curve(results):
@@ -490,6 +487,14 @@ def test_a_toy_from_nothing_to_the_report(toy, tmp_path):
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     for before, after in zip(rows[-4:], workspace.rows()[-4:]):
         assert after == {**before, "cpu_seconds": "", "seconds": ""}
+
+    timed = subprocess.run([*toy[:2], "cost", *toy[3:-4], *toy[-2:], "--rounds", "2"], capture_output=True, text=True)
+    assert timed.returncode == 0, timed.stdout + timed.stderr
+    costs = Workspace(tmp_path / "out", COSTS).rows()
+    assert sorted((row["method"], row["round"]) for row in costs) == [
+        (method, number) for method in ("crack", "undistilled") for number in range(2)
+    ]
+    assert all(row["seconds"] > 0 for row in costs)
 
     report = subprocess.run(
         [*toy[:2], "report", str(workspace.directory), "--out", str(tmp_path / "report")], capture_output=True, text=True
