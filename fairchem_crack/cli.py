@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import json
 import logging
@@ -85,16 +86,19 @@ def train(arguments: list[str]) -> None:
     """Run `fairchem --mode train` with this package registered.
 
     A short `trainer: crack_distill` is handed on as dotted path, because the processes that `--num-gpus` starts import
-    fairchem alone.
+    fairchem alone. They meet on a free port: fairchem names none, and torch's default is one for the whole machine, on
+    which a second training dies when the first ends.
     """
     import fairchem.core._cli
     from fairchem.core.common.utils import build_config
+    from torch.distributed.launcher.api import LaunchConfig
 
     import fairchem_crack.trainer  # noqa: F401, registers trainer and loss
 
     options, overrides = _flags(arguments)
     if build_config(options, overrides).get("trainer") == "crack_distill":
         overrides.append("--trainer=fairchem_crack.CrackDistillTrainer")
+    fairchem.core._cli.LaunchConfig = functools.partial(LaunchConfig, rdzv_endpoint="localhost:0")
     fairchem.core._cli.main(options, overrides)
 
 

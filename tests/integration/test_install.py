@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -11,8 +10,8 @@ from pathlib import Path
 
 import fairchem.core
 import pytest
-import yaml
 from conftest import distill_config
+from launcher import launch
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,11 +55,6 @@ def test_the_stock_command_knows_the_short_name(wheel, data, teacher_checkpoint,
     shutil.copytree(core, site / "fairchem" / "core", ignore=shutil.ignore_patterns("__pycache__"))
     zipfile.ZipFile(wheel).extractall(site)
     config = {**distill_config(data, teacher_checkpoint), "trainer": "crack_distill", "logger": "tensorboard"}
-    file = tmp_path / "config.yml"
-    file.write_text(yaml.safe_dump(config))
-    entry = ["-c", "from fairchem.core._cli import main; main()", "--mode", "train", "--config-yml", str(file)]
-    flags = ["--cpu", "--num-gpus", str(ranks), "--run-dir", str(tmp_path), "--timestamp-id", "run"]
-    environment = {**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *entry, *flags], capture_output=True, text=True, env=environment, cwd=tmp_path)
+    done = launch(config, tmp_path, ranks=ranks, PYTHONPATH=str(site))
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "checkpoints/run/best_checkpoint.pt").is_file()

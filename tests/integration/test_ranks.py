@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import gc
 import math
-import os
 import pickle
-import subprocess
-import sys
+import socket
 from pathlib import Path
 
 import lmdb
@@ -15,26 +13,10 @@ import pytest
 import torch
 import yaml
 from fairchem.core.datasets import LmdbDataset
+from launcher import ALONE, OURS, PORT, launch
 from torch_geometric.data import Data
 
 from fairchem_crack import keys
-
-TESTS = Path(__file__).parents[1]
-
-
-def spawn(config: dict, directory: Path, command: str = "fairchem") -> str:
-    file = directory / "ranks.yml"
-    file.write_text(yaml.safe_dump(config))
-    entry = {
-        "fairchem": ["-c", "from fairchem.core._cli import main; main()", "--mode", "train"],
-        "fairchem-crack train": ["-m", "fairchem_crack.cli", "train"],
-    }[command]
-    flags = ["--config-yml", str(file), "--cpu", "--num-gpus", "2", "--run-dir", str(directory), "--timestamp-id", "run"]
-    environment = {**os.environ, "PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
-    options = {"capture_output": True, "text": True, "env": environment, "cwd": directory, "timeout": 120}
-    done = subprocess.run([sys.executable, *entry, *flags], **options)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stderr
 
 
 @pytest.fixture
@@ -44,7 +26,8 @@ def digested(distilled, tmp_path):
     def train() -> list[dict]:
         distilled["trainer"] = "digest_trainer.DigestTrainer"
         distilled["logger"] = "tensorboard"
-        spawn(distilled, tmp_path)
+        done = launch(distilled, tmp_path)
+        assert done.returncode == 0, done.stderr[-3000:]
         return [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
 
     return train
@@ -106,10 +89,12 @@ def test_a_rank_without_pairs_takes_part_in_the_step(distilled, digested, half_w
 
 
 @pytest.mark.slow
-def test_fairchem_crack_train_makes_the_short_name_known_to_spawned_ranks(distilled, tmp_path):
+def test_fairchem_crack_train_knows_the_short_name_in_its_ranks_and_takes_a_port_of_its_own(distilled, tmp_path):
     distilled["trainer"] = "crack_distill"
     distilled["logger"] = "tensorboard"
-    spawn(distilled, tmp_path, "fairchem-crack train")
+    with ALONE, socket.create_server(("localhost", PORT)):
+        done = launch(distilled, tmp_path, entry=OURS)
+    assert done.returncode == 0, done.stderr[-3000:]
     state = torch.load(tmp_path / "checkpoints/run/checkpoint.pt", map_location="cpu", weights_only=False)
     assert state["step"] == 3 and keys.CHECKPOINT_KEY in state
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 import copy
 import gc
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,13 +12,13 @@ import recorder
 import torch
 import yaml
 from conftest import TEACHER_MODEL
+from launcher import launch
 
 from fairchem_crack.cli import main
 from fairchem_crack.trainer import CrackDistillTrainer
 
 pytestmark = pytest.mark.slow
 
-TESTS = Path(__file__).parents[1]
 STEPS = 24  # 4 epochs of 6
 
 
@@ -103,16 +100,7 @@ def test_a_full_disk_while_saving_leaves_the_last_checkpoint(run, long, monkeypa
 
 def ranks(config: dict, directory: Path, name: str, kill_at: int = 0) -> dict[int, list[float]]:
     """Two ranks by the stock command; rank 0 is killed after step `kill_at`. The losses by step, of each rank."""
-    file = directory / "ranks.yml"
-    file.write_text(yaml.safe_dump(config))
-    flags = ["--config-yml", str(file), "--cpu", "--num-gpus", "2", "--run-dir", str(directory), "--timestamp-id", name]
-    environment = {
-        **os.environ,
-        **{"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"},
-        **{"LOSSES": str(directory / name), "KILL_AT": str(kill_at)},
-    }
-    command = [sys.executable, "-c", "from fairchem.core._cli import main; main()", "--mode", "train", *flags]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=directory)
+    done = launch(config, directory, name=name, LOSSES=str(directory / name), KILL_AT=str(kill_at))
     assert (done.returncode == 0) is (kill_at == 0), done.stderr[-3000:]
     found: dict[int, list[float]] = {}
     for rank in (0, 1):
