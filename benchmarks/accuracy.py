@@ -2,8 +2,8 @@
 
     python benchmarks/accuracy.py run --students painn --methods undistilled crack --seeds 0 1 2 --output runs/accuracy
     python benchmarks/accuracy.py run ... --train-systems 75 300 1200   # a learning curve, on the same validation splits
-    python benchmarks/accuracy.py run ... --budget time                 # once the runs of equal steps are there
     python benchmarks/accuracy.py cost --students painn --methods undistilled crack --output runs/accuracy  # of a step
+    python benchmarks/accuracy.py run ... --budget time                 # once their costs are there
     python benchmarks/accuracy.py report runs/accuracy                  # docs/benchmarks/accuracy.{md,json,png}
     python benchmarks/accuracy.py report docs/benchmarks/accuracy       # the same from the published CSV
 
@@ -13,14 +13,14 @@ outermost loop: stopped at any time, every method has the same seeds but for the
 CSV is not run again, an interrupted one goes on from its checkpoint. accuracy.yml says what the methods are.
 
 Budgets. `steps`: every run takes the student's optim.total_steps, whatever the data. `time`: every method takes as long as
-the undistilled student did for these: its number of steps times the ratio of the two methods' step_cpu_seconds (on a GPU:
-step_seconds), medians over the seeds of the `steps` rows, in whole epochs and at least one; the learning rate's schedule is
-fitted to them. The undistilled student is the same run in both.
+the undistilled student did for these: its number of steps over the cost of a step, as `cost` measured it, in whole epochs
+and at least one; the learning rate's schedule is fitted to them. The undistilled student is the same run in both.
 
 `tune` trains each candidate coefficient of accuracy.yml with a seed of its own, evaluates it on val_id alone, and says which
 has the least mean of energy and force MAE relative to the undistilled student. Enter it in accuracy.yml by hand.
 
-`cost` times a step of each method: all of them in one process, in turn, on the same batches. Give it a quiet machine.
+`cost` times a step of each method, on a CPU its CPU time: all of them in one process, in turn, on the same batches. Give it
+a quiet machine.
 """
 
 from __future__ import annotations
@@ -55,12 +55,11 @@ from accuracy_runs import (
     finished,
     load_comparison,
     run_of,
-    time_ratio,
     training_config,
     work,
     write_config,
 )
-from accuracy_summary import choices
+from accuracy_summary import choices, step_costs, time_ratio
 
 LOG_TAIL = 15  # lines of a failed run that are shown
 POLL = 0.5  # seconds
@@ -150,13 +149,14 @@ def write_configs(
 ) -> None:
     """Write the YAML of every run; refuse one that was begun with other settings."""
     done, given = finished(rows), nested(options.set)
+    costs = step_costs(Workspace(workspace.directory, COSTS).rows())
     for run in runs:
         if not run.student:
             continue
         is_begun = run in done or workspace.checkpoint(run, "checkpoint.pt").exists()
         if is_begun and run.budget == "time":
-            continue  # the medians of the step costs may have moved since
-        ratio = time_ratio(rows, run, device=options.device)
+            continue  # the costs may have been measured anew since
+        ratio = time_ratio(costs, run)
         config = training_config(run, comparison, workspace, given=given, ratio=ratio)
         write_config(run, config, workspace, is_begun=is_begun)
 

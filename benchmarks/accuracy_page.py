@@ -91,26 +91,30 @@ def tuning_table(found: list[dict]) -> str:
 
 
 def commands(content: dict[Group, dict]) -> list[str]:
-    """Commands that make these runs; those of the undistilled student first, which equal time is measured by."""
-    lines = [f"    cp -r docs/benchmarks/accuracy {WORKING}  # to go on from these runs; without it all are made anew"]
+    """Commands that make these runs; those of equal time last, which ask for the costs."""
+    runs: dict[str, list[str]] = {"steps": [], "time": []}
     for group, methods in content.items():
         by_seeds: dict[tuple[int, ...], list[str]] = {}
         for name, found in methods.items():
             if name != TEACHER:
                 by_seeds.setdefault(tuple(found["seeds"]), []).append(name)
         epochs = _given_epochs(group, methods[UNDISTILLED]["steps"])
-        lines += [
+        runs[group.budget] += [
             f"    python benchmarks/accuracy.py run --students {group.student} --methods {' '.join(names)} "
             f"--seeds {' '.join(map(str, seeds))} --teacher {group.teacher} --train-systems {group.train_systems} "
             f"--budget {group.budget} {epochs}--output {WORKING}"
             for seeds, names in by_seeds.items()
         ]
-    lines += [
+    costs = [
         f"    python benchmarks/accuracy.py cost --students {student} --teacher {teacher} --methods {' '.join(methods)} "
         f"--output {WORKING}"
         for (student, teacher), methods in _costed(content).items()
     ]
-    return [*lines, f"    python benchmarks/accuracy.py report {WORKING}"]
+    return [
+        f"    cp -r docs/benchmarks/accuracy {WORKING}  # to go on from these runs; without it all are made anew",
+        *[*runs["steps"], *costs, *runs["time"]],
+        f"    python benchmarks/accuracy.py report {WORKING}",
+    ]
 
 
 def _costed(content: dict[Group, dict]) -> dict[tuple[str, str], list[str]]:

@@ -10,11 +10,10 @@ import json
 import math
 import os
 import resource
-import statistics
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Optional
 
@@ -30,7 +29,7 @@ SPLITS = ("val_id", "val_ood_ads", "val_ood_cat", "val_ood_both")
 METRICS = ("energy_mae", "forces_mae", "forces_cosine_similarity", "energy_forces_within_threshold")
 ERRORS = ("energy", "forces", "components")
 IDENTITY = ("student", "teacher", "method", "seed", "train_systems", "budget")
-COLUMNS = (*IDENTITY, "steps", "split", *METRICS, "step_seconds", "step_cpu_seconds", "cpu_seconds", "seconds")
+COLUMNS = (*IDENTITY, "steps", "split", *METRICS, "cpu_seconds", "seconds")
 UNDISTILLED, TEACHER = "undistilled", "teacher"
 COSTS = "costs.csv"  # see accuracy_costs
 VALIDATIONS = 5  # in a training; the best one's weights are evaluated
@@ -162,31 +161,6 @@ def finished(rows: list[dict]) -> set[Run]:
     return {run_of(row) for row in rows}
 
 
-def step_cost(rows: list[dict], run: Run, clock: str) -> float:
-    """Seconds of a step of the run's method at equal steps, median over the seeds.
-
-    Raises:
-        ValueError: there is no such run yet.
-    """
-    wanted = replace(run, seed=None, budget="steps")
-    seconds = [row[clock] for row in rows if replace(run_of(row), seed=None) == wanted]
-    if not seconds:
-        raise ValueError(f"{run.name}: no row of {wanted.name} says what a step costs. Run it with `--budget steps` first.")
-    return statistics.median(seconds)
-
-
-def time_ratio(rows: list[dict], run: Run, *, device: str) -> float:
-    """The part of the undistilled student's steps that takes this method as long as those take it; on a CPU, of CPU time.
-
-    A distilled step does all that an undistilled one does: where it is measured to be faster, that is noise.
-    """
-    if run.budget != "time":
-        return 1.0
-    clock = "step_cpu_seconds" if device == "cpu" else "step_seconds"
-    undistilled = replace(run, method=UNDISTILLED, teacher="")
-    return min(1.0, step_cost(rows, undistilled, clock) / step_cost(rows, run, clock))
-
-
 def schedule(optim: dict, given: dict, *, systems: int, ratio: float) -> dict:
     """The options of `optim` by which a run takes `ratio` times `total_steps`, in whole epochs, at least one.
 
@@ -206,7 +180,6 @@ def training_config(run: Run, comparison: Comparison, workspace: Workspace, *, g
         given: options that come last, as in a YAML.
         ratio: of the student's own number of steps.
     """
-    import accuracy_clock
     from fairchem.core.common.utils import load_config, merge_dicts
 
     assert run.train_systems is not None
@@ -221,7 +194,7 @@ def training_config(run: Run, comparison: Comparison, workspace: Workspace, *, g
             "val": {"src": str(workspace.validation / "val_id")},
         },
         "loss_functions": [*base["loss_functions"], *terms],
-        "logger": accuracy_clock.NAME,
+        "logger": "tensorboard",
     }
     if terms:
         checkpoint = str(ROOT / comparison.teachers[run.teacher])
@@ -261,24 +234,19 @@ def _settings(config: dict) -> dict:
 def train(run: Run, workspace: Workspace, *, device: str) -> dict:
     """Train by the stock command, or go on where the last checkpoint was written; what it cost, as columns of the CSV.
 
-    `step_seconds` and `step_cpu_seconds` are medians over the steps, from the entry of one step in the log to that of the
-    next: loading, forward, losses, metrics, backward, optimizer, logging. `cpu_seconds` and `seconds` are of the whole
-    process, start and validations included; of one that was interrupted they are not known.
+    `cpu_seconds` and `seconds` are of the whole process, start and validations included; of one that was interrupted they
+    are not known.
     """
-    import accuracy_clock
-
     was_interrupted = workspace.checkpoint(run, "checkpoint.pt").exists()
     command = [str(Path(sys.executable).with_name("fairchem")), "--mode", "train"]
     command += ["--config-yml", str(workspace.config(run)), "--seed", str(run.seed)]
     command += ["--run-dir", str(workspace.runs), "--timestamp-id", run.name]
-    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])  # for the logger
     start = time.perf_counter()
-    subprocess.run(command + ["--cpu"] * (device == "cpu"), env={**os.environ, "PYTHONPATH": path}, check=True)
+    subprocess.run(command + ["--cpu"] * (device == "cpu"), check=True)
     seconds = time.perf_counter() - start
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return {
         "steps": yaml.safe_load(workspace.config(run).read_text())["optim"]["total_steps"],
-        **accuracy_clock.step_seconds(workspace.runs / "logs" / accuracy_clock.NAME / run.name),
         "cpu_seconds": "" if was_interrupted else used.ru_utime + used.ru_stime,
         "seconds": "" if was_interrupted else seconds,
     }

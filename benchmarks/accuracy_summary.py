@@ -152,6 +152,25 @@ def step_costs(rows: list[dict]) -> dict[tuple[str, str, str], Interval]:
     return found
 
 
+def time_ratio(costs: dict[tuple[str, str, str], Interval], run: Run) -> float:
+    """The part of the undistilled student's steps that takes this method as long as those take it.
+
+    A distilled step does all that an undistilled one does: where it is measured to be faster, that is noise.
+
+    Args:
+        costs: see `step_costs`.
+
+    Raises:
+        ValueError: the method is not among them.
+    """
+    if run.budget != "time":
+        return 1.0
+    cost = costs.get((run.student, run.teacher, run.method))
+    if cost is None:
+        raise ValueError(f"{run.name}: no row of {COSTS} says what a step costs. Measure it by `accuracy.py cost` first.")
+    return min(1.0, 1 / cost.estimate)
+
+
 def in_order(content: dict[Group, dict]) -> dict[Group, dict]:
     """The methods of each group as accuracy.yml orders them, then the teacher, then others."""
     order = {name: index for index, name in enumerate((*load_comparison(COMPARISON).methods, TEACHER))}

@@ -11,18 +11,21 @@ from torch import nn
 GRAPH = {"otf_graph": True, "max_neighbors": 200}
 CUTOFF = 5.0
 
-EQUIFORMER_V2 = {
-    **GRAPH,
-    "num_layers": 1,
+EQUIFORMER_V2_WIDTHS = {
     "sphere_channels": 16,
     "attn_hidden_channels": 8,
     "num_heads": 2,
     "attn_alpha_channels": 8,
     "attn_value_channels": 8,
     "ffn_hidden_channels": 16,
+    "edge_channels": 8,
+}
+EQUIFORMER_V2 = {
+    **GRAPH,
+    **EQUIFORMER_V2_WIDTHS,
+    "num_layers": 1,
     "lmax_list": [2],
     "mmax_list": [2],
-    "edge_channels": 8,
     "max_radius": CUTOFF,
 }
 ESCN = {

@@ -17,20 +17,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from architectures import EQUIFORMER_V2_WIDTHS
 
 DATASET = {"format": "lmdb", "key_mapping": {"y": "energy", "force": "forces"}}
 TEACHER_MODEL = {
+    **EQUIFORMER_V2_WIDTHS,
     "name": "equiformer_v2",
     "num_layers": 1,
-    "sphere_channels": 16,
-    "attn_hidden_channels": 8,
-    "num_heads": 2,
-    "attn_alpha_channels": 8,
-    "attn_value_channels": 8,
-    "ffn_hidden_channels": 16,
     "lmax_list": [1],
     "mmax_list": [1],
-    "edge_channels": 8,
     "max_radius": 6.0,
     "max_neighbors": 8,
     "otf_graph": True,

@@ -33,10 +33,10 @@ from accuracy_runs import (
     load_comparison,
     run_of,
     schedule,
-    time_ratio,
     training_config,
     write_config,
 )
+from accuracy_summary import step_costs, time_ratio
 
 from fairchem_crack.config import DistillConfig, parse, split_loss_functions
 
@@ -255,14 +255,12 @@ def test_runs_at_work_are_stopped_with_the_benchmark(tmp_path, monkeypatch):
 # What is kept
 
 
-def row_of(run: Run, split: str, energy: float, forces: float, *, step: float = 0.1) -> dict:
+def row_of(run: Run, split: str, energy: float, forces: float) -> dict:
     return {
         **run.__dict__,
         "split": split,
         "steps": 1140,
         **dict(zip(METRICS, (energy, forces, 0.5, 0.01))),
-        "step_seconds": 2 * step,
-        "step_cpu_seconds": step,
         "cpu_seconds": "",
         "seconds": 100.0,
     }
@@ -295,15 +293,18 @@ def test_an_interrupted_append_leaves_the_rows_that_were_there(tmp_path, monkeyp
 
 
 def test_equal_time_is_fewer_steps_by_the_median_ratio_of_their_costs():
-    rows = [row_of(replace(UNDISTILLED, seed=seed), "val_id", 1, 1, step=0.06) for seed in range(3)]
-    rows += [row_of(replace(CRACK, seed=seed), "val_id", 1, 1, step=step) for seed, step in enumerate((0.08, 0.07, 9.0))]
-    run = replace(CRACK, seed=7, budget="time")
-    assert time_ratio(rows, run, device="cpu") == pytest.approx(0.06 / 0.08)
-    assert time_ratio(rows, CRACK, device="cpu") == 1
-    faster = [{**row, "step_cpu_seconds": 0.01} if row["method"] == "crack" else row for row in rows]
-    assert time_ratio(faster, run, device="cpu") == 1  # noise
-    with pytest.raises(ValueError, match="--budget steps"):
-        time_ratio(rows, replace(run, train_systems=75), device="cpu")
+    seconds = {"undistilled": (0.06, 0.06, 0.07), "crack": (0.08, 9.0, 0.07), "n2n": (0.05, 0.05, 0.05)}
+    rows = [
+        {"student": "painn", "teacher": "escn", "method": method, "round": number, "seconds": one}
+        for method, rounds in seconds.items()
+        for number, one in enumerate(rounds)
+    ]
+    costs, run = step_costs(rows), replace(CRACK, teacher="escn", budget="time")
+    assert time_ratio(costs, run) == pytest.approx(0.06 / 0.08)
+    assert time_ratio(costs, replace(run, budget="steps")) == 1
+    assert time_ratio(costs, replace(run, method="n2n")) == 1  # faster than undistilled is noise
+    with pytest.raises(ValueError, match=r"painn-escn-v2v-.*costs\.csv.*accuracy\.py cost"):
+        time_ratio(costs, replace(run, method="v2v"))
 
 
 # What is reported
@@ -319,17 +320,17 @@ def results(tmp_path) -> Path:
     workspace = Workspace(tmp_path / "results")
     workspace.directory.mkdir(parents=True)
 
-    def add(run: Run, energy: float, *, step: float = 0.1) -> None:
+    def add(run: Run, energy: float) -> None:
         components = np.array([3.0, 9.0])
         errors = np.stack([np.array([energy, energy]), energy / 10 * components, components])
-        rows = [row_of(run, split, energy, energy / 10, step=step) for split in SPLITS]
+        rows = [row_of(run, split, energy, energy / 10) for split in SPLITS]
         workspace.append(rows, {f"{run.name}/{split}": errors for split in SPLITS})
 
     add(Run(teacher="escn"), 0.2)
     for seed, (undistilled, crack, in_time) in enumerate(((1.2, 0.7, 0.9), (0.8, 0.5, 0.7))):
         add(replace(UNDISTILLED, seed=seed), undistilled)
-        add(replace(CRACK, seed=seed), crack, step=0.11)
-        add(replace(CRACK, seed=seed, budget="time"), in_time, step=0.11)
+        add(replace(CRACK, seed=seed), crack)
+        add(replace(CRACK, seed=seed, budget="time"), in_time)
         add(replace(UNDISTILLED, seed=seed, train_systems=75), 2 * undistilled)
         add(replace(CRACK, seed=seed, train_systems=75), 2 * undistilled)
     costs = ["student,teacher,method,round,seconds"]
@@ -471,7 +472,7 @@ def test_a_toy_from_nothing_to_the_report(toy, tmp_path):
     ]
     for row in rows[4:]:
         assert row["steps"] == 8  # two epochs of four batches
-        assert 0 < row["step_cpu_seconds"] < row["cpu_seconds"] and 0 < row["step_seconds"] < row["seconds"]
+        assert row["cpu_seconds"] > 0 and row["seconds"] > 0
         energy, forces, components = np.load(workspace.errors)[f"{run_of(row).name}/{row['split']}"]
         assert energy.mean() == pytest.approx(row["energy_mae"], rel=1e-5)
         assert forces.sum() / components.sum() == pytest.approx(row["forces_mae"], rel=1e-5)

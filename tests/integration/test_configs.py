@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from architectures import EQUIFORMER_V2_WIDTHS
 from fairchem.core.common.registry import registry
 from fairchem.core.common.utils import load_config, setup_imports
 from tools.make_published_checkpoint import write_published_checkpoint
@@ -30,14 +31,8 @@ COMBINATIONS.append(("eqV2-22M", "eqV2-153M"))
 # What makes a model small. The kinds of norm, activation, basis and the like stay as the YAML has them.
 TOY = {
     "equiformer_v2": {
+        **EQUIFORMER_V2_WIDTHS,
         "num_layers": 2,
-        "sphere_channels": 16,
-        "attn_hidden_channels": 8,
-        "num_heads": 2,
-        "attn_alpha_channels": 8,
-        "attn_value_channels": 8,
-        "ffn_hidden_channels": 16,
-        "edge_channels": 8,
         "lmax_list": [2],
         "mmax_list": [2],
         "grid_resolution": 8,
