@@ -21,7 +21,8 @@ from torch import Tensor
 
 from fairchem_crack.config import SMALLEST_TEMPERATURE, Anchor, Negatives
 from fairchem_crack.partition import Partition, partition_sums
-from fairchem_crack.relations import pair_difference, unit_embedding
+from fairchem_crack.precision import full_precision
+from fairchem_crack.relations import NEAR, pair_difference, unit_embedding
 
 # exp(1/tau), summed over many pairs, must stay in the range of the type: exp(88) for float32, exp(709) for float64.
 LARGEST_LOGIT = {torch.float32: 60.0, torch.float64: 1 / SMALLEST_TEMPERATURE}
@@ -79,7 +80,8 @@ def crack_terms(
 ) -> CrackTerms:
     """The CRACK loss of each anchor, with diagnostics; the equation is in the module's docstring.
 
-    A pair whose embeddings coincide in either model has no direction: it is left out and counted.
+    A pair whose embeddings coincide in either model has no direction: it is left out and counted. The gradient of a pair
+    closer than `relations.NEAR` in the student is bounded, see `relations.pair_difference`.
 
     Args:
         student: (N, D) projected student embedding; the gradient flows here. Computed in float32, or float64 if given so.
@@ -103,7 +105,7 @@ def crack_terms(
     dtype = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
     if 1 / temperature > LARGEST_LOGIT[dtype]:
         dtype = torch.float64
-    with torch.autocast(student.device.type, enabled=False):
+    with full_precision(student.device.type):
         unit_student, unit_teacher = unit_embedding(student.to(dtype)), unit_embedding(teacher.detach().to(dtype))
         kept, system_of_pair = pairs, None
         if negatives == "system" and systems is not None:
@@ -135,6 +137,7 @@ def crack_terms(
                 relations,
                 system_of_pair=system_of_pair,
                 threshold=false_negative_threshold,
+                steepest=1 / (temperature * NEAR),
             ),
             anchor,
             chosen,

@@ -8,6 +8,7 @@ which computes the same and is these kernels' oracle in the tests.
 from __future__ import annotations
 
 import threading
+from typing import Any, Callable
 
 import numba
 import numpy as np
@@ -31,6 +32,21 @@ _THREADS = numba.get_num_threads()  # at most
 _lock = threading.Lock()
 
 
+def _compiled(**options: Any) -> Callable[[Callable], Callable]:
+    """numba.njit, the machine code kept on disk where numba has a directory for it.
+
+    There is none in a read-only installation with a home that cannot be written to; then every process compiles.
+    """
+
+    def compiled(function: Callable) -> Callable:
+        try:
+            return numba.njit(cache=True, **options)(function)
+        except RuntimeError:  # no directory
+            return numba.njit(**options)(function)
+
+    return compiled
+
+
 @intrinsic
 def _as_float(typing_context, bits):
     """The float32 of the same 32 bits; vectorises, where numpy's view does not."""
@@ -50,7 +66,7 @@ def _exp(x):
     return (p * r * r + r + _ONE) * _as_float((numba.int32(n) + numba.int32(127)) << numba.int32(23))  # type: ignore[call-arg]
 
 
-@numba.njit(fastmath=True, cache=True)
+@_compiled(fastmath=True)
 def _largest_difference(one, other):
     """Apart from the sums, which do not vectorise with a maximum in their loop; a NaN reaches the loss through them."""
     largest = np.float32(0)
@@ -60,7 +76,7 @@ def _largest_difference(one, other):
     return largest
 
 
-@numba.njit(parallel=True, fastmath=FAST, error_model="numpy", cache=True)
+@_compiled(parallel=True, fastmath=FAST, error_model="numpy")
 def _sum_rows(gram, first, second, scale, total, moment, largest):
     for e in numba.prange(first.size):
         i, j, factor = gram[first[e]], gram[second[e]], scale[e]
@@ -76,7 +92,7 @@ def _sum_rows(gram, first, second, scale, total, moment, largest):
         largest[e] = max(largest[e], _largest_difference(i, j) * factor)
 
 
-@numba.njit(parallel=True, fastmath=FAST, error_model="numpy", cache=True)
+@_compiled(parallel=True, fastmath=FAST, error_model="numpy")
 def _sum_columns(gram, first, second, scale, total, moment, largest):
     for chunk in numba.prange((gram.shape[1] + CHUNK - 1) // CHUNK):
         start, end = chunk * CHUNK, min((chunk + 1) * CHUNK, gram.shape[1])
@@ -93,15 +109,16 @@ def _sum_columns(gram, first, second, scale, total, moment, largest):
                 g[f] = d if d > g[f] else g[f]
 
 
-@numba.njit(parallel=True, fastmath=FAST, error_model="numpy", cache=True)
-def _gradients(gram, first, second, scale, row_weight, column_weight, gram_grad, scale_grad):
+@_compiled(parallel=True, fastmath=FAST, error_model="numpy")
+def _gradients(gram, first, second, scale, slope, row_weight, column_weight, gram_grad, scale_grad):
     chunks = (gram.shape[1] + CHUNK - 1) // CHUNK
     parts = np.zeros((chunks, first.size), np.float32)
     for chunk in numba.prange(chunks):  # a thread owns its columns: no two add to one entry
         start, end = chunk * CHUNK, min((chunk + 1) * CHUNK, gram.shape[1])
         weight = column_weight[start:end]
         for e in range(first.size):
-            i, j, factor, own = gram[first[e], start:end], gram[second[e], start:end], scale[e], row_weight[e]
+            i, j = gram[first[e], start:end], gram[second[e], start:end]
+            factor, steep, own = scale[e], slope[e], row_weight[e]
             i_grad, j_grad = gram_grad[first[e], start:end], gram_grad[second[e], start:end]
             part = np.float32(0)
             for f in range(end - start):
@@ -109,7 +126,7 @@ def _gradients(gram, first, second, scale, row_weight, column_weight, gram_grad,
                 up = _exp(x)
                 g = (up - _ONE / up) * (own + weight[f])
                 part += g * x
-                g *= factor
+                g *= steep
                 i_grad[f] += g
                 j_grad[f] -= g
             parts[chunk, e] = part
@@ -141,6 +158,7 @@ def gradients(
     gram: Tensor,
     pairs: Tensor,
     scale: Tensor,
+    slope: Tensor,
     row_weight: Tensor,
     column_weight: Tensor,
     gram_grad: Tensor,
@@ -148,9 +166,9 @@ def gradients(
 ) -> None:
     """Add dL/dH of a slab to gram_grad (N, C), and sum_f x_ef dL/dx_ef to scale_grad (R,), in place.
 
-    dL/dx_ef = 2 sinh(x_ef) (row_weight_e + column_weight_f).
+    dL/dx_ef = 2 sinh(x_ef) (row_weight_e + column_weight_f), dx_ef/dH_if = slope_e.
     """
-    _call(_gradients, gram, pairs[0], pairs[1], scale, row_weight, column_weight, gram_grad, scale_grad)
+    _call(_gradients, gram, pairs[0], pairs[1], scale, slope, row_weight, column_weight, gram_grad, scale_grad)
 
 
 def _call(kernel, *tensors: Tensor) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fairchem_crack.contrastive import CrackTerms, crack_terms
 from fairchem_crack.distributed import Gathering, gather_rows
+from fairchem_crack.precision import full_precision
 from fairchem_crack.relations import has_direction, pair_difference, unit_embedding
 
 
@@ -90,7 +91,7 @@ class InfoNCELoss(nn.Module):
     def forward(self, pred: Tensor, target: Tensor, natoms: Tensor) -> Tensor:
         """(N',) loss per atom from the embeddings of student, pred (N, D), and teacher, target (N, D)."""
         valid = has_direction(pred) & has_direction(target)
-        with torch.autocast(pred.device.type, enabled=False):
+        with full_precision(pred.device.type):
             logits = unit_embedding(pred[valid]) @ unit_embedding(target[valid]).T / self.temperature  # (N', N')
             return logits.logsumexp(dim=1) - logits.diagonal()
 

@@ -10,17 +10,20 @@ multiplications. Columns come in slabs (of H, N x slab) and rows in tiles, so ne
 
 from __future__ import annotations
 
+import functools
+import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import ModuleType
 from typing import NamedTuple, Optional
 
 import torch
 from torch import Tensor
 
-try:
-    from fairchem_crack import kernels
-except ImportError:  # numba comes with fairchem; where there is torch alone, its operations compute the same
-    kernels = None  # type: ignore[assignment]
+from fairchem_crack.precision import full_precision
+
+_PROCESS = os.getpid()  # the one that imported this module
 
 # On CPU a tile and its temporaries stay in the cache; on CUDA one tile fills the device.
 TILE_ENTRIES = {"cpu": 1 << 17, "cuda": 1 << 24}
@@ -48,6 +51,7 @@ class _Problem:
     threshold: Optional[float]
     over_columns: bool
     over_rows: bool
+    steepest: float  # upper limit of `scale` in the gradient of H
 
 
 def partition_sums(
@@ -62,6 +66,7 @@ def partition_sums(
     over_rows: bool,
     system_of_pair: Optional[Tensor] = None,
     threshold: Optional[float] = None,
+    steepest: float = math.inf,
 ) -> tuple[Partition, Partition]:
     """log sum_f 2 cosh(x_ef) for each row e, and log sum_e 2 cosh(x_ef) for each column f.
 
@@ -76,6 +81,7 @@ def partition_sums(
         over_rows: sum the columns; else their Partition has no meaning.
         system_of_pair: (P,) long; where given, only entries with both pairs of one system count.
         threshold: leave out entries e != f with |t_e . t_f| above it.
+        steepest: in the gradient with respect to `unit_student`, a larger scale counts as this one; `relations.NEAR`.
 
     Returns:
         Partition of the rows, Partition of the columns.
@@ -92,6 +98,7 @@ def partition_sums(
         threshold=threshold,
         over_columns=over_columns,
         over_rows=over_rows,
+        steepest=steepest,
     )
     outputs = _PartitionSums.apply(unit_student, scale[rows], problem)
     return Partition(*outputs[:3]), Partition(*outputs[3:])
@@ -115,7 +122,8 @@ class _PartitionSums(torch.autograd.Function):
         rows, columns = scale.numel(), problem.relations.shape[0]
         sums = [scale.new_zeros(size) for size in (rows, rows, rows, columns, columns, columns)]
         row_sum, row_largest, row_moment, column_sum, column_largest, column_moment = sums
-        add = _add_fused if _is_fused(scale, problem) else _add_tiles
+        kernels = _kernels_for(scale, problem)
+        add = _add_tiles if kernels is None else functools.partial(_add_fused, kernels)
         for slab in _slabs(unit_student, problem):
             add(slab, scale, problem, (row_sum, row_moment, row_largest), (column_sum, column_moment, column_largest))
         ctx.save_for_backward(unit_student, scale, row_sum, column_sum)
@@ -128,7 +136,7 @@ class _PartitionSums(torch.autograd.Function):
     def backward(ctx, row_grad: Tensor, _1, _2, column_grad: Tensor, _3, _4):
         if torch.is_grad_enabled():
             raise RuntimeError("The CRACK loss cannot be differentiated twice: call backward without create_graph.")
-        with torch.autocast(row_grad.device.type, enabled=False):
+        with full_precision(row_grad.device.type):
             return _PartitionSums._gradients(ctx, row_grad, column_grad)
 
     @staticmethod
@@ -136,8 +144,14 @@ class _PartitionSums(torch.autograd.Function):
         problem: _Problem = ctx.problem
         unit_student, scale, row_sum, column_sum = ctx.saved_tensors
         student_grad = torch.zeros_like(unit_student)
-        backward = _Backward(_ratio(row_grad, row_sum), _ratio(column_grad, column_sum), torch.zeros_like(scale))
-        differentiate = _differentiate_fused if _is_fused(scale, problem) else _differentiate_tiles
+        backward = _Backward(
+            row_weight=_ratio(row_grad, row_sum),
+            column_weight=_ratio(column_grad, column_sum),
+            slope=scale.clamp(max=problem.steepest),
+            scale_grad=torch.zeros_like(scale),
+        )
+        kernels = _kernels_for(scale, problem)
+        differentiate = _differentiate_tiles if kernels is None else functools.partial(_differentiate_fused, kernels)
         for slab in _slabs(unit_student, problem):
             slab_grad = torch.zeros_like(slab.gram)  # (N, slab)
             differentiate(slab, scale, problem, backward, slab_grad)
@@ -203,6 +217,7 @@ class _Backward(NamedTuple):
 
     row_weight: Tensor  # (R,)
     column_weight: Tensor  # (C,)
+    slope: Tensor  # (R,) dx_ef/dH_if, bounded
     scale_grad: Tensor  # (R,) += sum_f x_ef dL/dx_ef
 
 
@@ -233,17 +248,35 @@ def _differentiate_tiles(slab: _Slab, scale: Tensor, problem: _Problem, backward
         weight = backward.row_weight[tile.rows, None]
         logit_grad *= weight + backward.column_weight[tile.columns] if problem.over_rows else weight
         backward.scale_grad[tile.rows] += torch.linalg.vecdot(logit_grad, tile.logits)
-        logit_grad *= scale[tile.rows, None]
+        logit_grad *= backward.slope[tile.rows, None]
         slab_grad.index_add_(0, problem.pairs[0, tile.rows], logit_grad)
         slab_grad.index_add_(0, problem.pairs[1, tile.rows], logit_grad, alpha=-1)
 
 
-def _is_fused(scale: Tensor, problem: _Problem) -> bool:
-    """Whether the kernels for the CPU compute this problem."""
-    return kernels is not None and scale.device.type == "cpu" and scale.dtype == torch.float32 and problem.threshold is None
+def fused_kernels() -> Optional[ModuleType]:
+    """`fairchem_crack.kernels`, loaded when a CPU tensor first needs it; None where it cannot run.
+
+    It needs numba, which comes with fairchem, and a process that was not forked: OpenMP, on which numba's threads run,
+    ends a forked process that enters a kernel. Elsewhere torch's operations compute the same.
+    """
+    return _load_kernels() if os.getpid() == _PROCESS else None
 
 
-def _add_fused(slab: _Slab, scale: Tensor, problem: _Problem, rows: _Sums, columns: _Sums) -> None:
+@functools.cache
+def _load_kernels() -> Optional[ModuleType]:
+    try:
+        from fairchem_crack import kernels
+    except ImportError:
+        return None
+    return kernels
+
+
+def _kernels_for(scale: Tensor, problem: _Problem) -> Optional[ModuleType]:
+    is_of_kernels = scale.device.type == "cpu" and scale.dtype == torch.float32 and problem.threshold is None
+    return fused_kernels() if is_of_kernels else None
+
+
+def _add_fused(kernels: ModuleType, slab: _Slab, scale: Tensor, problem: _Problem, rows: _Sums, columns: _Sums) -> None:
     pairs, factor = problem.pairs[:, slab.rows], scale[slab.rows]
     if problem.over_columns:
         kernels.sum_rows(slab.gram, pairs, factor, *(values[slab.rows] for values in rows))
@@ -251,11 +284,14 @@ def _add_fused(slab: _Slab, scale: Tensor, problem: _Problem, rows: _Sums, colum
         kernels.sum_columns(slab.gram, pairs, factor, *(values[slab.columns] for values in columns))
 
 
-def _differentiate_fused(slab: _Slab, scale: Tensor, problem: _Problem, backward: _Backward, slab_grad: Tensor) -> None:
+def _differentiate_fused(
+    kernels: ModuleType, slab: _Slab, scale: Tensor, problem: _Problem, backward: _Backward, slab_grad: Tensor
+) -> None:
     kernels.gradients(
         slab.gram,
         problem.pairs[:, slab.rows],
         scale[slab.rows],
+        backward.slope[slab.rows],
         backward.row_weight[slab.rows],
         backward.column_weight[slab.columns],
         slab_grad,

@@ -10,6 +10,8 @@ from torch import Tensor
 
 # Two unit embeddings closer than this many rounding errors have no direction between them.
 COINCIDENCE_ULPS = 128
+# Two unit embeddings closer than this have a direction, whose gradient is bounded: that of a pair this far apart.
+NEAR = 1e-3
 # An embedding whose largest entry is below this has no direction: its gradient, ~1/|z|, would leave the range of float32.
 SMALLEST_EMBEDDING = 1e-20
 
@@ -61,9 +63,14 @@ def unit_embedding(embedding: Tensor) -> Tensor:
 def pair_difference(unit: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Differences z^_i - z^_j of unit embeddings, (P, D), their lengths, (P,), and which have a direction, (P,) bool.
 
-    A pair has none where its embeddings coincide, or one of them is zero.
+    A pair has none where its embeddings coincide, or one of them is zero. The gradient of a direction, d(d/|d|), is of
+    the order of 1/|d|; where |d| < `NEAR` it is multiplied by |d| / NEAR, so that a few pairs of nearly equivalent atoms
+    do not take the whole clipped gradient of a step. Values are not changed.
     """
     difference = unit.index_select(0, pairs[0]) - unit.index_select(0, pairs[1])
+    if difference.requires_grad:
+        damping = (torch.linalg.vector_norm(difference.detach(), dim=-1, keepdim=True) / NEAR).clamp(max=1)  # (P, 1)
+        difference.register_hook(lambda gradient: None if gradient is None else gradient * damping)
     length = torch.linalg.vector_norm(difference, dim=-1)
     is_zero = ~unit.detach().bool().any(dim=-1)
     coincide = length.detach() <= COINCIDENCE_ULPS * torch.finfo(unit.dtype).eps

@@ -5,10 +5,11 @@ import numpy as np
 import oracle
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fairchem_crack import partition
 from fairchem_crack.contrastive import crack_loss, crack_terms
-from fairchem_crack.relations import unordered_pairs
+from fairchem_crack.relations import NEAR, unordered_pairs
 
 all_anchors = pytest.mark.parametrize("anchor", ["student", "teacher", "symmetric"])
 all_negatives = pytest.mark.parametrize("negatives", ["batch", "system"])
@@ -240,6 +241,67 @@ def test_pairs_without_direction_are_left_out_and_counted(
     assert (terms.num_degenerate, terms.num_pairs) == (len(without_direction), 9 - len(without_direction))
     assert loss.item() == pytest.approx(without_pairs_of(batch, *without_direction).oracle(**options).loss, rel=tolerance)
     assert gradient.isfinite().all() and gradient.abs().max() < 100 and gradient[5:].all()
+
+
+def gradient_of_a_pair_at(distance, dtype, anchor):
+    """Of the one pair of two atoms whose unit embeddings differ by `distance`; and by finite differences in float64."""
+    student = torch.tensor([[1.0, 0.0, 0.0], [math.cos(distance), math.sin(distance), 0.0]], dtype=torch.float64)
+    teacher = torch.randn(2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    batch = Batch(student.to(dtype), teacher.to(dtype), torch.tensor([[0], [1]]), torch.tensor([0, 0]))
+    exact = replace(batch, student=student).oracle(oracle.crack_gradient, anchor=anchor, step=1e-4 * distance)
+    return batch.loss_and_gradient(anchor=anchor)[1].double().numpy(), exact
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("distance", [3 * NEAR, 0.3 * NEAR, 0.03 * NEAR])
+@all_anchors
+def test_the_gradient_of_near_pairs_is_bounded(distance, dtype, anchor):
+    gradient, exact = gradient_of_a_pair_at(distance, dtype, anchor)
+    expected = min(distance / NEAR, 1) * exact
+    rounding = max(64 * torch.finfo(dtype).eps / distance, 1e-4)  # of the difference of two nearly equal embeddings
+    np.testing.assert_allclose(gradient, expected, atol=rounding * np.abs(expected).max())
+    assert np.abs(gradient).max() < 2 / (0.15 * NEAR)
+
+
+@all_anchors
+def test_near_pairs_damp_no_other_pair(anchor):
+    batch = make_batch()
+    near = replace(batch, student=with_rows(batch.student, {1: batch.student[0] + 1e-4 * batch.student[3]}))
+    loss, gradient = near.loss_and_gradient(anchor=anchor)
+    exact = near.oracle(oracle.crack_gradient, anchor=anchor)
+    assert loss.item() == pytest.approx(near.oracle(anchor=anchor).loss, rel=1e-6)  # the value has no bound
+    np.testing.assert_allclose(gradient[2:], exact[2:], rtol=1e-5, atol=1e-6)  # these have no near neighbor
+    assert np.abs(exact[:2]).max() > 100 and gradient[:2].abs().max() < 0.3 * np.abs(exact[:2]).max()
+
+
+class PrecisionOfProducts(TorchDispatchMode):
+    """Records the permitted precision at each matrix product."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.overloadpacket.__name__ in ("mm", "addmm", "addmm_", "bmm"):
+            self.seen.append(torch.get_float32_matmul_precision())
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def reduced_precision():
+    """What users permit for speed: TF32 on CUDA, bfloat16 on CPUs."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@all_anchors
+def test_matrix_products_stay_exact_under_tf32(reduced_precision, anchor):
+    with PrecisionOfProducts() as products:
+        make_batch(torch.float32).loss_and_gradient(anchor=anchor, false_negative_threshold=0.9)
+    assert len(products.seen) >= 3 and set(products.seen) == {"highest"}  # H, its gradient, the teacher's cosines
+    assert torch.get_float32_matmul_precision() == "medium" and torch.backends.cuda.matmul.allow_tf32
 
 
 @pytest.mark.parametrize("side", ["student", "teacher"])

@@ -125,8 +125,8 @@ def test_the_fused_kernels_compute_what_torch_computes(monkeypatch, anchor, nega
     options = {"anchor": anchor, "negatives": negatives, "systems": systems, "max_pairs": max_pairs}
     found = {}
     monkeypatch.setattr(partition, "SLAB_COLUMNS", {"cpu": 200})
-    for name, kernels in (("fused", partition.kernels), ("torch", None)):
-        monkeypatch.setattr(partition, "kernels", kernels)
+    for name, kernels in (("fused", partition.fused_kernels()), ("torch", None)):
+        monkeypatch.setattr(partition, "fused_kernels", lambda kernels=kernels: kernels)
         leaf = student.clone().requires_grad_()
         terms = crack_terms(
             student=leaf, teacher=teacher, pairs=pairs, **options, generator=torch.Generator().manual_seed(0)
@@ -138,7 +138,45 @@ def test_the_fused_kernels_compute_what_torch_computes(monkeypatch, anchor, nega
 
 
 def test_the_fused_kernels_are_in_use_here():
-    assert partition.kernels is not None
+    assert partition.fused_kernels() is not None
+
+
+def run_python(code):
+    """The last line that a fresh process prints, and its exit status; `loss()` is there for it."""
+    prelude = """
+import multiprocessing, sys, torch
+from fairchem_crack import crack_loss
+def loss():
+    student, teacher = torch.randn(2, 12, 8, generator=torch.Generator().manual_seed(0))
+    student.requires_grad_()
+    value = crack_loss(student=student, teacher=teacher, pairs=torch.triu_indices(12, 12, 1))
+    value.backward()
+    return round(value.item(), 4), round(student.grad.abs().sum().item(), 4)
+"""
+    done = subprocess.run([sys.executable, "-c", prelude + code], capture_output=True, text=True, timeout=300)
+    assert done.stdout, done.stderr[-2000:]
+    return done.stdout.splitlines()[-1], done.returncode
+
+
+def test_numba_is_loaded_when_a_loss_needs_it():
+    assert run_python("before = 'numba' in sys.modules; loss(); print(before, 'numba' in sys.modules)") == ("False True", 0)
+
+
+def test_kernels_run_without_a_directory_for_a_cache():
+    refuse = "from numba.core import caching; caching.FunctionCache._impl_class._locator_classes = []\n"
+    kind = "\nfrom fairchem_crack import kernels; print(value, type(kernels._sum_rows._cache).__name__)"
+    expected, _ = run_python("print(loss())")
+    assert run_python(refuse + "value = loss()" + kind) == (f"{expected} NullCache", 0)
+
+
+@pytest.mark.parametrize("parent", ["pass", "loss()"], ids=["before any loss", "after a loss"])
+def test_a_forked_process_computes_the_same_loss(parent):
+    fork = """
+queue = multiprocessing.get_context("fork").SimpleQueue()
+process = multiprocessing.get_context("fork").Process(target=lambda: queue.put(loss()))
+process.start(); process.join(); print(process.exitcode == 0 and queue.get())
+"""
+    assert run_python(parent + fork) == run_python("print(loss())")
 
 
 @pytest.mark.slow
