@@ -135,7 +135,7 @@ def _given_epochs(group: Group, steps: int) -> str:
     return f"--set optim.max_epochs={steps // math.ceil(group.train_systems / optim['batch_size'])} "
 
 
-def page(content: dict[Group, dict], systems: dict[str, int], tuning: list[dict], cost: dict[str, tuple[int, float]]) -> str:
+def page(content: dict[Group, dict], systems: dict[str, int], tuning: list[dict], cost: dict[str, list]) -> str:
     """The whole page.
 
     Args:

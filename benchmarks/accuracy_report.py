@@ -1,26 +1,51 @@
-"""What `accuracy.py report` writes: the page, its figures as JSON, its pictures, and what they are made of."""
+"""What `accuracy.py report` writes: its figures as JSON, the page and the pictures made of them, and what they come from."""
 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 from accuracy_figure import draw, draw_learning_curve
 from accuracy_page import curve_file, page
 from accuracy_runs import COSTS, SPLITS, TEACHER, Run, Workspace
-from accuracy_summary import Results, choices, compared, curves, hours, in_order, summary
+from accuracy_summary import Group, Results, choices, compared, curves, hours, in_order, summary
 
 from fairchem_crack.files import write_text
 from fairchem_crack.statistics import Interval
 
-SOURCES = ("accuracy.csv", "tuning.csv", COSTS, "errors.npz")  # what the page is made of
+SOURCES = ("accuracy.csv", "tuning.csv", COSTS, "errors.npz")  # what the figures come from
+DECIMALS = 6  # of the JSON: an error below 1 ueV is none, and the last digits of a sum depend on the processor
 
 
 def write_report(directory: Path, out: Path) -> None:
-    """Write accuracy.md, accuracy.json and accuracy.png to `out`, and what they are made of to `out`/accuracy.
+    """Write accuracy.json, accuracy.md and accuracy.png to `out`, and what they come from to `out`/accuracy.
+
+    Raises:
+        ValueError: there is nothing to compare yet.
+    """
+    described = figures(directory)
+    published = out / "accuracy"
+    published.mkdir(parents=True, exist_ok=True)
+    for name in SOURCES:
+        if (directory / name).exists() and directory.resolve() != published.resolve():
+            shutil.copyfile(directory / name, published / name)
+    write_text(out / "accuracy.json", json.dumps(described, indent=1) + "\n")
+    write_text(out / "accuracy.md", page_of(described))
+    content = groups_of(described)
+    draw({group.title: methods for group, methods in compared(content).items()}, out / "accuracy.png")
+    for group, sizes in curves(content).items():
+        teacher = next(iter(sizes.values()))[TEACHER]["splits"]["val_id"]
+        students = {size: {name: one for name, one in methods.items() if name != TEACHER} for size, methods in sizes.items()}
+        draw_learning_curve(f"{group.student} from {group.teacher}", students, teacher, out / curve_file(group))
+    print(f"Written: {', '.join(str(out / f'accuracy.{kind}') for kind in ('md', 'json', 'png'))}")
+
+
+def figures(directory: Path) -> dict[str, Any]:
+    """All figures of the benchmark, of the rows in `directory`, as JSON has them.
 
     Raises:
         ValueError: there is nothing to compare yet.
@@ -30,25 +55,50 @@ def write_report(directory: Path, out: Path) -> None:
     if not content:
         raise ValueError(f"{directory}: no row of a distilled student in accuracy.csv.")
     teacher = Run(teacher=next(iter(content)).teacher)
-    systems = {split: len(results.errors(teacher, split, "energy")) for split in SPLITS}
     rows = {name: Workspace(directory, name).rows() for name in SOURCES[:2]}
-    tuning = choices(rows["tuning.csv"])
-    published = out / "accuracy"
-    published.mkdir(parents=True, exist_ok=True)
-    for name in SOURCES:
-        if (directory / name).exists() and directory.resolve() != published.resolve():
-            shutil.copyfile(directory / name, published / name)
-    write_text(out / "accuracy.md", page(content, systems, tuning, {name: hours(found) for name, found in rows.items()}))
-    groups = [{**asdict(group), "methods": methods} for group, methods in content.items()]
-    described = {"systems": systems, "groups": groups, "tuning": tuning}
-    write_text(out / "accuracy.json", json.dumps(described, indent=1, default=_plain) + "\n")
-    draw({group.title: methods for group, methods in compared(content).items()}, out / "accuracy.png")
-    for group, sizes in curves(content).items():
-        teacher = next(iter(sizes.values()))[TEACHER]["splits"]["val_id"]
-        students = {size: {name: one for name, one in methods.items() if name != TEACHER} for size, methods in sizes.items()}
-        draw_learning_curve(f"{group.student} from {group.teacher}", students, teacher, out / curve_file(group))
-    print(f"Written: {', '.join(str(out / f'accuracy.{kind}') for kind in ('md', 'json', 'png'))}")
+    described = {
+        "systems": {split: len(results.errors(teacher, split, "energy")) for split in SPLITS},
+        "groups": [{**asdict(group), "methods": methods} for group, methods in content.items()],
+        "tuning": choices(rows["tuning.csv"]),
+        "cost": {name: hours(found) for name, found in rows.items()},
+    }
+    return _plain(described)
 
 
-def _plain(interval: Interval) -> list[float | None]:
-    return [None if np.isnan(value) else value for value in asdict(interval).values()]
+def page_of(described: dict[str, Any]) -> str:
+    """The page of these `figures`, and of nothing else."""
+    return page(groups_of(described), described["systems"], described["tuning"], described["cost"])
+
+
+def groups_of(described: dict[str, Any]) -> dict[Group, dict]:
+    """What `accuracy_summary.summary` made of each group, of `figures`."""
+    content = {}
+    for described_group in described["groups"]:
+        own = dict(described_group)
+        methods = own.pop("methods")
+        content[Group(**own)] = {method: _with_intervals(values) for method, values in methods.items()}
+    return content
+
+
+def _with_intervals(values: dict[str, Any]) -> dict[str, Any]:
+    splits = {
+        split: {name: _interval(ends) for name, ends in metrics.items()} for split, metrics in values["splits"].items()
+    }
+    cost = values.get("step_cost")
+    return {**values, "splits": splits, **({} if cost is None else {"step_cost": _interval(cost)})}
+
+
+def _interval(ends: list[float | None]) -> Interval:
+    return Interval(*(math.nan if end is None else end for end in ends))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Interval):
+        return _plain(list(asdict(value).values()))
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    if isinstance(value, float):
+        return None if math.isnan(value) else round(value, DECIMALS) + 0.0  # + 0.0: no -0
+    return value

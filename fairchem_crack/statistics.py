@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -118,14 +119,12 @@ def gap_closed_interval(
     in 73 %. What a seed does to single systems is counted with the seeds and with the systems (Owen 2007): where it
     dominates, the interval is too wide. One seed is not resampled: its interval is of the systems alone.
     """
-    estimate, random = gap_closed(splits), np.random.default_rng(seed)
+    estimate = gap_closed(splits)
     if math.isnan(estimate):
         return Interval(estimate)
     splits = [Errors(*(_grouped(getattr(one, field.name), seed) for field in fields(one))) for one in splits]
-    count = len(splits[0].undistilled)
-    drawn = max(count - 1, 1)
-    seeds = random.multinomial(drawn, np.full(count, 1 / count), size=replicates) / drawn  # (R, S)
-    systems = [_resampled(random, len(errors.weights), replicates) for errors in splits]
+    sizes = tuple(len(errors.weights) for errors in splits)
+    seeds, systems = _drawn(seed, len(splits[0].undistilled), sizes, replicates)
     undistilled, distilled, teacher = _means(splits, seeds, systems)
     with np.errstate(divide="ignore", invalid="ignore"):  # replicates of very few systems may have no gap
         gaps = (undistilled - distilled) / (undistilled - teacher)
@@ -146,9 +145,17 @@ def _grouped(values: np.ndarray, seed: int) -> np.ndarray:
     return np.add.reduceat(values[..., order], starts, axis=-1)
 
 
+@lru_cache(maxsize=2)  # many gaps are of the same seeds and systems, and drawing takes longer than all the rest
+def _drawn(seed: int, seeds: int, systems: tuple[int, ...], replicates: int) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The replicates of a paired bootstrap: (R, S) weights of the seeds, and of each split (R, K) counts of its systems."""
+    random, drawn = np.random.default_rng(seed), max(seeds - 1, 1)
+    weights = random.multinomial(drawn, np.full(seeds, 1 / seeds), size=replicates) / drawn
+    return weights, [_resampled(random, count, replicates) for count in systems]
+
+
 def _resampled(random: np.random.Generator, systems: int, replicates: int) -> np.ndarray:
-    """(R, K) how often each system was drawn."""
-    return random.multinomial(systems, np.full(systems, 1 / systems), size=replicates)
+    """(R, K) how often each system was drawn, of at most `MOST_UNITS`."""
+    return random.multinomial(systems, np.full(systems, 1 / systems), size=replicates).astype(np.int16)
 
 
 def _means(splits: Sequence[Errors], seeds: np.ndarray, systems: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -162,9 +169,9 @@ def _means(splits: Sequence[Errors], seeds: np.ndarray, systems: Sequence[np.nda
     def mean(name: str) -> np.ndarray:
         total = np.zeros(len(seeds))
         for errors, counts in zip(splits, systems):
-            sums = getattr(errors, name)  # (K,) or (S, K)
-            of_systems = sums if sums.ndim == 1 else seeds @ sums  # (K,) or (R, K)
-            total += (counts * of_systems).sum(axis=1) / (counts @ errors.weights)
+            drawn = counts @ getattr(errors, name).T  # (R, S), the teacher's (R,)
+            sums = drawn if drawn.ndim == 1 else (seeds * drawn).sum(axis=1)  # (R,)
+            total += sums / (counts @ errors.weights)
         return total
 
     return [mean(name) for name in ("undistilled", "distilled", "teacher")]

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import ast
 import gc
 import json
 import os
@@ -343,6 +344,36 @@ def test_every_page_is_run_or_has_nothing_to_run():
     idle = {"docs/accuracy.md", "docs/configuration.md"}
     assert {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")} == {*PAGES, *idle} - {"README.md"}
     assert all(kind == "yaml" for page in idle for kind, _ in blocks(page))
+
+
+def test_every_module_has_one_place_and_imports_point_down():
+    text = (ROOT / "docs/development.md").read_text()
+    table = text[text.index("| modules |") :].split("\n\n")[0].splitlines()[2:]
+    order = [name for row in table for name in re.findall(r"`(\w+)`", row.split("|")[1])]
+    package = ROOT / "fairchem_crack"
+    modules = {path.relative_to(package).with_suffix("").parts[0] for path in package.rglob("*.py")} - {"__init__"}
+    assert sorted(order) == sorted(modules)
+    upward = [
+        f"{path.relative_to(package)} imports {imported}"
+        for path in package.rglob("*.py")
+        for imported in imports_of(path) & modules
+        if path.parent != package or path.stem != "__init__"
+        if order.index(imported) < order.index(path.relative_to(package).with_suffix("").parts[0])
+    ]
+    assert upward == []
+
+
+def imports_of(path: Path) -> set[str]:
+    """Modules and subpackages of the package that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        found |= {name.split(".")[1] for name in names if name.startswith("fairchem_crack.")}
+    return found
 
 
 def test_blocks_are_found_in_their_order():

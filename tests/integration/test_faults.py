@@ -34,6 +34,7 @@ STEPS = 12  # 2 epochs of 6, a checkpoint every second step
 def own_config(data: Path, teacher: Path) -> dict:
     config = distill_config(data, teacher)
     config["optim"].update(max_epochs=2, T_max=STEPS, checkpoint_every=2, eval_every=100)
+    config["optim"]["load_balancing"] = False  # of which fairchem compiles the sampler in every process
     return config
 
 

@@ -12,33 +12,41 @@ import lmdb
 import pytest
 import torch
 import yaml
+from conftest import distill_config
 from fairchem.core.datasets import LmdbDataset
+from forked_ranks import Launch, launch_forked
 from launcher import ALONE, OURS, PORT, launch
 from torch_geometric.data import Data
 
 from fairchem_crack import keys
 
 
-@pytest.fixture
-def digested(distilled, tmp_path):
-    """Callable: train on two ranks and return what each saw and ended with."""
-
-    def train() -> list[dict]:
-        distilled["trainer"] = "digest_trainer.DigestTrainer"
-        distilled["logger"] = "tensorboard"
-        done = launch(distilled, tmp_path)
-        assert done.returncode == 0, done.stderr[-3000:]
-        return [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
-
-    return train
+@pytest.fixture(scope="module")
+def digests(data, teacher_checkpoint, tmp_path_factory) -> dict[tuple[str, str], list[dict]]:
+    """What both ranks saw and ended with, by the training data and the negatives."""
+    launches = {}
+    lonely = half_without_pairs(data, tmp_path_factory.mktemp("half_without_pairs"))
+    for negatives in ("batch", "world"):
+        for kind in ("ordinary", "half without pairs"):
+            config = distill_config(data, teacher_checkpoint)
+            config.update(trainer="digest_trainer.DigestTrainer", logger="tensorboard")
+            config["task"]["distill"]["relations"] = {"negatives": negatives}
+            config["optim"].update(max_epochs=7, eval_every=100)
+            if kind != "ordinary":
+                config["dataset"]["train"]["src"] = str(lonely)
+                config["optim"].update(max_epochs=1, batch_size=1)
+            launches[kind, negatives] = Launch(config, tmp_path_factory.mktemp("run"), {})
+    assert all(launch_forked(list(launches.values())))
+    return {
+        key: [torch.load(launch.directory / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+        for key, launch in launches.items()
+    }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("negatives", ["batch", "world"])
-def test_both_ranks_end_with_the_same_student_and_projection(distilled, digested, negatives):
-    distilled["optim"].update(max_epochs=7, eval_every=100)
-    distilled["task"]["distill"]["relations"] = {"negatives": negatives}
-    one, other = digested()
+def test_both_ranks_end_with_the_same_student_and_projection(digests, negatives):
+    one, other = digests["ordinary", negatives]
     assert len(one["losses"]) == len(other["losses"]) == 21
     assert one["first_sids"] != other["first_sids"] and one["losses"] != other["losses"]
     assert one["weights"].keys() == other["weights"].keys()
@@ -48,8 +56,7 @@ def test_both_ranks_end_with_the_same_student_and_projection(distilled, digested
     assert not torch.equal(one["weights"]["projection.weight"], one["initial_projection"])
 
 
-@pytest.fixture
-def half_without_pairs(data, tmp_path) -> Path:
+def half_without_pairs(data: Path, directory: Path) -> Path:
     """The training data, and as many systems of one atom whose only neighbors are its own images."""
     gc.collect()
     ordinary = LmdbDataset({"src": str(data / "train")})
@@ -66,8 +73,6 @@ def half_without_pairs(data, tmp_path) -> Path:
         )
         for index in range(len(systems))
     ]
-    directory = tmp_path / "half_without_pairs"
-    directory.mkdir()
     with lmdb.open(str(directory / "data.0000.lmdb"), subdir=False, map_size=1 << 26) as env, env.begin(write=True) as file:
         for index, system in enumerate([*systems, *alone]):
             file.put(str(index).encode(), pickle.dumps(system))
@@ -76,11 +81,8 @@ def half_without_pairs(data, tmp_path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("negatives", ["batch", "world"])
-def test_a_rank_without_pairs_takes_part_in_the_step(distilled, digested, half_without_pairs, negatives):
-    distilled["dataset"]["train"]["src"] = str(half_without_pairs)
-    distilled["optim"].update(batch_size=1, eval_every=100)
-    distilled["task"]["distill"]["relations"] = {"negatives": negatives}
-    one, other = digested()
+def test_a_rank_without_pairs_takes_part_in_the_step(digests, negatives):
+    one, other = digests["half without pairs", negatives]
     assert len(one["losses"]) == len(other["losses"]) == 12
     assert any((pairs == 0) != (theirs == 0) for pairs, theirs in zip(one["pairs"], other["pairs"]))
     assert all(math.isfinite(loss) for loss in one["losses"] + other["losses"])

@@ -12,7 +12,7 @@ import recorder
 import torch
 import yaml
 from conftest import TEACHER_MODEL
-from launcher import launch
+from forked_ranks import Launch, launch_forked
 
 from fairchem_crack.cli import main
 from fairchem_crack.trainer import CrackDistillTrainer
@@ -98,13 +98,16 @@ def test_a_full_disk_while_saving_leaves_the_last_checkpoint(run, long, monkeypa
     goes_on(run, long, whole)
 
 
-def ranks(config: dict, directory: Path, name: str, kill_at: int = 0) -> dict[int, list[float]]:
-    """Two ranks by the stock command; rank 0 is killed after step `kill_at`. The losses by step, of each rank."""
-    done = launch(config, directory, name=name, LOSSES=str(directory / name), KILL_AT=str(kill_at))
-    assert (done.returncode == 0) is (kill_at == 0), done.stderr[-3000:]
+def killed_at(step: int, config: dict, directory: Path) -> Launch:
+    """Of `killed_trainer`, whose rank 0 is killed in this step; 0 is never."""
+    return Launch(config, directory, {"LOSSES": str(directory / f"losses-{step}"), "KILL_AT": str(step)})
+
+
+def losses_of(launch: Launch) -> dict[int, list[float]]:
+    """By step, of each rank that came to it."""
     found: dict[int, list[float]] = {}
     for rank in (0, 1):
-        for line in (directory / f"{name}.{rank}").read_text().splitlines():
+        for line in Path(f"{launch.environment['LOSSES']}.{rank}").read_text().splitlines():
             step, loss = json.loads(line)
             found.setdefault(step, []).append(loss)
     return found
@@ -118,9 +121,11 @@ def test_two_ranks_from_a_cache_train_as_online(distilled, tmp_path):
     file.write_text(yaml.safe_dump(distilled))
     gc.collect()  # a former run's data set closes its LMDB when collected; one process opens it only once
     main(["cache-teacher", "--config-yml", str(file), "--cpu", "--output", str(cache), "--dtype", "float32", "--chunk", "5"])
-    online = ranks(distilled, tmp_path, "online")
-    distilled["task"]["distill"]["teacher"]["cache"] = str(cache)
-    cached = ranks(distilled, tmp_path, "cached")
+    from_cache = copy.deepcopy(distilled)
+    from_cache["task"]["distill"]["teacher"]["cache"] = str(cache)
+    launches = [killed_at(0, distilled, tmp_path / "online"), killed_at(0, from_cache, tmp_path / "cached")]
+    assert launch_forked(launches) == [True, True]
+    online, cached = (losses_of(launch) for launch in launches)
     assert sorted(online) == [1, 2, 3]
     for step, losses in online.items():
         assert len(losses) == 2 and losses == pytest.approx(cached[step], rel=1e-5)  # threads differ, and so does rounding
@@ -131,13 +136,14 @@ def test_two_ranks_one_of_them_killed_again_and_again(long, tmp_path):
     long["optim"].update(max_epochs=11, T_max=33)
     long["trainer"] = "killed_trainer.KilledTrainer"
     long["logger"] = "tensorboard"
-    whole = ranks(long, tmp_path, "whole")
-    assert sorted(whole) == list(range(1, 34))
-    for kill_at in (2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 0):
-        for file in tmp_path.glob("cut.*"):
-            file.unlink()
-        resumed = ranks(long, tmp_path, "cut", kill_at=kill_at)
+    kills = (2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 0)
+    whole, *cut = [killed_at(0, long, tmp_path / "whole"), *(killed_at(step, long, tmp_path / "cut") for step in kills)]
+    assert launch_forked([whole, *cut]) == [True, *(step == 0 for step in kills)]
+    uninterrupted = losses_of(whole)
+    assert sorted(uninterrupted) == list(range(1, 34))
+    for kill_at, launch in zip(kills, cut):
+        resumed = losses_of(launch)
         assert max(resumed) == (kill_at or 33)
         for step, losses in resumed.items():
             if step != kill_at:  # which the other rank may not have reached
-                assert losses == pytest.approx(whole[step], rel=1e-6), step
+                assert losses == pytest.approx(uninterrupted[step], rel=1e-6), step

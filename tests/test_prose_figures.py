@@ -1,0 +1,537 @@
+"""The figures that users read are those of the benchmarks: sentences and tables of the pages against the JSON below docs/.
+
+A sentence is listed as it stands in its page, with a # for each figure, and what the figure is. A changed page, a changed
+sentence and a changed measurement each break the list; so does a sentence beside a link to a benchmark that is not listed.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from measured import (
+    ACCURACY,
+    ANCHORS,
+    CANDIDATES,
+    DEMO,
+    ESCN,
+    GEMNET,
+    GROUPS,
+    IN_TIME,
+    LOSS,
+    MAIN,
+    OC20,
+    OOD,
+    SINGLE,
+    SIZES,
+    STEP,
+    TUNING,
+    coefficients,
+    cost,
+    criteria,
+    drift,
+    errors,
+    gaps,
+    is_within,
+    look_alikes,
+    of,
+    online_over_undistilled,
+    paired,
+    relaxations_per_hour,
+    seeds,
+    spearman,
+    steps,
+    taken_off_forces,
+    throughput,
+    tuned_steps,
+)
+from prose import ROOT, Claim, find, is_printed_as, uncovered, units
+
+sys.path.append(str(ROOT / "benchmarks"))
+
+from accuracy_page import show
+from accuracy_runs import TEACHER
+from accuracy_summary import GAPS, MEAN, Group
+
+README, USE, TERMS, PAGE = "README.md", "docs/use.md", "docs/terms.md", "docs/accuracy.md"
+CLAIMS = [
+    Claim(
+        README,
+        "at # pairs # times as fast as the dense formula in # % of its memory, on 2 CPU threads; # pairs take # MB",
+        [
+            8000,
+            LOSS["dense", 8000]["median"] / LOSS["ours", 8000]["median"],
+            100 * LOSS["ours", 8000]["peak_mb"] / LOSS["dense", 8000]["peak_mb"],
+            32000,
+            LOSS["ours", 32000]["peak_mb"],
+        ],
+    ),
+    Claim(
+        README,
+        "over # seeds: this recipe closes # % [#, #] of the energy gap and # % [#, #] of the force gap on val_id, "
+        "# % and # % on val_ood_both; CRACK alone # % and # % on val_id, node embeddings alone # % and # %.",
+        [
+            seeds("recipe_atoms_100"),
+            *gaps("recipe_atoms_100", ends=True),
+            *gaps("recipe_atoms_100", split=OOD),
+            *gaps("crack"),
+            *gaps("n2n"),
+        ],
+    ),
+    Claim(
+        README,
+        "Without the Hessian, at # times an undistilled step, it is # % and # %; for GemNet-dT # of both gaps.",
+        [cost(OC20), *gaps(OC20), sum(gaps("hessian_100_without_vectors_atoms", GEMNET)) / 200],
+    ),
+    Claim(
+        README,
+        "An online 31M teacher makes a step of PaiNN h512 # [#, #] times as long",
+        [STEP["online_over_undistilled"], *STEP["online_over_undistilled_spread"]],
+    ),
+    Claim(README, "the one term that costs: more than # the time of a step", [cost("hessian")]),
+    Claim(
+        README,
+        "O on # of the demo's surfaces the demo's distilled student ranks them with a Spearman correlation of # [#, #] with "
+        "EMT, the undistilled one with # [#, #], the teacher with #, at # times the teacher's relaxations an hour; at "
+        "constant energy it drifts by # [#, #] meV/atom/ps, the teacher by # [#, #], the undistilled one by # [#, #] (# "
+        "starts, least and largest). At the published sizes a PaiNN h512 has # [#, #] times the throughput of EquiformerV2 "
+        "153M and # [#, #] times that of 31M, on 2 CPU threads.",
+        [
+            len(DEMO["surfaces"]),
+            *spearman("student"),
+            *spearman("undistilled"),
+            spearman("teacher")[0],
+            relaxations_per_hour("student") / relaxations_per_hour("teacher"),
+            *drift("student"),
+            *drift("teacher"),
+            *drift("undistilled"),
+            len(DEMO["dynamics"]["student"]),
+            *throughput("eqV2_153M"),
+            *throughput("eqV2_31M"),
+        ],
+    ),
+    Claim(
+        USE,
+        "the demo's student drifts by # [#, #] meV/atom/ps, its teacher by # [#, #], a student trained on labels only by # "
+        "[#, #] (median, min and max of # starts)",
+        [*drift("student"), *drift("teacher"), *drift("undistilled"), len(DEMO["dynamics"]["student"])],
+    ),
+    Claim(
+        "docs/architectures.md",
+        "A 31M teacher makes a step of PaiNN h512 about # times as long, a 153M one # times.",
+        [online_over_undistilled("eqV2_31M"), online_over_undistilled("eqV2_153M")],
+    ),
+    # docs/accuracy.md, in its order
+    Claim(
+        PAGE,
+        "# training systems labelled with EMT, the demo's #M EquiformerV2 as teacher, a PaiNN of #M as student, # steps, "
+        "**# seeds**, # systems in each validation split.",
+        [
+            MAIN.train_systems,
+            DEMO["checkpoints"]["teacher"][2] / 1e6,
+            DEMO["checkpoints"]["student"][2] / 1e6,
+            steps("undistilled"),
+            seeds("n2n"),
+            ACCURACY["systems"]["val_id"],
+        ],
+    ),
+    Claim(
+        PAGE,
+        "with another seed and # steps, from # to # candidates",
+        [tuned_steps("painn"), min(CANDIDATES.values()), max(CANDIDATES.values())],
+    ),
+    Claim(
+        PAGE,
+        "**PaiNN**: `relations` #, `node_embeddings` #, `vector_embeddings` #, `atom_energies` #. # more time a step",
+        [*coefficients(OC20).values(), cost(OC20) - 1],
+    ),
+    Claim(PAGE, "`force_jacobian` #, the demo's recipe.", [coefficients("recipe_atoms_100")["force_jacobian"]]),
+    Claim(PAGE, "how forces change, which # systems do not.", [MAIN.train_systems]),
+    Claim(PAGE, "It takes a second backward pass, # times a step", [cost("recipe")]),
+    Claim(
+        PAGE,
+        "The recipe closes # % of the energy gap and # % of the force gap on val_id, # % and # % on val_ood_both",
+        [*gaps("recipe_atoms_100"), *gaps("recipe_atoms_100", split=OOD)],
+    ),
+    Claim(
+        PAGE,
+        "less n2n, paired over the seeds, is # ± # eV and # ± # eV/Å on val_id, # ± # eV and # ± # eV/Å in the mean of the "
+        "four.",
+        [*paired(OC20, "n2n"), *paired(OC20, "n2n", split=MEAN)],
+    ),
+    Claim(
+        PAGE,
+        "they bring it from # % to # % on val_id and from # % to # % out of domain, at the price of at most # % of the "
+        "force gap.",
+        [
+            *(gaps(method, split=split)[0] for split in ("val_id", OOD) for method in ("recipe", "recipe_atoms_100")),
+            max(gaps("recipe", split=split)[1] - gaps("recipe_atoms_100", split=split)[1] for split in ("val_id", OOD)),
+        ],
+    ),
+    Claim(
+        PAGE,
+        "**GemNet-dT**: `relations` #, `node_embeddings` #, `atom_energies` #, at # of a step; and for forces "
+        "`force_jacobian` #, at # (",
+        [
+            *coefficients("crack_n2n_atoms", "gemnet_dT").values(),
+            cost("crack_n2n_atoms", GEMNET),
+            coefficients("hessian_100_without_vectors_atoms", "gemnet_dT")["force_jacobian"],
+            cost("hessian_100_without_vectors_atoms", GEMNET),
+        ],
+    ),
+    Claim(
+        PAGE,
+        "ahead of the labels alone by # % there and are behind them over # seeds; InfoNCE's best candidate (#) closes # % "
+        "and # % over # seeds",
+        [
+            100 * (1 - min(criteria("teacher_labels"))),
+            seeds("teacher_labels"),
+            *coefficients("infonce").values(),
+            *gaps("infonce"),
+            seeds("infonce"),
+        ],
+    ),
+    Claim(
+        PAGE,
+        "as the undistilled one has for its # steps: fewer steps where a step costs more, by the table's column, the "
+        "schedule of the learning rate fitted to them (`--budget time`; # seeds",
+        [steps("undistilled"), seeds(OC20, IN_TIME)],
+    ),
+    Claim(
+        PAGE,
+        "ahead of n2n in both: # ± # eV and # ± # eV/Å on val_id, # ± # eV and # ± # eV/Å in the mean of the four (paired "
+        "over the seeds, 95 %).",
+        [*paired(OC20, "n2n", IN_TIME), *paired(OC20, "n2n", IN_TIME, split=MEAN)],
+    ),
+    Claim(
+        PAGE,
+        "the labels alone, # steps on any number of systems; # systems with # seeds",
+        [steps("undistilled"), MAIN.train_systems, seeds(OC20)],
+    ),
+    *(
+        Claim(PAGE, f"| {name} | # / # | # / # | # / # | # / # |", [v for size in SIZES for v in errors(method, of(size))])
+        for name, method in (("labels alone", "undistilled"), ("distilled", OC20))
+    ),
+    Claim(
+        PAGE, "| gap closed | # % / # % | # % / # % | # % / # % | # % / # % |", [v for n in SIZES for v in gaps(OC20, of(n))]
+    ),
+    Claim(PAGE, "| val_id, eV / eV/Å | # systems | # | # | # |", SIZES),
+    Claim(PAGE, "In the energy # systems distilled are nearly worth # that are not (of one seed)", SIZES[1::2]),
+    Claim(
+        PAGE,
+        "what distillation takes off them shrinks from # to # eV/Å, # of a gap that shrinks with it.",
+        [taken_off_forces(SIZES[0]), taken_off_forces(SIZES[-1]), gaps(OC20, of(SIZES[-1]))[1] / 100],
+    ),
+    Claim(
+        PAGE,
+        "CRACK alone closes # % of the energy gap on val_id, which is within what is published (25 to 45 %), and # % of the "
+        "force gap",
+        gaps("crack"),
+    ),
+    Claim(PAGE, "CRACK with n2n less n2n alone is # ± # eV and # ± # eV/Å on val_id", paired("crack_n2n", "n2n")),
+    Claim(
+        PAGE,
+        "the recipe without atom energies less the same without `relations` is # ± # eV and # ± # eV/Å on val_id, # ± # eV "
+        "and # ± # eV/Å in the mean of the four splits (# seeds, paired, 95 %).",
+        [
+            *paired("recipe", "recipe_without_crack"),
+            *paired("recipe", "recipe_without_crack", split=MEAN),
+            seeds("recipe_without_crack"),
+        ],
+    ),
+    Claim(
+        PAGE,
+        "as the published part of it, at # of an undistilled step.",
+        [cost("recipe") - cost("recipe_without_crack")],
+    ),
+    Claim(
+        PAGE,
+        "relative to the undistilled student, # steps, seed #; less is better; n2n alone has #",
+        [tuned_steps("painn"), TUNING["seed"], *criteria("n2n", 1000)],
+    ),
+    Claim(PAGE, "| CRACK alone, coefficient 40 / 80 / 160 / 320 | # / **#** / # / # |", criteria("crack", 40, 80, 160, 320)),
+    Claim(PAGE, "| temperature 0.05 (coefficients 27, 80) | # / # |", criteria("crack_sharp", 27, 80)),
+    Claim(PAGE, "| temperature 0.5 (80, 240) | # / # |", criteria("crack_soft", 80, 240)),
+    Claim(PAGE, "| a projection of two layers (80, 160) | # / # |", criteria("crack_mlp", 80, 160)),
+    Claim(
+        PAGE,
+        "| two layers and temperature 0.5 (80, 240, 720) | # / **#** / # |",
+        criteria("crack_soft_mlp", 80, 240, 720),
+    ),
+    Claim(PAGE, "| negatives of the same system alone (80) | # |", criteria("crack_system", 80)),
+    Claim(
+        PAGE,
+        "| look-alikes are no negatives: \\|t_e · t_f\\| above # (80) | # |",
+        [look_alikes(), *criteria("crack_look_alikes", 80)],
+    ),
+    Claim(PAGE, "| the student's own graph for relations (80) | # |", criteria("crack_student_graph", 80)),
+    Claim(PAGE, "| l=1 embeddings in the relations, too (80) | # |", criteria("crack_l1", 80)),
+    Claim(PAGE, "| n2n with a projection of two layers (300, 1000) | # / # |", criteria("n2n_mlp", 300, 1000)),
+    Claim(
+        PAGE,
+        "| n2n in the teacher's own units, as published (100, 300, 1000, 3000) | # / # / # / # |",
+        criteria("n2n_raw", 100, 300, 1000, 3000),
+    ),
+    Claim(
+        PAGE, "| CRACK 40, n2n 300 / with two layers | # / # |", criteria("crack_n2n", 40) + criteria("crack_n2n_mlp", 40)
+    ),
+    Claim(
+        PAGE,
+        "| CRACK 40, n2n 300, v2v 300, Hessian 30 / with two layers | # / # |",
+        criteria("recipe", 40) + criteria("recipe_mlp", 40),
+    ),
+    Claim(
+        PAGE,
+        "| the same with atom energies 100 / 300 | **#** / # |",
+        criteria("recipe_atoms_100", 40) + criteria("recipe_atoms_300", 40),
+    ),
+    Claim(PAGE, "What helps CRACK most in # steps is room", [tuned_steps("painn")]),
+    Claim(
+        PAGE,
+        "with both, at #, it closes # % and # % on val_id over # seeds, less CRACK as it is # ± # eV and # ± # eV/Å, less "
+        "n2n # ± # eV and # ± # eV/Å.",
+        [
+            *coefficients("crack_soft_mlp").values(),
+            *gaps("crack_soft_mlp"),
+            seeds("crack_soft_mlp"),
+            *paired("crack_soft_mlp", "crack"),
+            *paired("crack_soft_mlp", "n2n"),
+        ],
+    ),
+    Claim(
+        PAGE,
+        "# steps, # of PaiNN's (`--set optim.max_epochs=20`), **# seeds**; single terms at the best coefficients of a "
+        "tuning of GemNet-dT's own with # steps.",
+        [
+            steps("undistilled", GEMNET),
+            steps("undistilled", GEMNET) / steps("undistilled"),
+            seeds("n2n", GEMNET),
+            tuned_steps("gemnet_dT"),
+        ],
+    ),
+    Claim(
+        PAGE,
+        "less n2n alone it is # ± # eV/Å in the mean of the four splits and level in the energy (# ± # eV)",
+        [*paired("crack", "n2n", GEMNET, MEAN)[2:], *paired("crack", "n2n", GEMNET, MEAN)[:2]],
+    ),
+    Claim(
+        PAGE,
+        "added to n2n it takes another # ± # eV/Å and # ± # eV off on val_id (# seeds, paired, 95 %).",
+        [
+            *(sign * value for sign, value in zip((-1, 1), paired("crack_n2n", "n2n", GEMNET)[2:])),
+            *(sign * value for sign, value in zip((-1, 1), paired("crack_n2n", "n2n", GEMNET)[:2])),
+            seeds("crack_n2n", GEMNET),
+        ],
+    ),
+    Claim(
+        PAGE,
+        "the recipe closes # of both gaps on val_id, # % and # % on val_ood_both.",
+        [
+            sum(gaps("hessian_100_without_vectors_atoms", GEMNET)) / 200,
+            *gaps("hessian_100_without_vectors_atoms", GEMNET, OOD),
+        ],
+    ),
+    Claim(PAGE, "PaiNN from the demo's eSCN, # steps, **one seed**", [steps("n2n", ESCN)]),
+]
+# What is said without a number.
+STATEMENTS = [
+    (
+        PAGE,
+        "its intervals are clear of those of every single term, n2n and the Hessian among them, in both and on both splits.",
+        all(
+            low > high
+            for split in ("val_id", OOD)
+            for method in (*SINGLE, *ANCHORS)
+            for low, high in zip(
+                gaps("recipe_atoms_100", split=split, ends=True)[1::3], gaps(method, split=split, ends=True)[2::3]
+            )
+        ),
+    ),
+    (
+        PAGE,
+        "`node_embeddings` closes most. Any of the anchors of `relations` and `atom_energies` come next in the energy",
+        sorted((*SINGLE, *ANCHORS), key=lambda method: -gaps(method)[0])[0] == "n2n"
+        and set(sorted(SINGLE + ANCHORS, key=lambda method: -gaps(method)[0])[1:5]) == {"atom_energies", *ANCHORS},
+    ),
+    (
+        PAGE,
+        "alone and in the time of the labels they make the energy worse.",
+        gaps("hessian", IN_TIME, ends=True)[2] < 0,
+    ),
+    (
+        PAGE,
+        "the recipe without them is ahead of the one that has them in the energy and level in the forces",
+        gaps(OC20, IN_TIME)[0] > gaps("recipe_atoms_100", IN_TIME)[0] + 5
+        and abs(gaps(OC20, IN_TIME)[1] - gaps("recipe_atoms_100", IN_TIME)[1]) < 3,
+    ),
+    (PAGE, "It does not beat n2n here", all(one < other for one, other in zip(gaps("crack"), gaps("n2n")))),
+    (
+        PAGE,
+        "The Hessian is ahead in the forces on val_id, behind CRACK on val_ood_both",
+        gaps("hessian", GEMNET)[1] > max(gaps(method, GEMNET)[1] for method in ("n2n", "infonce", *ANCHORS))
+        and gaps("hessian", GEMNET, OOD)[1] < gaps("crack", GEMNET, OOD)[1],
+    ),
+    (
+        PAGE,
+        "both recipes close most; CRACK and n2n are level in the energy on val_id.",
+        {sorted(GROUPS[ESCN], key=lambda name: errors(name, ESCN)[0])[rank] for rank in (1, 2)} == {OC20, "recipe_atoms_100"}
+        and abs(gaps("crack", ESCN)[0] - gaps("n2n", ESCN)[0]) < 3,
+    ),
+    (TERMS, "a few % of a step", 0.02 < cost("crack_n2n") - cost("n2n") < 0.08),
+    (
+        README,
+        "from the cache it takes as long as without a teacher, within the noise",
+        is_within("cached_over_undistilled", 1),
+    ),
+]
+# The tables of docs/accuracy.md: the group of each, whether the cost of a step is in it, and the method of each row.
+TABLES: list[tuple[Group, bool, dict[str, str]]] = [
+    (
+        MAIN,
+        True,
+        {
+            "labels alone": "undistilled",
+            "`node_embeddings` (n2n) 1000": "n2n",
+            "`relations` (CRACK) 80, student as anchor": "crack",
+            "`relations`, symmetric": "crack_symmetric",
+            "`relations`, teacher as anchor": "crack_teacher_anchor",
+            "`vector_embeddings` (v2v) 300": "v2v",
+            "`node_contrast` (InfoNCE) 320": "infonce",
+            "`atom_energies` 300": "atom_energies",
+            "`teacher_energy` 16, `teacher_forces` 400": "teacher_labels",
+            "`force_jacobian` (Hessian) 10": "hessian",
+            "`relations` 40, `node_embeddings` 300": "crack_n2n",
+            "and `vector_embeddings` 300": "crack_n2n_v2v",
+            "and `force_jacobian` 30": "recipe",
+            "**and `atom_energies` 100: the demo's**": "recipe_atoms_100",
+            "**the demo's without `force_jacobian`: OC20's**": OC20,
+            "the demo's without `relations` and `atom_energies`": "recipe_without_crack",
+            "teacher": "teacher",
+        },
+    ),
+    (
+        IN_TIME,
+        False,
+        {
+            "labels alone, 1140 steps": "undistilled",
+            "`node_embeddings` 1000, 1064 steps": "n2n",
+            "`relations` 80, 1026 steps": "crack",
+            "`force_jacobian` 10, 532 steps": "hessian",
+            "the demo's, 494 steps": "recipe_atoms_100",
+            "**the demo's without `force_jacobian`, 1007 steps**": OC20,
+        },
+    ),
+    (
+        GEMNET,
+        True,
+        {
+            "labels alone": "undistilled",
+            "`node_embeddings` (n2n) 300": "n2n",
+            "`relations` (CRACK) 250, student as anchor": "crack",
+            "`relations`, symmetric": "crack_symmetric",
+            "`relations`, teacher as anchor": "crack_teacher_anchor",
+            "`node_contrast` (InfoNCE) 250": "infonce",
+            "`atom_energies` 30": "atom_energies",
+            "`teacher_energy` 4, `teacher_forces` 100": "teacher_labels",
+            "`force_jacobian` (Hessian) 100": "hessian",
+            "`relations` 40, `node_embeddings` 300": "crack_n2n",
+            "**and `atom_energies` 100: OC20's**": "crack_n2n_atoms",
+            "**and `force_jacobian` 100: the demo's**": "hessian_100_without_vectors_atoms",
+            "teacher": "teacher",
+        },
+    ),
+    (
+        ESCN,
+        False,
+        {
+            "labels alone, five seeds": "undistilled",
+            "`node_embeddings`": "n2n",
+            "`relations`": "crack",
+            "`relations`, `node_embeddings`, `vector_embeddings`": "crack_n2n_v2v",
+            "**and `atom_energies` 100: OC20's**": OC20,
+            "**and `force_jacobian` 30: the demo's**": "recipe_atoms_100",
+            "teacher": "teacher",
+        },
+    ),
+]
+
+
+def row(label: str, method: str, group: Group, *, has_cost: bool) -> str:
+    """A line of a table of docs/accuracy.md."""
+    cells = [label]
+    for split in ("val_id", OOD):
+        energy, forces = errors(method, group, split)
+        metrics = GROUPS[group][method]["splits"][split]
+        closed = (show(metrics[f"gap_{name}"], 0, is_percentage=True) for name in GAPS) if "gap_energy" in metrics else ()
+        cells += [f"{energy:.3f} / {forces:.4f}", " / ".join(closed)]
+    if has_cost:
+        cells.append("" if method == TEACHER else f"{cost(method, group):.2f}")
+    return f"| {' | '.join(cells)} |"
+
+
+ROWS = [
+    row(label, method, group, has_cost=has_cost) for group, has_cost, labels in TABLES for label, method in labels.items()
+]
+
+
+@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: f"{Path(claim.page).stem}: {claim.sentence[:40]}")
+def test_a_sentence_has_the_figures_of_its_benchmark(claim):
+    printed = find(claim).groups()
+    assert len(printed) == len(claim.figures)
+    wrong = [pair for pair in zip(printed, claim.figures) if not is_printed_as(pair[1], pair[0])]
+    assert not wrong, f"printed, measured: {wrong}"
+
+
+@pytest.mark.parametrize("page, sentence, holds", STATEMENTS, ids=lambda value: str(value)[:40])
+def test_a_statement_holds(page, sentence, holds):
+    assert sum(sentence in unit for unit in units(page)) == 1
+    assert holds
+
+
+def test_every_row_of_accuracy_is_that_of_its_method():
+    lines = units(PAGE)
+    assert [line for line in ROWS if lines.count(line) != ROWS.count(line)] == []
+
+
+def test_the_labels_of_the_rows_name_coefficients_and_steps():
+    for group, _, labels in TABLES:
+        for label, method in labels.items():
+            own = coefficients(method, group.student) if method != TEACHER else {}
+            for term, coefficient in re.findall(r"`(\w+)`(?: \([^)]*\))? (\d+)", label):
+                assert own[term] == float(coefficient), label
+            for number in re.findall(r"(\d+) steps", label):
+                assert int(number) == steps(method, group), label
+
+
+PAGES = [README, *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))]
+BENCHMARKED = re.compile(r"\]\((?:docs/)?(?:benchmarks/\w+|accuracy)\.md")
+# What stands beside measured figures and is none.
+OTHERS = {
+    README: [
+        "The distilled student runs # times as many atoms per second as this small teacher",
+        "The teacher is a #-layer EquiformerV2",
+        "trained on # systems; the student has #.",
+    ],
+    PAGE: ["In brackets 95 % intervals"],
+}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_figure_of_a_benchmark_is_unlisted(page):
+    """In the sentences that link to one, and on all of docs/accuracy.md."""
+    sentences = [claim.sentence for claim in CLAIMS if claim.page == page] + OTHERS.get(page, [])
+    sentences += [sentence for its_page, sentence, _ in STATEMENTS if its_page == page] + (ROWS if page == PAGE else [])
+    relevant = [unit for unit in units(page) if page == PAGE or BENCHMARKED.search(unit)]
+    unlisted = {unit: numbers for unit in relevant if (numbers := uncovered(unit, sentences))}
+    assert unlisted == {}
+
+
+def test_a_changed_figure_and_an_unlisted_one_are_seen():
+    assert is_printed_as(0.0345, "0.0345") and is_printed_as(0.03454, "0.0345") and not is_printed_as(0.0346, "0.0345")
+    assert is_printed_as(5901 / 879, "6.7") and is_printed_as(-0.0204, "-0.020") and not is_printed_as(0.020, "-0.020")
+    assert is_printed_as(2.2, "twice") and not is_printed_as(3, "twice") and is_printed_as(32000, "32 000")
+    unit = "h512 of 31M is 4.3 [4.0, 4.9] times as slow ([page](x_12.md)), `at 7`, twice."
+    assert uncovered(unit, []) == ["4.3", "4.0", "4.9", "twice"]
+    assert uncovered(unit, ["is # [#, #] times as slow"]) == ["twice"]
