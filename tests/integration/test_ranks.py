@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import pickle
+import re
 import socket
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import lmdb
 import pytest
 import torch
 import yaml
+from conftest import write_edited
 from fairchem.core.datasets import LmdbDataset
 from launcher import ALONE, OURS, PORT, launch
 from torch_geometric.data import Data
@@ -21,13 +23,14 @@ from fairchem_crack import keys
 
 @pytest.fixture
 def digested(distilled, tmp_path):
-    """Callable: train on two ranks and return what each saw and ended with."""
+    """Callable: train on two ranks and return what each saw and ended with; `train.log` is what they printed."""
 
     def train() -> list[dict]:
         distilled["trainer"] = "digest_trainer.DigestTrainer"
         distilled["logger"] = "tensorboard"
         done = launch(distilled, tmp_path)
         assert done.returncode == 0, done.stderr[-3000:]
+        train.log = done.stdout + done.stderr
         return [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
 
     return train
@@ -35,16 +38,25 @@ def digested(distilled, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("negatives", ["batch", "world"])
-def test_both_ranks_end_with_the_same_student_and_projection(distilled, digested, negatives):
+def test_both_ranks_end_with_the_same_student_and_projection(distilled, digested, data, tmp_path, negatives):
+    """A label that is not finite skips the step on both, once in each epoch."""
+
+    def edit(index, system):
+        system.y = math.nan if index == 5 else system.y
+
+    distilled["dataset"]["train"]["src"] = str(write_edited(data / "train", tmp_path / "edited", edit))
     distilled["optim"].update(max_epochs=7, eval_every=100)
-    distilled["task"]["distill"]["relations"] = {"negatives": negatives}
+    distilled["task"]["distill"]["relations"] = {"negatives": negatives, "anchor": "symmetric"}
     one, other = digested()
     assert len(one["losses"]) == len(other["losses"]) == 21
+    skipped = [math.isfinite(loss) and math.isfinite(theirs) for loss, theirs in zip(one["losses"], other["losses"])]
+    assert skipped.count(False) == 7 and digested.log.count("7 of the 21 steps since the start were skipped") == 2
+    assert re.search(r"rank 0: systems of .*label `energy` of .*; rank 1: .*every term of the loss is finite", digested.log)
     assert one["first_sids"] != other["first_sids"] and one["losses"] != other["losses"]
     assert one["weights"].keys() == other["weights"].keys()
     assert any(key.startswith("projection") for key in one["weights"])
     for key, value in one["weights"].items():
-        assert torch.equal(value, other["weights"][key]), key
+        assert value.isfinite().all() and torch.equal(value, other["weights"][key]), key
     assert not torch.equal(one["weights"]["projection.weight"], one["initial_projection"])
 
 
