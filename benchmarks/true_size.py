@@ -162,7 +162,7 @@ def measure_step(checkpoint: Path) -> dict:
             loss.backward()
         with _clock(seconds, "optimizer"):
             optimizer.step()
-            distillation.step(1e-4, max_norm=None, loss_scale=1.0)
+            distillation.step(1e-4, max_norm=None)
         cpu_seconds = time.process_time() - cpu_start
     return {
         "atoms": batch.natoms.tolist(),

@@ -175,6 +175,26 @@ def _refusal(cls: type, values: Any, path: str) -> str:
     return ""
 
 
+def check_normalizers(normalizers: dict[str, Any], references: dict[str, Any]) -> None:
+    """Raise ValueError for a normaliser or reference that makes every target something that is not finite.
+
+    Args:
+        normalizers: fairchem's `Normalizer` of each output.
+        references: its `LinearReferences`.
+    """
+    where, advice = "dataset.train.transforms", "Are the labels of dataset.train finite, and do they differ?"
+    for name, normalizer in normalizers.items():
+        mean, stdev = normalizer.mean, normalizer.rmsd
+        if not (mean.isfinite().all() and stdev.isfinite().all() and (stdev > 0).all()):
+            raise ValueError(
+                f"{where}.normalizer.{name}: mean {mean.tolist()}, stdev {stdev.tolist()}; expected finite numbers, and a "
+                f"stdev above 0. {advice}"
+            )
+    for name, reference in references.items():
+        if not reference.element_references.isfinite().all():
+            raise ValueError(f"{where}.element_references.{name}: holds numbers that are not finite. {advice}")
+
+
 def check_warmup(scheduler_params: dict, steps_per_epoch: int) -> None:
     """Raise ValueError when `warmup_epochs` comes to no whole step, by which fairchem's schedules divide."""
     warmup = scheduler_params.get("warmup_epochs", 0)

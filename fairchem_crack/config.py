@@ -83,7 +83,7 @@ class DistillConfig:
     init_from_teacher: Optional[InitConfig] = None
     labels: Literal["data", "teacher"] = "data"  # teacher: the student's own terms train on its energies and forces
     resume: Literal["all", "student"] = "all"  # from a checkpoint: its projection too, or its student alone
-    max_skipped_steps: int = 10  # steps in a row whose gradients are not finite before the run stops
+    max_skipped_steps: int = 10  # steps in a row that are not finite before the run stops; of --amp, at a loss scale below 1
 
     def __post_init__(self) -> None:
         _require(self.max_skipped_steps > 0, "max_skipped_steps", "a positive integer", self.max_skipped_steps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -18,6 +19,7 @@ from fairchem_crack.cached import CachedTeacher
 from fairchem_crack.config import CONTRASTIVE, DistillConfig, TermConfig
 from fairchem_crack.distributed import Gathering
 from fairchem_crack.features import architecture, attach_features
+from fairchem_crack.guard import teacher_faults
 from fairchem_crack.losses import CrackLoss, DistillationLoss, InfoNCELoss
 from fairchem_crack.projection import build_projection, build_vector_projection
 from fairchem_crack.relations import unordered_pairs
@@ -183,31 +185,35 @@ class Distillation:
         """Seed of all that is random in a training step, so that a resumed run draws what the uninterrupted one drew."""
         return hash((self.seed, step, distutils.get_rank())) % 2**63
 
-    def step(self, lr: float, *, max_norm: float | None, loss_scale: float) -> None:
-        """Update the projection from the gradients of the last backward pass.
+    def step(self, lr: float, *, max_norm: float | None) -> None:
+        """Update the projection from the gradients of the last backward pass, which are finite and of the unscaled loss.
 
         Args:
             lr: the student's learning rate of this step; the projection follows its schedule.
             max_norm: clip the gradient's norm, on its own, so that the student's clipping is what it is without us.
-            loss_scale: what the loss was multiplied with (mixed precision); a non-finite gradient skips the step.
         """
         if self.optimizer is None:
             return
-        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
-        for gradient in gradients:
-            gradient /= loss_scale
-        if all(bool(gradient.isfinite().all()) for gradient in gradients):
-            if max_norm:
-                torch.nn.utils.clip_grad_norm_(self._parameters, max_norm)
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
-            self.optimizer.step()
+        if max_norm:
+            torch.nn.utils.clip_grad_norm_(self._parameters, max_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
         self.optimizer.zero_grad()
 
     def drop_gradients(self) -> None:
         """Forget the gradients of a step that is skipped."""
         if self.optimizer is not None:
             self.optimizer.zero_grad()
+
+    def faults(self, batch: Batch) -> list[str]:
+        """What of the teacher's outputs makes a term of this step not finite, and of which systems."""
+        spoiled = [term for term in self.terms if not math.isfinite(self.log.get(keys.LOSS_PREFIX + term.key, 0.0))]
+        fields = wanted_fields(self.config, spoiled)
+        if self._said is None or not spoiled:
+            return []
+        found = teacher_faults(((name, self._said[name]) for name in sorted(fields)), batch)
+        return [f"{fault}, by {self.teacher.checkpoint}" for fault in found]
 
     def check_elements(self, atomic_numbers: Tensor, where: str) -> None:
         """Raise ValueError when the teacher or the student has no embedding for an element."""
@@ -231,6 +237,7 @@ class Distillation:
         batch = batch.to(self.device)
         self.check_neighbors(batch)
         said = self.teacher(batch, self.wanted or {keys.NODE_EMBEDDING})
+        self._check_embeddings(said, batch)
         self._spread, edges = spread_of(said), said.edge_index
         if self.config.relations.graph == "student":
             with torch.no_grad(), torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
@@ -246,6 +253,15 @@ class Distillation:
                 f"task.distill.relations: the {self.config.relations.graph}'s graph joins no pair of atoms in a sample of "
                 f"{len(batch.natoms)} systems of dataset.train: {atoms}. Relations need systems of several bonded atoms; "
                 f"check dataset.train.src, or distil without `{keys.RELATIONS}`."
+            )
+
+    def _check_embeddings(self, outputs: TeacherOutputs, batch: Batch) -> None:
+        """Raise ValueError where the unit of embeddings would not be finite, and with it every step."""
+        embeddings = {name: getattr(outputs, name) for name in (keys.NODE_EMBEDDING, keys.VECTOR_EMBEDDING)}
+        if faults := teacher_faults(((name, value) for name, value in embeddings.items() if value is not None), batch):
+            raise ValueError(
+                f"Teacher {self.teacher.checkpoint}: in a sample of dataset.train, not finite are the {'; '.join(faults)}. "
+                "Leave such systems out, or try task.distill.teacher.precision: float32."
             )
 
     def check_neighbors(self, batch: Batch) -> None:

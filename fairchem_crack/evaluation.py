@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from fairchem_crack.features import architecture
+from fairchem_crack.named_records import NAMED
 from fairchem_crack.teacher import model_config, read_checkpoint
 
 METRICS = {
@@ -96,6 +97,22 @@ def _outputs_and_losses(config: dict, checkpoint: Path) -> tuple[dict, list]:
     return outputs, loss_functions
 
 
+def check_errors(errors: dict[str, np.ndarray], where: str) -> None:
+    """Raise ValueError, by number, for systems whose errors are not finite: a mean over them is none.
+
+    Args:
+        errors: (S,) each.
+        where: the checkpoint and its data.
+    """
+    spoiled = np.flatnonzero(~np.isfinite(sum(errors.values())))
+    if len(spoiled):
+        shown = ", ".join(map(str, spoiled[:NAMED])) + (", ..." if len(spoiled) > NAMED else "")
+        raise ValueError(
+            f"{where}: the errors of {len(spoiled)} systems (number {shown}) are not finite, for their labels or for the "
+            "model's predictions. Leave such systems out, or take another checkpoint."
+        )
+
+
 def _random_state() -> tuple[Tensor, list[Tensor]]:
     return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
 
@@ -123,7 +140,7 @@ class CheckpointEvaluator:
         content = read_checkpoint(checkpoint)
         name, attributes = model_config(content, checkpoint)
         outputs, loss_functions = _outputs_and_losses(content["config"], checkpoint)
-        self._dataset = dataset
+        self._checkpoint, self._dataset = checkpoint, dataset
         self._trainer = _Trainer(
             task={},
             model={"name": name, **attributes},
@@ -173,13 +190,18 @@ class CheckpointEvaluator:
         Returns:
             The metrics; and `energy` (S,) |error| in eV, `forces` (S,) sum of the |error| of the free atoms' components
             in eV/A, `components` (S,) how many these are.
+
+        Raises:
+            ValueError: an error is not finite.
         """
         self._load(src)
         self._as_in_a_fresh_process()
         self._trainer.system_errors = SystemErrors()
         found = self._trainer.validate(disable_tqdm=True)
         metrics = {name: float(value["metric"]) for name, value in found.items() if name != "loss"}
-        return metrics, self._trainer.system_errors.arrays()
+        errors = self._trainer.system_errors.arrays()
+        check_errors(errors, f"{self._checkpoint} on {src}")
+        return metrics, errors
 
     def atoms_per_second(self, src: Path, *, repeats: int = 3) -> float:
         """Atoms per second of inference on a batch of the dataset at `src`, median of `repeats` after one to warm up."""

@@ -97,7 +97,20 @@ class InfoNCELoss(nn.Module):
 
 
 class DistillationLoss(DDPLoss):
-    """fairchem's `DDPLoss`, for terms that can be empty on one rank or on all: the mean over nothing is 0."""
+    """fairchem's `DDPLoss`, for terms that can be empty on one rank or on all: the mean over nothing is 0.
+
+    A value that is not finite enters the loss as it is; fairchem's own turns NaN into 0, and the gradient with it.
+    """
+
+    def forward(self, input: Tensor, target: Tensor, natoms: Tensor) -> Tensor:
+        """() the reduced loss of two tensors of equal shape.
+
+        Raises:
+            ValueError: the shapes differ.
+        """
+        if input.shape != target.shape:
+            raise ValueError(f"A term compares two tensors of equal shape; found {input.shape} and {target.shape}.")
+        return self._reduction(input, self.loss_fn(input, target, natoms), natoms)
 
     def _ddp_mean(self, num_samples: int, loss: Tensor) -> Tensor:
         global_samples = distutils.all_reduce(num_samples, device=loss.device)

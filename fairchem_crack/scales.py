@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import tempfile
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def fit_scale_factors(config: dict) -> dict[str, float]:
         loader refuses where they have names of their own, as in GemNet-dT.
 
     Raises:
-        ValueError: the model has no scale factor, or `dataset.train.src` is missing.
+        ValueError: the model has no scale factor, a factor comes out as none, or `dataset.train.src` is missing.
     """
     config = copy.deepcopy(config)
     if not (config.get("dataset") or {}).get("train", {}).get("src"):
@@ -69,6 +70,11 @@ def fit_scale_factors(config: dict) -> dict[str, float]:
     attributes = dict(config["model"])
     if not by_path:
         raise ValueError(f"model: `{attributes['name']}` has no scale factor to fit.")
+    if unusable := [f"{path} = {float(value)}" for path, value in by_path.items() if not 0 < float(value) < math.inf]:
+        raise ValueError(
+            f"model: scale factors come out as {', '.join(unusable)}; expected positive numbers. Are the positions of "
+            "dataset.train finite, and its first systems of more than one atom?"
+        )
     model = registry.get_model_class(attributes.pop("name"))(**attributes)
     model = getattr(model, "backbone", model)
     return {getattr(model.get_submodule(path), "name", None) or path: float(value) for path, value in by_path.items()}

@@ -8,6 +8,7 @@ import os
 import tempfile
 from pathlib import Path
 
+import numpy as np
 from fairchem.core.scripts import make_submission_file
 
 from fairchem_crack.evaluation import CheckpointEvaluator
@@ -24,10 +25,18 @@ def check_submission(test: dict[str, Path], file: Path) -> None:
 
 
 def write_submission(evaluator: CheckpointEvaluator, test: dict[str, Path], file: Path) -> Path:
-    """Predict the four test splits, which need no labels, and write the file that the leaderboard takes."""
+    """Predict the four test splits, which need no labels, and write the file that the leaderboard takes.
+
+    Raises:
+        ValueError: a prediction is not finite.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=file.parent) as directory, contextlib.redirect_stdout(None):
         predictions = {split: str(evaluator.predict(test[split], Path(directory) / split)) for split in TEST_SPLITS}
+        for split, path in predictions.items():
+            with np.load(path) as found:
+                if not (np.isfinite(found["energy"]).all() and np.isfinite(found["forces"]).all()):
+                    raise ValueError(f"--test {split}={test[split]}: predictions of energies or forces are not finite.")
         joined = Path(directory) / "submission.npz"
         make_submission_file.main(
             argparse.Namespace(**predictions, out_path=str(joined), dataset="OC20", is2re_relaxations=False, hybrid=False)

@@ -23,6 +23,7 @@ from fairchem_crack.checks import (
     check_has_validation,
     check_metrics,
     check_no_graph_parallelism,
+    check_normalizers,
     check_own_terms,
     check_run_dir,
     check_warmup,
@@ -30,8 +31,16 @@ from fairchem_crack.checks import (
 )
 from fairchem_crack.config import DistillConfig, TeacherConfig, parse, split_loss_functions
 from fairchem_crack.distillation import Distillation, wanted_fields
+from fairchem_crack.guard import (
+    SkippedSteps,
+    compared,
+    drop_unless_finite,
+    faults,
+    finite_on_all_ranks,
+    from_all_ranks,
+)
 from fairchem_crack.initialization import copy_weights
-from fairchem_crack.named_records import NamedRecords
+from fairchem_crack.named_records import NAMED, NamedRecords, listed
 from fairchem_crack.resumable import ResumableTrainer
 from fairchem_crack.scales import with_inline_scales
 from fairchem_crack.teacher import Teacher, load_teacher
@@ -71,8 +80,8 @@ class CrackDistillTrainer(ResumableTrainer):
         elif distill is not None:
             logging.warning("task.distill is given, but loss_functions has no distillation term: plain training.")
         self._distillation: Distillation | None = None
-        self._has_finite_gradients = True
-        self._skipped_steps = 0  # in a row
+        self._spoiled: list[str] = []  # of an evaluation, what is not finite
+        self._skipped = SkippedSteps((self._distill_config or DistillConfig).max_skipped_steps)
         check_run_dir(fairchem_arguments.get("run_dir"))
         check_own_terms(own_losses, fairchem_arguments["outputs"])
         fairchem_arguments["model"] = with_inline_scales(fairchem_arguments["model"])
@@ -99,6 +108,11 @@ class CrackDistillTrainer(ResumableTrainer):
                 "optim.load_balancing_on_error: warn_and_no_balance."
             ) from error
 
+    def load_references_and_normalizers(self) -> None:
+        """fairchem's, refused where they are not finite."""
+        super().load_references_and_normalizers()
+        check_normalizers(self.normalizers, self.elementrefs)
+
     def load_loss(self) -> None:
         """The student's own losses; each also reports its unweighted value."""
         super().load_loss()
@@ -107,6 +121,8 @@ class CrackDistillTrainer(ResumableTrainer):
             loss["fn"].register_forward_hook(
                 lambda _, __, value, name=name: self._own_losses.update({keys.LOSS_PREFIX + name: value.item()})
             )
+            if not loss["coefficient"]:  # a label that is not finite is not trained on; 0 times it would be NaN
+                loss["fn"].register_forward_pre_hook(lambda _, given: (given[0], torch.nan_to_num(given[1], 0.0, 0.0, 0.0)))
 
     def load_extras(self) -> None:
         """Also schedules in epochs (`scheduler_params.lambda_type`), which fairchem has for EquiformerV2 alone."""
@@ -125,7 +141,7 @@ class CrackDistillTrainer(ResumableTrainer):
         check_metrics(self.evaluation_metrics)
         check_has_validation(self.config["val_dataset"], self.config["optim"])
         if self._distill_config is None:
-            super().train(disable_eval_tqdm)
+            self._take_steps(disable_eval_tqdm)
             return
         self._distillation = self.build_distillation(self._distill_config)
         try:
@@ -136,13 +152,20 @@ class CrackDistillTrainer(ResumableTrainer):
                 self._distillation.load_state_dict(self._resumed_state)
             elif self.step > 0:
                 logging.warning("The projection starts anew: the checkpoint has none, or task.distill.resume is `student`.")
-            guard = self.optimizer.register_step_pre_hook(self._drop_nonfinite_gradients)
             with self._resumable():
-                super().train(disable_eval_tqdm)
-            guard.remove()
+                self._take_steps(disable_eval_tqdm)
         finally:
             self._distillation.close()
             self._distillation = None
+
+    def _take_steps(self, disable_eval_tqdm: bool) -> None:
+        """fairchem's training, without the steps that are not finite."""
+        guard, began_at = self.optimizer.register_step_pre_hook(self._drop_nonfinite_gradients), self.step
+        try:
+            super().train(disable_eval_tqdm)
+            self._skipped.conclude(began_at=began_at)
+        finally:
+            guard.remove()
 
     def build_distillation(self, config: DistillConfig) -> Distillation:
         """All that a training step has beyond the student's own; what `train` begins with."""
@@ -194,21 +217,44 @@ class CrackDistillTrainer(ResumableTrainer):
 
     def _forward(self, batch: Batch) -> dict[str, Tensor]:
         if self._active is not None:
-            self._active.check_elements(batch.atomic_numbers, f"dataset.train, systems {_ids(batch)},")
-            self._batch = batch = batch.to(self.device)
+            self._active.check_elements(batch.atomic_numbers, f"dataset.train, systems of {listed(batch)},")
+            batch = batch.to(self.device)
             self._active.ask(batch, self.step)
             torch.manual_seed(self._active.seed_of(self.step))  # dropout, and the frames that some models draw for edges
         return super()._forward(batch)
 
     def _compute_loss(self, out: dict[str, Tensor], batch: Batch) -> Tensor:
         loss = super()._compute_loss(out, batch)
-        return loss if self._active is None else loss + self._active.loss(batch, self.step, out)
+        if not self.model.training:
+            self._spoiled += faults(
+                compared(self.output_targets, self.output_targets, "eval_on_free_atoms", out, batch), batch
+            )
+            return loss
+        if self._active is not None:
+            loss = loss + self._active.loss(batch, self.step, out)
+        trained_on = [name for name, own in self.loss_functions if own["coefficient"]]
+        self._batch, self._rows = batch, compared(self.output_targets, trained_on, "train_on_free_atoms", out, batch)
+        self._is_finite = finite_on_all_ranks([loss, *(rows.prediction for rows in self._rows.values())])
+        return loss
 
     def _compute_metrics(self, out: dict, batch: Batch, evaluator: Any, metrics: dict | None = None) -> dict:
+        if self.model.training:  # a step that was skipped does not spoil the means of those that follow
+            metrics = {name: value for name, value in (metrics or {}).items() if math.isfinite(value["total"])}
         metrics = super()._compute_metrics(out, batch, evaluator, metrics)
         if self._active is not None:
             for name, value in {**self._own_losses, **self._active.log}.items():
                 metrics = evaluator.update(name, value, metrics)
+        return metrics
+
+    def validate(self, split: str = "val", disable_tqdm: bool = False) -> dict:
+        """Validate as fairchem does, and name what is not finite."""
+        self._spoiled = []
+        metrics = super().validate(split, disable_tqdm)
+        if self._spoiled:
+            logging.warning(
+                f"dataset.{split} at step {self.step}: not finite are the {'; '.join(self._spoiled[:NAMED])}. A metric "
+                "that is not finite makes no checkpoint the best one."
+            )
         return metrics
 
     def _own_state(self) -> dict | None:
@@ -218,50 +264,39 @@ class CrackDistillTrainer(ResumableTrainer):
         return bool(self._terms)
 
     def _backward(self, loss: Tensor) -> None:
-        if self._distillation is None:
-            super()._backward(loss)
-            return
-        loss_scale = self.scaler.get_scale() if self.scaler else 1.0
-        self._has_finite_gradients = False  # and stays so where the scaler skips the student's update
-        super()._backward(loss)
-        if self._has_finite_gradients:
-            self._skipped_steps = 0
-            self._distillation.step(self.scheduler.get_lr(), max_norm=self.clip_grad_norm, loss_scale=loss_scale)
-        elif self.scaler is None:  # which lowers its scale until they are finite
-            self._report_skipped_step()
+        if not self._is_finite:  # on any rank: none has the backward pass, in which all would have to take part
+            self._skip("a loss that is", loss_scale=None)
         else:
-            self._distillation.drop_gradients()
+            self._has_finite_gradients = False  # and stays so where the scaler skips the student's update
+            super()._backward(loss)
+            if self._has_finite_gradients:
+                self._skipped.count_taken()
+                if self._distillation is not None:
+                    self._distillation.step(self.scheduler.get_lr(), max_norm=self.clip_grad_norm)
+            else:
+                self._skip("gradients that are", loss_scale=self.scaler.get_scale() if self.scaler else None)
         self._end_update()
 
-    def _drop_nonfinite_gradients(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        """Before each step of the student's optimizer, which leaves a parameter without gradient as it is.
-
-        The gradients are those that DDP has averaged: all ranks decide alike.
-        """
+    def _drop_nonfinite_gradients(self, student: torch.optim.Optimizer, *_: Any) -> None:
+        """Before each step of the student's optimizer: student and projection are updated together, or not at all."""
         self._begin_update()
-        gradients = [one.grad for group in optimizer.param_groups for one in group["params"] if one.grad is not None]
-        norms = torch.stack(torch._foreach_norm(gradients)) if gradients else torch.zeros(1)
-        self._has_finite_gradients = bool(norms.isfinite().all())
-        if not self._has_finite_gradients:
-            optimizer.zero_grad(set_to_none=True)
+        projection = None if self._distillation is None else self._distillation.optimizer
+        if self.scaler and projection:
+            self.scaler.unscale_(projection)  # whose overflow lowers the scale, too
+        self._has_finite_gradients = drop_unless_finite(student, *([projection] if projection else []))
 
-    def _report_skipped_step(self) -> None:
-        assert self._distillation is not None and self._distill_config is not None
-        self._distillation.drop_gradients()
-        self._skipped_steps += 1
-        terms = {**self._own_losses, **self._distillation.log}
-        guilty = ", ".join(f"{name} = {value}" for name, value in terms.items() if not math.isfinite(value))
-        message = (
-            f"Step {self.step}: gradients that are not finite, from systems {_ids(self._batch)} of dataset.train "
-            f"({guilty or 'every term of the loss is finite on this rank'}). The step is skipped"
-        )
-        limit = self._distill_config.max_skipped_steps
-        if self._skipped_steps >= limit:
-            raise FloatingPointError(
-                f"{message}, number {limit} in a row: the run stops. Resume from the last checkpoint with a lower learning "
-                "rate, leave such systems out, or raise task.distill.max_skipped_steps."
-            )
-        logging.warning(f"{message}; {limit - self._skipped_steps} more in a row stop the run.")
+    def _skip(self, what: str, *, loss_scale: float | None) -> None:
+        """Name the systems and terms of a step that is not taken, and count it."""
+        labels, log, details = "label", self._own_losses, []
+        if self._distillation is not None:
+            self._distillation.drop_gradients()
+            labels = "label" if self._distillation.config.labels == "data" else "teacher's label"
+            log, details = {**log, **self._distillation.log}, self._distillation.faults(self._batch)
+        details = [*faults(self._rows, self._batch, labels), *details]
+        details += [f"{name} = {value}" for name, value in log.items() if not math.isfinite(value)]
+        named = "; ".join(details) or "every term of the loss is finite on this rank"
+        where = from_all_ranks(f"systems of {listed(self._batch)} of dataset.train ({named})")
+        self._skipped.count_skipped(f"Step {self.step}: {what} not finite, from {where}.", loss_scale=loss_scale)
 
     def _sample_of_training_data(self) -> Batch:
         if self.train_loader is None:
@@ -272,8 +307,3 @@ class CrackDistillTrainer(ResumableTrainer):
         chosen = [index * size // sample for index in range(sample)]
         otf_graph = self.config["model"].get("otf_graph", False)
         return data_list_collater([dataset[index] for index in chosen], otf_graph=otf_graph)
-
-
-def _ids(batch: Batch) -> str:
-    ids = batch.sid.tolist() if isinstance(batch.sid, Tensor) else list(getattr(batch, "sid", []))
-    return ", ".join(map(str, ids[:8])) + (", ..." if len(ids) > 8 else "")

@@ -6,13 +6,17 @@ import argparse
 import copy
 import gc
 import os
+import pickle
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 # Toy models gain nothing from threads, which cost six times the time on a machine that has other work. Both, and before
 # torch and numba are imported: fairchem sets torch's number to numba's.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
+import lmdb
 import numpy as np
 import pytest
 import torch
@@ -72,6 +76,23 @@ def batch(systems):
     from fairchem.core.datasets import data_list_collater
 
     return data_list_collater(copy.deepcopy(systems), otf_graph=True)
+
+
+def write_edited(source: Path, directory: Path, edit: Callable[[int, Any], None]) -> Path:
+    """A copy of an LMDB of fairchem, each system as `edit(index, system)` has changed it."""
+    from fairchem.core.datasets import LmdbDataset
+
+    gc.collect()
+    dataset = LmdbDataset({"src": str(source)})
+    systems = [dataset[index] for index in range(len(dataset))]
+    del dataset
+    gc.collect()
+    directory.mkdir()
+    with lmdb.open(str(directory / "data.0000.lmdb"), subdir=False, map_size=1 << 26) as env, env.begin(write=True) as file:
+        for index, system in enumerate(systems):
+            edit(index, system)
+            file.put(str(index).encode(), pickle.dumps(system))
+    return directory
 
 
 def stock_config(data: Path) -> dict:
@@ -183,6 +204,7 @@ def run_fairchem(
     checkpoint: Path | None = None,
     stop_at: int | None = None,
     run_dir: Path | None = None,
+    print_every: int = 1,
 ) -> Run:
     import fairchem.core._cli
     import recorder
@@ -192,7 +214,7 @@ def run_fairchem(
     file = directory / f"{name}.yml"
     file.write_text(yaml.safe_dump(config))
     arguments = ["--mode", mode, "--config-yml", str(file), "--cpu", "--timestamp-id", name]
-    arguments += ["--run-dir", str(run_dir or directory), "--seed", str(seed), "--print-every", "1"]
+    arguments += ["--run-dir", str(run_dir or directory), "--seed", str(seed), "--print-every", str(print_every)]
     arguments += ["--checkpoint", str(checkpoint)] if checkpoint else []
     options: argparse.Namespace
     options, overrides = flags.get_parser().parse_known_args(arguments)

@@ -17,6 +17,8 @@ from typing import NamedTuple
 import yaml
 
 CONFIG = "ranks.yml"
+LOG = "ranks.log"  # what the launcher and its ranks printed
+MARK = "== launch "
 
 
 class Launch(NamedTuple):
@@ -36,11 +38,14 @@ def launch_forked(launches: list[Launch]) -> list[bool]:
     done = subprocess.run(
         [sys.executable, __file__, json.dumps(runs)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
         timeout=600,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stdout[-3000:]
+    for launch, log in zip(launches, done.stdout.split(MARK)[1:]):
+        (launch.directory / LOG).write_text(log)
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -59,6 +64,7 @@ def main() -> None:
     way = LaunchConfig(1, 1, 2, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0, start_method="fork")
     ended = []
     for directory, environment in json.loads(sys.argv[1]):
+        print(MARK, directory, flush=True)
         os.environ.update(environment)
         arguments = ["--mode", "train", "--config-yml", f"{directory}/{CONFIG}", "--cpu", "--num-gpus", "2"]
         arguments += ["--run-dir", directory, "--timestamp-id", "run"]
@@ -69,7 +75,7 @@ def main() -> None:
             ended.append(False)
         else:
             ended.append(True)
-    print(json.dumps(ended))
+    print(json.dumps(ended), flush=True)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from filelock import FileLock
 # fairchem has the ranks of all trainings on a machine meet on one port: a training dies when the one before it ends.
 PORT = 29400
 ALONE = FileLock(Path(tempfile.gettempdir()) / f"fairchem_port_{PORT}_{os.getuid()}.lock")
+TREE = os.pathsep.join(map(str, (Path(__file__).parent, Path(__file__).parents[1])))  # what the processes import
 STOCK = ("-c", "from fairchem.core._cli import main; main()", "--mode", "train")
 OURS = ("-m", "fairchem_crack.cli", "train")
 
@@ -29,7 +30,7 @@ def launch(
     with ALONE:
         return subprocess.run(
             [sys.executable, *entry, *flags],
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), **threads, **environment},
+            env={**os.environ, "PYTHONPATH": TREE, **threads, **environment},
             cwd=directory,
             capture_output=True,
             text=True,

@@ -7,7 +7,7 @@ import gc
 import numpy as np
 import pytest
 import torch
-from conftest import DATASET
+from conftest import DATASET, write_edited
 
 from fairchem_crack.evaluation import CheckpointEvaluator, SystemErrors
 
@@ -27,7 +27,7 @@ def test_forces_are_summed_by_system():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [2, 5])
-def test_the_errors_of_the_systems_average_to_fairchems_metrics(run, stock, data, batch_size):
+def test_the_errors_of_the_systems_average_to_fairchems_metrics(run, stock, data, tmp_path, batch_size):
     stock["dataset"]["train"]["transforms"] = {
         "normalizer": {"energy": {"mean": -1.0, "stdev": 2.0}, "forces": {"mean": 0.0, "stdev": 0.5}}
     }
@@ -41,3 +41,10 @@ def test_the_errors_of_the_systems_average_to_fairchems_metrics(run, stock, data
     # Systems differ in size, so that a mean over their own means would not do.
     assert np.mean(errors["forces"] / errors["components"]) != pytest.approx(metrics["forces_mae"], rel=1e-6)
     assert evaluator.metrics(data / "val_ood_both") == pytest.approx(metrics)
+
+    def edit(index, system):
+        system.y = np.nan if index == 2 else system.y
+
+    spoiled = write_edited(data / "val_ood_ads", tmp_path / "edited", edit)
+    with pytest.raises(ValueError, match=r"best_checkpoint.pt on .*edited: the errors of 1 systems \(number 2\) are not"):
+        evaluator.metrics(spoiled)

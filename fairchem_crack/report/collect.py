@@ -16,8 +16,9 @@ from fairchem.core.common.utils import setup_imports
 
 import fairchem_crack
 from fairchem_crack import keys
+from fairchem_crack.evaluation import check_errors
 from fairchem_crack.report.curves import TRAIN, Curve, log_directory, read_curves
-from fairchem_crack.report.numbers import Groups, average, by_adsorbate, by_element, gap_closed, metrics
+from fairchem_crack.report.numbers import Groups, average, by_adsorbate, by_element, gap_closed, metrics, system_errors
 from fairchem_crack.report.predict import Prediction, atoms_per_second, embed, load_model, predict, runner, title
 from fairchem_crack.report.relations import Planes, Similarity, planes, similarity
 from fairchem_crack.report.request import ROLES, Request
@@ -104,7 +105,11 @@ def collect(request: Request) -> Findings:
         run = runner(role, model, request.batch_size, device)
         for split in splits:
             logging.info(f"{role}: {len(split.systems)} of {split.total} systems of {split.name}")
-            predictions[role][split.name] = predict(role, model, run, split, batch_size=request.batch_size, device=device)
+            said = predict(role, model, run, split, batch_size=request.batch_size, device=device)
+            check_errors(
+                {name: x for name, (x, _) in system_errors(split, said).items()}, f"{paths[role]} on {split.source}"
+            )
+            predictions[role][split.name] = said
     logging.info("speeds, embeddings, pictures")
     speeds = atoms_per_second(loaded, splits[0].systems[: request.batch_size], device)
     models = {role: _model(model, speeds[role]) for role, model in loaded.items()}

@@ -41,17 +41,20 @@ def amp(distilled, monkeypatch):
 
 @pytest.fixture
 def overflow(monkeypatch):
-    """Callable: spoil the gradients of one step, those of the loss or those of the student alone."""
+    """Callable: spoil in some steps the loss, or a gradient of the student or of the projection."""
 
-    def at(step: int, of_student_alone: bool) -> None:
+    def at(steps: tuple[int, ...], what: str) -> None:
         loss = Distillation.loss
 
-        def spoiled(self, batch, step_now, *more):
-            if step_now == step and of_student_alone:
-                first = next(parameter for parameter in self.student.parameters() if parameter.requires_grad)
+        def spoiled(self, batch, step, *more):
+            value = loss(self, batch, step, *more)
+            if step in steps and what == "loss":
+                return value * math.inf
+            if step in steps:
+                module = self.student if what == "student" else self.projection
+                first = next(parameter for parameter in module.parameters() if parameter.requires_grad)
                 hook = first.register_hook(lambda gradient: (hook.remove(), gradient * math.inf)[1])
-            value = loss(self, batch, step_now, *more)
-            return value * math.inf if step_now == step and not of_student_alone else value
+            return value
 
         monkeypatch.setattr(Distillation, "loss", spoiled)
 
@@ -95,22 +98,35 @@ def test_the_scale_of_the_loss_does_not_reach_the_weights(run, amp, monkeypatch)
     assert run(amp, name="scaled").losses() == pytest.approx(plain.losses(), rel=1e-5)
 
 
-@pytest.mark.parametrize("of_student_alone", [False, True], ids=["of the loss", "of the student alone"])
-def test_an_overflow_updates_neither_and_lowers_the_scale(run, amp, overflow, of_student_alone):
-    overflow(3, of_student_alone)
+@pytest.mark.parametrize("what", ["loss", "student", "projection"])
+def test_an_overflow_updates_neither_and_lowers_the_scale(run, amp, overflow, caplog, what):
+    """A loss that is not finite before it is scaled is not made so by a lower scale, which therefore stays."""
+    overflow((3,), what)
     amp["optim"]["ema_decay"] = None
     two, three = (state(run(amp, name=f"until {stop}", stop_at=stop)) for stop in (3, 4))
     assert (two["step"], three["step"]) == (2, 3)
-    assert (two["amp"]["scale"], three["amp"]["scale"]) == (SCALE, SCALE / 2)
+    assert (two["amp"]["scale"], three["amp"]["scale"]) == (SCALE, SCALE if what == "loss" else SCALE / 2)
     assert same_weights(two["state_dict"], three["state_dict"])
     one, other = (found[keys.CHECKPOINT_KEY] for found in (two, three))
     assert same_weights(one[keys.PROJECTION], other[keys.PROJECTION])
     steps = [found[keys.PROJECTION_OPTIMIZER]["state"][0]["step"] for found in (one, other)]
     assert steps[0] == steps[1]
+    rest = "; 9 more in a row stop the run" if what == "loss" else ", and the loss scale of --amp lowered to 32768"
+    assert f"The step is skipped{rest}." in caplog.text
+
+
+@pytest.mark.parametrize("what", ["student", "projection"])
+def test_gradients_that_no_scale_makes_finite_stop_the_run(run, amp, overflow, monkeypatch, what):
+    """The scale goes 4, 2, 1, 0.5: two steps may be for the scale, those after it count."""
+    monkeypatch.setitem(globals(), "SCALE", 4.0)
+    overflow(range(1, 7), what)
+    amp["task"]["distill"]["max_skipped_steps"] = 3
+    with pytest.raises(FloatingPointError, match=r"Step 5: gradients .* not finite.* number 3 in a row: the run stops"):
+        run(amp)
 
 
 def test_a_run_of_mixed_precision_resumes_exactly(run, amp, overflow):
-    overflow(3, False)
+    overflow((3,), "student")
     whole = run(amp, name="whole")
     run(amp, name="cut", stop_at=5)
     resumed = run(amp, name="cut")

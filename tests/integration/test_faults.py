@@ -20,6 +20,7 @@ import yaml
 from architectures import MODELS
 from conftest import distill_config, run_fairchem
 from fairchem.core.datasets import LmdbDataset
+from launcher import TREE
 
 from fairchem_crack import keys
 from fairchem_crack.cache import CacheError, TeacherCache
@@ -27,7 +28,6 @@ from fairchem_crack.cli import main
 
 pytestmark = pytest.mark.slow
 
-TESTS = Path(__file__).parents[1]
 STEPS = 12  # 2 epochs of 6, a checkpoint every second step
 
 
@@ -200,7 +200,7 @@ def faulty(config, tmp_path):
         flags = ["--config-yml", str(file), "--cpu", "--seed", "0", "--run-dir", str(tmp_path), "--timestamp-id", "run"]
         environment = {
             **os.environ,
-            **{"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"},
+            **{"PYTHONPATH": TREE, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"},
             **{"LOSSES": str(tmp_path / "losses"), "KILL_AT": "5"},
         }
         # a shell's background job ignores SIGINT, and its children with it

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import pickle
+import re
 import socket
 from pathlib import Path
 
@@ -12,9 +13,9 @@ import lmdb
 import pytest
 import torch
 import yaml
-from conftest import distill_config
+from conftest import distill_config, write_edited
 from fairchem.core.datasets import LmdbDataset
-from forked_ranks import Launch, launch_forked
+from forked_ranks import LOG, Launch, launch_forked
 from launcher import ALONE, OURS, PORT, launch
 from torch_geometric.data import Data
 
@@ -22,37 +23,53 @@ from fairchem_crack import keys
 
 
 @pytest.fixture(scope="module")
-def digests(data, teacher_checkpoint, tmp_path_factory) -> dict[tuple[str, str], list[dict]]:
-    """What both ranks saw and ended with, by the training data and the negatives."""
+def launches(data, teacher_checkpoint, tmp_path_factory) -> dict[tuple[str, str], Launch]:
+    """Finished trainings on two ranks, by the training data and the negatives."""
+    sources = {
+        "one label not finite": write_edited(data / "train", tmp_path_factory.mktemp("edited") / "train", without_one_label),
+        "half without pairs": half_without_pairs(data, tmp_path_factory.mktemp("half_without_pairs")),
+    }
     launches = {}
-    lonely = half_without_pairs(data, tmp_path_factory.mktemp("half_without_pairs"))
     for negatives in ("batch", "world"):
-        for kind in ("ordinary", "half without pairs"):
+        for kind, source in sources.items():
             config = distill_config(data, teacher_checkpoint)
             config.update(trainer="digest_trainer.DigestTrainer", logger="tensorboard")
+            config["dataset"]["train"]["src"] = str(source)
             config["task"]["distill"]["relations"] = {"negatives": negatives}
             config["optim"].update(max_epochs=7, eval_every=100)
-            if kind != "ordinary":
-                config["dataset"]["train"]["src"] = str(lonely)
+            if kind == "half without pairs":
                 config["optim"].update(max_epochs=1, batch_size=1)
+            else:
+                config["task"]["distill"]["relations"]["anchor"] = "symmetric"
             launches[kind, negatives] = Launch(config, tmp_path_factory.mktemp("run"), {})
     assert all(launch_forked(list(launches.values())))
-    return {
-        key: [torch.load(launch.directory / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
-        for key, launch in launches.items()
-    }
+    return launches
+
+
+def without_one_label(index: int, system: Data) -> None:
+    system.y = math.nan if index == 5 else system.y
+
+
+def digests(launch: Launch) -> list[dict]:
+    """What both ranks saw and ended with."""
+    return [torch.load(launch.directory / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("negatives", ["batch", "world"])
-def test_both_ranks_end_with_the_same_student_and_projection(digests, negatives):
-    one, other = digests["ordinary", negatives]
+def test_both_ranks_end_with_the_same_student_and_projection(launches, negatives):
+    """A label that is not finite skips the step on both, once in each epoch."""
+    launch = launches["one label not finite", negatives]
+    (one, other), log = digests(launch), (launch.directory / LOG).read_text()
     assert len(one["losses"]) == len(other["losses"]) == 21
+    skipped = [math.isfinite(loss) and math.isfinite(theirs) for loss, theirs in zip(one["losses"], other["losses"])]
+    assert skipped.count(False) == 7 and log.count("7 of the 21 steps since the start were skipped") == 2
+    assert re.search(r"rank 0: systems of .*label `energy` of .*; rank 1: .*every term of the loss is finite", log)
     assert one["first_sids"] != other["first_sids"] and one["losses"] != other["losses"]
     assert one["weights"].keys() == other["weights"].keys()
     assert any(key.startswith("projection") for key in one["weights"])
     for key, value in one["weights"].items():
-        assert torch.equal(value, other["weights"][key]), key
+        assert value.isfinite().all() and torch.equal(value, other["weights"][key]), key
     assert not torch.equal(one["weights"]["projection.weight"], one["initial_projection"])
 
 
@@ -81,8 +98,8 @@ def half_without_pairs(data: Path, directory: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("negatives", ["batch", "world"])
-def test_a_rank_without_pairs_takes_part_in_the_step(digests, negatives):
-    one, other = digests["half without pairs", negatives]
+def test_a_rank_without_pairs_takes_part_in_the_step(launches, negatives):
+    one, other = digests(launches["half without pairs", negatives])
     assert len(one["losses"]) == len(other["losses"]) == 12
     assert any((pairs == 0) != (theirs == 0) for pairs, theirs in zip(one["pairs"], other["pairs"]))
     assert all(math.isfinite(loss) for loss in one["losses"] + other["losses"])
