@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import json
 
 import torch
 from torch import nn
@@ -176,12 +178,18 @@ MODELS: dict[str, dict] = {
 
 def build(name: str, **options) -> nn.Module:
     """A toy model of `MODELS`, always with the same weights; `options` replace some of its own, or of its backbone."""
+    attributes = copy.deepcopy(MODELS[name])
+    attributes.get("backbone", attributes).update(options)
+    return copy.deepcopy(_built(name, json.dumps(attributes)))
+
+
+@functools.cache  # DimeNet++ derives its basis by symbolic algebra, which takes a second
+def _built(name: str, described: str) -> nn.Module:
     from fairchem.core.common.registry import registry
     from fairchem.core.common.utils import setup_imports
 
     setup_imports()
-    attributes = copy.deepcopy(MODELS[name])
-    attributes.get("backbone", attributes).update(options)
+    attributes = json.loads(described)
     with torch.random.fork_rng([]):
         torch.manual_seed(3)
         model = registry.get_model_class(attributes.pop("name"))(**attributes)
