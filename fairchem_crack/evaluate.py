@@ -77,6 +77,7 @@ def evaluate(arguments: list[str]) -> None:
         )
         rows = leaderboard(found, roles)
         throughput = _throughput(list(roles), data, options)
+        print("\n".join(f"{names(list(found))[path]}: {model.progress}" for path, model in found.items()) + "\n")
         print(table(rows))
         if None in (options.undistilled, options.teacher):
             print("\nNo gap closed: it is counted from --undistilled to --teacher.")
@@ -183,6 +184,7 @@ def _write(output: Path, rows: list[Row], found: dict[Path, Found], throughput: 
             "name": short[path],
             "architecture": one.architecture,
             "parameters": one.parameters,
+            **asdict(one.progress),
             "speed": throughput.get(str(path), {}),
         }
         for path, one in found.items()

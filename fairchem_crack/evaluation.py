@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 
 from fairchem_crack.features import architecture
 from fairchem_crack.named_records import NAMED
+from fairchem_crack.progress import trained_progress
 from fairchem_crack.teacher import model_config, read_checkpoint
 
 METRICS = {
@@ -123,6 +124,7 @@ class CheckpointEvaluator:
     Attributes:
         architecture: fairchem's name of the model, or of a hydra's backbone.
         parameters: how many numbers it has.
+        progress: of its training.
 
     Args:
         checkpoint: any fairchem checkpoint, ours or not; one written for inference holds the EMA weights.
@@ -132,12 +134,13 @@ class CheckpointEvaluator:
         device: number of the GPU.
 
     Raises:
-        ValueError: not a fairchem checkpoint of a model of energies and forces.
+        ValueError: not a fairchem checkpoint of a model of energies and forces, or one of step 0.
     """
 
     def __init__(self, checkpoint: Path, dataset: dict, *, batch_size: int = 50, cpu: bool = True, device: int = 0) -> None:
         setup_imports()
         content = read_checkpoint(checkpoint)
+        self.progress = trained_progress(content, checkpoint)
         name, attributes = model_config(content, checkpoint)
         outputs, loss_functions = _outputs_and_losses(content["config"], checkpoint)
         self._checkpoint, self._dataset = checkpoint, dataset

@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 
 from fairchem_crack.evaluation import CheckpointEvaluator
 from fairchem_crack.leaderboard import AVERAGE, COLUMNS, ERRORS, Row
+from fairchem_crack.progress import Progress
 from fairchem_crack.statistics import Errors, Interval, average_error_interval, gap_closed_interval
 
 WEIGHTS = {"energy_mae": ("energy", None), "forces_mae": ("forces", "components")}  # in the errors of each system
@@ -41,12 +42,14 @@ class Found:
     Attributes:
         metrics: of each split.
         errors: of each split, of each system, see `CheckpointEvaluator.metrics_and_errors`.
+        progress: of the training that wrote the checkpoint.
     """
 
     architecture: str
     parameters: int
     metrics: dict[str, dict[str, float]]
     errors: dict[str, dict[str, np.ndarray]]
+    progress: Progress = field(default_factory=Progress)
 
 
 def evaluate_all(
@@ -99,7 +102,7 @@ def measure(task: Task) -> Found:
         start = time.monotonic()
         metrics[split], errors[split] = evaluator.metrics_and_errors(src)
         print(f"{task.checkpoint} on {split}: {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
-    return Found(evaluator.architecture, evaluator.parameters, metrics, errors)
+    return Found(evaluator.architecture, evaluator.parameters, metrics, errors, evaluator.progress)
 
 
 def leaderboard(found: dict[Path, Found], roles: dict[Path, str]) -> list[Row]:

@@ -41,8 +41,12 @@ RELATION_ENTROPY: Final = "relation_entropy"  # nats, mean over anchors of the s
 NUM_PAIRS: Final = "pairs"  # P that entered the loss
 NUM_DEGENERATE: Final = "degenerate_pairs"  # pairs left out because they have no direction
 
-# The one key that a training checkpoint has beyond a stock one, and its entries.
+# The one key that a checkpoint has beyond a stock one, and its entries. Those of a checkpoint for inference, which has no
+# step of fairchem's:
 CHECKPOINT_KEY: Final = "crack_distill"
+STEP: Final = "step"  # int, of the training that wrote it
+EPOCH: Final = "epoch"  # float, likewise
+# Those of a training checkpoint:
 PROJECTION: Final = "projection"  # state_dict of the node embeddings' projection; empty where no term needs it
 VECTOR_PROJECTION: Final = "vector_projection"  # state_dict of the l=1 embeddings'
 PROJECTION_OPTIMIZER: Final = "projection_optimizer"  # state_dict of their optimizer

@@ -17,6 +17,8 @@ from fairchem.core.trainers.ocp_trainer import OCPTrainer
 from fairchem_crack import keys
 from fairchem_crack.teacher import read_checkpoint
 
+LAST = "checkpoint.pt"  # of a run, where it resumes
+
 
 class ResumableTrainer(OCPTrainer):
     """fairchem's OCP trainer, whose training checkpoint has one more entry and can be asked for at any moment.
@@ -29,11 +31,15 @@ class ResumableTrainer(OCPTrainer):
     ema: ExponentialMovingAverage | None
     step: int
     epoch: float
+    primary_metric: str | None
+    best_val_metric: float | None
     # the state before `__init__`, in which fairchem loads the checkpoint
     _resumed_state: dict | None = None  # the entry of ours in the checkpoint that was loaded
     _has_fresh_weights = True
     _is_training = _is_updating = _is_averaged = False
     _last_update = 0  # the last step whose update is complete
+    _saved_step: int | None = None  # of the run's checkpoint.pt
+    _validation: tuple[int, dict] | None = None  # the last step that was validated while training, and its metrics
 
     def _own_state(self) -> dict | None:
         """What a training checkpoint keeps under `keys.CHECKPOINT_KEY`; None for a stock one."""
@@ -48,7 +54,7 @@ class ResumableTrainer(OCPTrainer):
         """The steps of a training."""
         self._last_update, self._is_training = self.step, True
         try:
-            if not self._checkpoint("checkpoint.pt").is_file():
+            if not self._checkpoint(LAST).is_file():
                 self.save()  # for an interruption between the updates of the first steps
             yield
         finally:
@@ -59,6 +65,39 @@ class ResumableTrainer(OCPTrainer):
 
     def _end_update(self) -> None:
         self._last_update, self._is_updating = self.step, False
+
+    def _complete_step(self, *, is_last: bool, disable_tqdm: bool) -> None:
+        """Validate and save the step at which the training stands, as far as that is due and has not been done.
+
+        fairchem does either at multiples of `eval_every` and `checkpoint_every` alone, which need not be the end; and an
+        interruption may come between a step's checkpoint and its validation.
+
+        Args:
+            is_last: of the training, else the step of a checkpoint that is resumed.
+        """
+        evaluation_interval = self.config["optim"].get("eval_every", len(self.train_loader))
+        if self.step == 0 or not (is_last or self.step % evaluation_interval == 0):
+            return
+        metric = self.evaluation_metrics.get("primary_metric", self.evaluator.task_primary_metric[self.name])
+        if self.val_loader is not None and (self._validation is None or self._validation[0] != self.step):
+            if self.primary_metric != metric:  # as fairchem does before its first step
+                self.primary_metric, self.best_val_metric = metric, 1e9 if "mae" in metric else -1.0
+            self.update_best(metric, self.validate(disable_tqdm=disable_tqdm), disable_eval_tqdm=disable_tqdm)
+        if is_last and self._saved_step != self.step:
+            self.save()
+        is_plateau = self.scheduler.scheduler_type == "ReduceLROnPlateau"  # which counts the validations that it has seen
+        if is_plateau and self._validation and self.scheduler.scheduler.last_epoch < self.step // evaluation_interval:
+            self.scheduler.step(metrics=self._validation[1][metric]["metric"])
+
+    def update_best(self, primary_metric: str, val_metrics: dict, disable_eval_tqdm: bool = True) -> None:
+        """Keep the best checkpoint as fairchem does; and the result in the training checkpoint, if that is of this step.
+
+        fairchem saves before it validates: a run resumed from there would take a worse checkpoint for the best.
+        """
+        super().update_best(primary_metric, val_metrics, disable_eval_tqdm)
+        self._validation = (self.step, val_metrics)
+        if self._saved_step == self.step:
+            self.save()
 
     def validate(self, split: str = "val", disable_tqdm: bool = False) -> dict:
         """Validate as fairchem does; `save` knows of it."""
@@ -86,9 +125,7 @@ class ResumableTrainer(OCPTrainer):
         finally:
             self._is_averaged = False
 
-    def save(
-        self, metrics: dict | None = None, checkpoint_file: str = "checkpoint.pt", training_state: bool = True
-    ) -> str | None:
+    def save(self, metrics: dict | None = None, checkpoint_file: str = LAST, training_state: bool = True) -> str | None:
         """Save fairchem's checkpoint, and the entry of ours if it is a training's.
 
         Written under a temporary name and renamed, so that a kill while saving leaves the last checkpoint whole.
@@ -125,19 +162,30 @@ class ResumableTrainer(OCPTrainer):
         return Path(self.config["cmd"]["checkpoint_dir"]) / file
 
     def _save(self, metrics: dict | None, checkpoint_file: str, training_state: bool) -> str | None:
+        if training_state and self._validation is not None and self._validation[0] == self.step:
+            metrics = self._validation[1]  # which also tell a resumed run that this step has been validated
         path = super().save(metrics, f"{checkpoint_file}.partial", training_state)
+        if training_state and checkpoint_file == LAST:
+            self._saved_step = self.step  # on every rank; rank 0 alone writes
         if path is None:
             return None
-        state = self._own_state() if self._is_training else self._resumed_state  # until that of the training is there
-        if training_state and self._has_own_state() and state is not None:
+        if entry := self._entry(training_state):
             checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=False)
-            checkpoint[keys.CHECKPOINT_KEY] = state
+            checkpoint[keys.CHECKPOINT_KEY] = entry
             merged = f"{path}.merged"
             torch.save(checkpoint, merged)
             os.replace(merged, path)
         final = path.removesuffix(".partial")
         os.replace(path, final)
         return final
+
+    def _entry(self, training_state: bool) -> dict | None:
+        """What a checkpoint has under `keys.CHECKPOINT_KEY`."""
+        if not training_state:
+            return {keys.STEP: self.step, keys.EPOCH: self.epoch}
+        if not self._has_own_state():
+            return None
+        return self._own_state() if self._is_training else self._resumed_state  # until that of the training is there
 
     def load_checkpoint(self, checkpoint_path: str, checkpoint: dict | None = None, inference_only: bool = False) -> None:
         """Load as fairchem does, and keep the entry of ours for when training starts.
@@ -152,13 +200,19 @@ class ResumableTrainer(OCPTrainer):
             checkpoint = read_checkpoint(Path(checkpoint_path))
         self._has_fresh_weights = False
         if checkpoint is not None:
-            self._resumed_state = checkpoint.get(keys.CHECKPOINT_KEY)
+            entry = checkpoint.get(keys.CHECKPOINT_KEY) or {}
+            self._resumed_state = entry if keys.PROJECTION in entry else None
             # a training that was interrupted before it began; the checkpoint for inference has no step
             self._has_fresh_weights = checkpoint.get("step") == 0 and self._resumed_state is None
             self._check_student(checkpoint, checkpoint_path)
             if self.scheduler is None:  # without training data there are no epochs to count a schedule in
                 checkpoint = {**checkpoint, "scheduler": None}
         super().load_checkpoint(checkpoint_path, checkpoint, inference_only)
+        if checkpoint is not None and not inference_only and "step" in checkpoint:
+            if checkpoint.get("val_metrics"):
+                self._validation = (self.step, checkpoint["val_metrics"])
+            if Path(checkpoint_path).resolve() == self._checkpoint(LAST).resolve():
+                self._saved_step = self.step
         if self.best_val_metric is None:
             self.primary_metric = None  # fairchem would go on with the best of no evaluation
         if (

@@ -30,6 +30,7 @@ from fairchem_crack import keys
 from fairchem_crack.config import Precision, TeacherConfig
 from fairchem_crack.features import Features, attach_features
 from fairchem_crack.jacobian import JacobianRows, draw_coordinates, jacobian_columns
+from fairchem_crack.progress import progress_of
 
 
 @dataclass(frozen=True)
@@ -228,6 +229,8 @@ def load_teacher(config: TeacherConfig, device: torch.device) -> Teacher:
     """
     path = _locate(config)
     checkpoint = read_checkpoint(path)
+    if progress_of(checkpoint).step == 0:
+        logging.warning(f"Teacher {path} is of step 0: it is untrained.")
     name, attributes = model_config(checkpoint, path)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):  # the random initial weights are overwritten
         try:

@@ -159,11 +159,13 @@ class CrackDistillTrainer(ResumableTrainer):
             self._distillation = None
 
     def _take_steps(self, disable_eval_tqdm: bool) -> None:
-        """fairchem's training, without the steps that are not finite."""
+        """fairchem's training, without the steps that are not finite and with the end of the last one."""
         guard, began_at = self.optimizer.register_step_pre_hook(self._drop_nonfinite_gradients), self.step
         try:
+            self._complete_step(is_last=False, disable_tqdm=disable_eval_tqdm)
             super().train(disable_eval_tqdm)
             self._skipped.conclude(began_at=began_at)
+            self._complete_step(is_last=True, disable_tqdm=disable_eval_tqdm)
         finally:
             guard.remove()
 

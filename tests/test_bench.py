@@ -144,6 +144,7 @@ def test_bench_of_two_checkpoints(published, tmp_path, capsys):
     assert teacher["ratios"]["dynamics"] == [1.0, 1.0]
     printed = capsys.readouterr().out
     assert all(word in printed for word in ("atoms/s", "ns/day", "per hour", "MiB", "student.pt", "at most 3 steps"))
+    assert printed.count("step 1000, epoch 1") == 2 and "untrained" not in printed
 
 
 def test_the_reference_can_be_named_and_quantities_chosen(published, tmp_path, capsys):
@@ -152,7 +153,8 @@ def test_the_reference_can_be_named_and_quantities_chosen(published, tmp_path, c
     bench(["--checkpoint", teacher, "--reference", student, *TOY, "--only", "latency", "--output", str(output)])
     content = json.loads(output.read_text())
     assert content["reference"] == "student.pt" and set(content["checkpoints"]) == {"teacher.pt", "student.pt"}
-    assert set(content["checkpoints"]["teacher.pt"]) == {"path", "architecture", "parameters", "latency", "ratios"}
+    facts = {"path", "architecture", "parameters", "step", "epoch"}
+    assert set(content["checkpoints"]["teacher.pt"]) == {*facts, "latency", "ratios"}
     assert "ns/day" not in capsys.readouterr().out
 
 

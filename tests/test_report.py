@@ -111,6 +111,10 @@ def test_the_students_metrics_are_those_of_fairchems_trainer(findings, run_dir, 
             part = next(one for one in findings.splits if one.name == split)
             own = numbers.energy_errors(part, findings.predictions[role][split])
             assert sorted(own) == pytest.approx(sorted(errors["energy"]), rel=1e-4, abs=1e-5)
+    progress = {role: model.progress for role, model in findings.models.items()}  # fairchem's best_checkpoint.pt has none
+    unknown = "step not recorded"
+    assert progress == {"student": "step 6, epoch 1", "crack": "step 6, epoch 1", "undistilled": unknown, "teacher": unknown}
+    assert findings.facts["student"].endswith("best_checkpoint.pt, step 6, epoch 1")
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ import platform
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Callable
 
@@ -131,6 +132,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                 "path": str(model.checkpoint),
                 "architecture": model.architecture,
                 "parameters": model.parameters,
+                **asdict(model.progress),
                 **found[name],
                 "ratios": ratios(found[name], found[reference]),
             }

@@ -27,6 +27,7 @@ from torch_geometric.data import Batch
 
 from fairchem_crack.features import architecture
 from fairchem_crack.measure import WARM_UP, peak_growth
+from fairchem_crack.progress import progress_of
 from fairchem_crack.teacher import model_config, read_checkpoint
 
 # fairchem's batched relaxation does not run with ase >= 3.26, whose `Optimizable` asks for more methods
@@ -54,6 +55,7 @@ class Model:
     Attributes:
         architecture: fairchem's name of the model, or of a hydra's backbone.
         parameters: how many numbers it has.
+        progress: of its training.
 
     Args:
         checkpoint: any fairchem checkpoint, ours or not.
@@ -67,8 +69,9 @@ class Model:
     def __init__(self, checkpoint: Path, *, cpu: bool) -> None:
         if not checkpoint.is_file():
             raise FileNotFoundError(f"{checkpoint}: no such file (looked in {Path.cwd()}).")
-        model_config(read_checkpoint(checkpoint), checkpoint)  # says what is wrong with a file
-        self.checkpoint = checkpoint
+        content = read_checkpoint(checkpoint)
+        model_config(content, checkpoint)  # says what is wrong with a file
+        self.checkpoint, self.progress = checkpoint, progress_of(content)
         with quiet():
             self.calculator = OCPCalculator(checkpoint_path=str(checkpoint), cpu=cpu, seed=0)
         self.trainer = self.calculator.trainer

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
+from fairchem_crack.progress import Progress
+
 HOT = 2000.0  # K: molecular dynamics that begin at 300 K and get there have left what the model describes
 MIB = 2**20
 
@@ -21,9 +23,13 @@ def report(content: dict[str, Any]) -> str:
         f"Median [least, largest] of {options['repeats']} repeats; x is times as fast as {content['reference']}.",
         "",
         *_table(
-            ["checkpoint", "architecture", "parameters"],
-            [[name, one["architecture"], f"{one['parameters'] / 1e6:.3f}M"] for name, one in checkpoints.items()],
+            ["checkpoint", "architecture", "parameters", "trained to"],
+            [
+                [name, one["architecture"], f"{one['parameters'] / 1e6:.3f}M", str(Progress(one["step"], one["epoch"]))]
+                for name, one in checkpoints.items()
+            ],
         ),
+        *(f"WARNING: {name} is of step 0, untrained." for name, one in checkpoints.items() if one["step"] == 0),
     ]
     for quantity, section in SECTIONS.items():
         if all(quantity in one for one in checkpoints.values()):

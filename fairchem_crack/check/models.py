@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import ceil
 from typing import Optional
 
 from torch import nn
@@ -49,7 +50,20 @@ def examine_training(check: Check) -> str:
         check.optimizer = None if check.student is None else trainer.optimizer
     ranks = max(check.config.get("world_size") or 1, 1)
     line = f"{config.get('max_epochs')} epochs, batches of {check.batch_size} systems on each of {ranks} ranks"
-    return line + (", mixed precision" if trainer.scaler else "")
+    return line + (", mixed precision" if trainer.scaler else "") + _end(check, ranks)
+
+
+def _end(check: Check, ranks: int) -> str:
+    """How many steps there are; whether the last one is a multiple of `eval_every` and `checkpoint_every`."""
+    trainer, config = check.need("trainer"), check.config.get("optim") or {}
+    if not check.samples.get("train") or not isinstance(config.get("max_epochs"), int):
+        return ""
+    of_epoch = ceil(ceil(len(trainer.train_dataset) / ranks) / check.batch_size)  # fairchem's sampler drops none
+    steps, eval_every = config["max_epochs"] * of_epoch, config.get("eval_every") or of_epoch
+    checkpoint_every = config.get("checkpoint_every") or eval_every
+    intervals = {"validated": eval_every, "saved": of_epoch if checkpoint_every == -1 else checkpoint_every}
+    beyond = [f"{done} every {interval}" for done, interval in intervals.items() if steps % interval]
+    return f"; {steps} steps" + (f", {' and '.join(beyond)} and after the last one, too" if beyond else "")
 
 
 def examine_scales(check: Check) -> str:

@@ -17,6 +17,7 @@ from fairchem.core.common.utils import setup_imports
 import fairchem_crack
 from fairchem_crack import keys
 from fairchem_crack.evaluation import check_errors
+from fairchem_crack.progress import trained_progress
 from fairchem_crack.report.curves import TRAIN, Curve, log_directory, read_curves
 from fairchem_crack.report.numbers import Groups, average, by_adsorbate, by_element, gap_closed, metrics, system_errors
 from fairchem_crack.report.predict import Prediction, atoms_per_second, embed, load_model, predict, runner, title
@@ -24,7 +25,7 @@ from fairchem_crack.report.relations import Planes, Similarity, planes, similari
 from fairchem_crack.report.request import ROLES, Request
 from fairchem_crack.report.systems import Split, load_split
 from fairchem_crack.statistics import Interval
-from fairchem_crack.teacher import Teacher
+from fairchem_crack.teacher import Teacher, read_checkpoint
 
 STUDENTS: tuple[str, ...] = ("undistilled", "student")
 EMBEDDED_SYSTEMS = 64  # whose node embeddings are compared
@@ -39,12 +40,14 @@ class Model:
         checkpoint: its file.
         parameters: how many.
         speed: atoms per second.
+        progress: of its training.
     """
 
     title: str
     checkpoint: str
     parameters: int
     speed: float
+    progress: str = ""
 
 
 @dataclass(frozen=True)
@@ -100,8 +103,11 @@ def collect(request: Request) -> Findings:
     named = {"undistilled": request.undistilled, "student": request.student, "teacher": request.teacher, **request.also}
     paths = {role: str(path) for role, path in named.items() if path is not None}
     loaded = {role: load_model(role, path, device) for role, path in paths.items()}
+    files = {role: model.checkpoint for role, model in loaded.items()}
+    progress = {role: str(trained_progress(read_checkpoint(file), file)) for role, file in files.items()}
     predictions: dict[str, dict[str, Prediction]] = {role: {} for role in loaded}
     for role, model in loaded.items():
+        logging.info(f"{role}: {files[role]}, {progress[role]}")
         run = runner(role, model, request.batch_size, device)
         for split in splits:
             logging.info(f"{role}: {len(split.systems)} of {split.total} systems of {split.name}")
@@ -112,7 +118,7 @@ def collect(request: Request) -> Findings:
             predictions[role][split.name] = said
     logging.info("speeds, embeddings, pictures")
     speeds = atoms_per_second(loaded, splits[0].systems[: request.batch_size], device)
-    models = {role: _model(model, speeds[role]) for role, model in loaded.items()}
+    models = {role: _model(model, speeds[role], progress[role]) for role, model in loaded.items()}
     training = None if request.training is None else str(request.training)
     embedded = splits[0].systems[:EMBEDDED_SYSTEMS]
     embeddings = embed(loaded["teacher"], training, embedded, batch_size=request.batch_size, device=device)
@@ -170,12 +176,13 @@ def _numbers(findings: Findings) -> dict[str, Any]:
     }
 
 
-def _model(model: Teacher, speed: float) -> Model:
+def _model(model: Teacher, speed: float, progress: str) -> Model:
     return Model(
         title=title(model),
         checkpoint=str(model.checkpoint),
         parameters=sum(parameter.numel() for parameter in model.model.parameters()),
         speed=speed,
+        progress=progress,
     )
 
 
@@ -184,7 +191,7 @@ def _facts(
 ) -> dict[str, str]:
     command = request.config.get("cmd") or {}
     roles = {
-        role: f"{model.title}, {model.parameters / 1e6:.3g}M parameters, {model.checkpoint}"
+        role: f"{model.title}, {model.parameters / 1e6:.3g}M parameters, {model.checkpoint}, {model.progress}"
         for role, model in models.items()
     }
     data = "; ".join(

@@ -104,7 +104,7 @@ def test_a_good_config(check, distilled, data, monkeypatch):
     loads = []
     load = models.load_teacher
     monkeypatch.setattr(models, "load_teacher", lambda *given: loads.append(given) or load(*given))
-    distilled["optim"]["batch_size"] = 4
+    distilled["optim"].update(batch_size=4, eval_every=2)
     status, said = check(distilled)
     assert (status, said.splitlines()[-1]) == (0, "No problem found.")
     assert len(loads) == 1
@@ -119,6 +119,7 @@ def test_a_good_config(check, distilled, data, monkeypatch):
     found = re.search(r"([\d.]+) per system, (\d+) per batch of 4 .*sample of 12 systems", section(said, "pairs"))
     assert float(found[1]) == pytest.approx(expected, abs=0.05)
     assert int(found[2]) == pytest.approx(4 * expected, abs=0.5)
+    assert "; 3 steps, validated every 2 and saved every 2 and after the last one, too" in section(said, "training")
     assert "2 of 2 scale factors fitted" in section(said, "scales")
     assert re.search(r"loss of the relations [\d.]+ MB .*weights [\d.]+ MB", section(said, "memory"))
     seconds = [float(value) for value in re.findall(r"[\d.]+(?:e-\d+)?(?= s:|,| \()", section(said, "step"))]

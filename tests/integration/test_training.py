@@ -96,7 +96,7 @@ def test_resuming_with_another_teacher_is_refused(run, distilled, teacher_checkp
 
 def test_a_checkpoint_has_one_key_beyond_a_stock_one(run, stock, distilled):
     plain, ours = run(stock, name="stock"), run(distilled, name="ours")
-    for name, extra in (("checkpoint.pt", {keys.CHECKPOINT_KEY}), ("best_checkpoint.pt", set())):
+    for name, extra in (("checkpoint.pt", {keys.CHECKPOINT_KEY}), ("best_checkpoint.pt", {keys.CHECKPOINT_KEY})):
         one, other = (load(found.checkpoints / name) for found in (plain, ours))
         assert other.keys() - one.keys() == extra
         assert one["state_dict"].keys() == other["state_dict"].keys()
