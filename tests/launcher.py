@@ -33,5 +33,5 @@ def launch(
             cwd=directory,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=600,
         )
