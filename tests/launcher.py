@@ -34,5 +34,5 @@ def launch(
             cwd=directory,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=600,
         )

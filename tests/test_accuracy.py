@@ -222,7 +222,7 @@ def test_a_failed_run_is_told_and_does_not_stop_the_others(tmp_path, monkeypatch
     runs = [replace(CRACK, method=method) for method in ("bad", "good")]
     workspace = Workspace(tmp_path)
     workspace.append([row_of(runs[1], "val_id", 0.1, 0.05)])
-    failed = accuracy.run_all(runs, workspace, options(jobs=1, hours=1), deadline=time.monotonic() + 60, lock=0)
+    failed = accuracy.run_all(runs, workspace, options(jobs=1, hours=1), deadline=time.monotonic() + 3600, lock=0)
     assert failed == [runs[0]]
     printed = capsys.readouterr().out
     assert f"[1/2] {runs[0].name}" in printed and "    why" in printed
@@ -248,7 +248,7 @@ def test_runs_at_work_are_stopped_with_the_benchmark(tmp_path, monkeypatch):
     monkeypatch.setattr(accuracy, "_start", start)
     monkeypatch.setattr(accuracy.time, "sleep", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        accuracy.run_all([CRACK], Workspace(tmp_path), options(jobs=1, hours=1), deadline=time.monotonic() + 60, lock=0)
+        accuracy.run_all([CRACK], Workspace(tmp_path), options(jobs=1, hours=1), deadline=time.monotonic() + 3600, lock=0)
     assert started[0].poll() is not None
 
 

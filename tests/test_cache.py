@@ -676,5 +676,5 @@ def test_a_cached_dataset_can_be_pickled(tmp_path):
 def test_a_spawned_process_reads_a_pickled_cache(cache, tmp_path):
     (tmp_path / "pickle").write_bytes(pickle.dumps(TeacherCache(cache)))
     code = f"import pickle; print(pickle.load(open({str(tmp_path / 'pickle')!r}, 'rb'))[9].digest.hex())"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     assert done.stdout.strip() == TeacherCache(cache)[9].digest.hex(), done.stderr

@@ -183,5 +183,5 @@ process.start(); process.join(); print(process.exitcode == 0 and queue.get())
 def test_the_fused_kernels_on_several_threads():
     environment = {**os.environ, "OMP_NUM_THREADS": "4", "NUMBA_NUM_THREADS": "4"}
     command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", "-k", "fused_kernels", __file__]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
     assert "13 passed" in done.stdout, done.stdout[-2000:]

@@ -265,7 +265,7 @@ def test_what_is_missing_is_named(distilled, tmp_path, change):
 
 
 @pytest.mark.slow
-def test_killed_at_twenty_moments_it_goes_on_where_it_was(distilled, many, tmp_path, monkeypatch):
+def test_killed_at_ten_moments_it_goes_on_where_it_was(distilled, many, tmp_path, monkeypatch):
     """SIGKILL while the toy teacher runs over chunks of one system; no finished chunk is run again."""
     log = tmp_path / "log"
     source_of = module.Job.source
@@ -290,7 +290,7 @@ def test_killed_at_twenty_moments_it_goes_on_where_it_was(distilled, many, tmp_p
     directory.mkdir()
     moments, progress = random.Random(1), [0]
     gc.collect()
-    for _ in range(20):
+    for _ in range(10):
         done = {digests[chunk] for chunk in written_chunks(directory)}
         log.write_text("")
         pid = os.fork()
@@ -301,8 +301,9 @@ def test_killed_at_twenty_moments_it_goes_on_where_it_was(distilled, many, tmp_p
                 cache_teacher(distilled, directory)
             finally:
                 os._exit(1)
-        for _ in range(400):  # until it is at work
-            if log.read_text() or os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+        runs = moments.randint(1, 2)  # of the teacher: all chunks but the last are written, however slow the machine
+        for _ in range(30_000):
+            if len(log.read_text().split()) >= runs or os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
                 break
             time.sleep(0.01)
         time.sleep(moments.uniform(0, 0.05))

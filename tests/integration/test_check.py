@@ -220,7 +220,7 @@ def test_scale_factors(check, distilled, tmp_path, capsys):
 def test_as_a_command(command, distilled):
     del distilled["evaluation_metrics"]["primary_metric"]
     done = subprocess.run(
-        [sys.executable, "-m", "fairchem_crack.cli", *command(distilled)], capture_output=True, text=True, timeout=120
+        [sys.executable, "-m", "fairchem_crack.cli", *command(distilled)], capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 1, done.stderr
     assert done.stdout.splitlines()[-2] == "1 problem:"

@@ -207,7 +207,7 @@ def faulty(config, tmp_path):
         code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         code += "import recorder\nfrom fairchem.core._cli import main; main()"
         command = [sys.executable, "-c", code, "--mode", "train", *flags]
-        options = {"capture_output": True, "text": True, "cwd": tmp_path, "timeout": 120}
+        options = {"capture_output": True, "text": True, "cwd": tmp_path, "timeout": 600}
         return subprocess.run(command, env={**environment, **fault}, **options)
 
     return train
