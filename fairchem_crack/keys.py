@@ -51,4 +51,4 @@ PROJECTION: Final = "projection"  # state_dict of the node embeddings' projectio
 VECTOR_PROJECTION: Final = "vector_projection"  # state_dict of the l=1 embeddings'
 PROJECTION_OPTIMIZER: Final = "projection_optimizer"  # state_dict of their optimizer
 TEACHER_FINGERPRINT: Final = "teacher_fingerprint"  # str, see teacher.Teacher.fingerprint
-DISTILL_CONFIG: Final = "config"  # dict, the `task.distill` block and the distillation terms
+DISTILL_CONFIG: Final = "config"  # dict of plain values, what decides the result, see `identity`

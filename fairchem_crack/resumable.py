@@ -15,6 +15,8 @@ from fairchem.core.modules.exponential_moving_average import ExponentialMovingAv
 from fairchem.core.trainers.ocp_trainer import OCPTrainer
 
 from fairchem_crack import keys
+from fairchem_crack.continuation import Resumed, foreign_state
+from fairchem_crack.identity import of_training, recorded
 from fairchem_crack.teacher import read_checkpoint
 
 LAST = "checkpoint.pt"  # of a run, where it resumes
@@ -35,6 +37,7 @@ class ResumableTrainer(OCPTrainer):
     best_val_metric: float | None
     # the state before `__init__`, in which fairchem loads the checkpoint
     _resumed_state: dict | None = None  # the entry of ours in the checkpoint that was loaded
+    _resumed: Resumed | None = None  # that checkpoint, where it is of a training that has begun
     _has_fresh_weights = True
     _is_training = _is_updating = _is_averaged = False
     _last_update = 0  # the last step whose update is complete
@@ -205,6 +208,8 @@ class ResumableTrainer(OCPTrainer):
             # a training that was interrupted before it began; the checkpoint for inference has no step
             self._has_fresh_weights = checkpoint.get("step") == 0 and self._resumed_state is None
             self._check_student(checkpoint, checkpoint_path)
+            if "optimizer" in checkpoint and checkpoint.get("step") and not inference_only:
+                checkpoint = self._remembered(checkpoint, checkpoint_path)
             if self.scheduler is None:  # without training data there are no epochs to count a schedule in
                 checkpoint = {**checkpoint, "scheduler": None}
         super().load_checkpoint(checkpoint_path, checkpoint, inference_only)
@@ -223,6 +228,14 @@ class ResumableTrainer(OCPTrainer):
         ):
             while self.scheduler.scheduler.last_epoch < self.step:
                 self.scheduler.scheduler.step()
+
+    def _remembered(self, checkpoint: dict, path: str) -> dict:
+        """Keep what `continuation.compare` reads when training starts; without a state that fairchem could not load."""
+        identity = recorded(checkpoint)
+        self._resumed = Resumed(path, checkpoint["step"], checkpoint.get("epoch") or 0.0, identity)
+        if not foreign_state(identity, of_training(self.config, ranks=None)):
+            return checkpoint
+        return {**{name: value for name, value in checkpoint.items() if name != "optimizer"}, "scheduler": None}
 
     def _check_student(self, checkpoint: dict, path: str) -> None:
         """Raise ValueError for a checkpoint of another student; fairchem would complain of its optimizer."""

@@ -8,6 +8,7 @@ import math
 from typing import Any
 
 import torch
+from fairchem.core.common import distutils
 from fairchem.core.common.registry import registry
 from fairchem.core.datasets import data_list_collater
 from fairchem.core.datasets.base_dataset import UnsupportedDatasetError
@@ -30,6 +31,7 @@ from fairchem_crack.checks import (
     missing_distill,
 )
 from fairchem_crack.config import DistillConfig, TeacherConfig, parse, split_loss_functions
+from fairchem_crack.continuation import compare
 from fairchem_crack.distillation import Distillation, wanted_fields
 from fairchem_crack.guard import (
     SkippedSteps,
@@ -39,6 +41,7 @@ from fairchem_crack.guard import (
     finite_on_all_ranks,
     from_all_ranks,
 )
+from fairchem_crack.identity import content_of, joined, of_distillation, of_training
 from fairchem_crack.initialization import copy_weights
 from fairchem_crack.named_records import NAMED, NamedRecords, listed
 from fairchem_crack.resumable import ResumableTrainer
@@ -141,11 +144,16 @@ class CrackDistillTrainer(ResumableTrainer):
         check_metrics(self.evaluation_metrics)
         check_has_validation(self.config["val_dataset"], self.config["optim"])
         if self._distill_config is None:
+            self._compare_with_checkpoint(of_training(self.config, ranks=distutils.get_world_size()))
             self._take_steps(disable_eval_tqdm)
             return
         self._distillation = self.build_distillation(self._distill_config)
         try:
-            self._distillation.preflight(self._sample_of_training_data())
+            sample = self._sample_of_training_data()
+            self._identity = self._identity_with(sample)
+            if self._distill_config.resume == "all":
+                self._compare_with_checkpoint(self._identity)
+            self._distillation.preflight(sample)
             if self._distill_config.init_from_teacher is not None and self._has_fresh_weights:
                 self._start_from_teacher(self._distill_config.init_from_teacher.blocks)
             if self._resumed_state is not None and self._distill_config.resume == "all":
@@ -157,6 +165,19 @@ class CrackDistillTrainer(ResumableTrainer):
         finally:
             self._distillation.close()
             self._distillation = None
+
+    def _identity_with(self, sample: Batch) -> dict[str, Any]:
+        """What decides the result of this training, see `identity`."""
+        assert self._distillation is not None and self._distill_config is not None
+        teacher = self._distillation.teacher
+        cache = teacher.cache.plan.dtype if isinstance(teacher, CachedTeacher) else None
+        content = content_of(sample, len(self.train_dataset))
+        student = of_training(self.config, ranks=distutils.get_world_size(), content=content)
+        return joined(student, of_distillation(self._distill_config, self._terms, cache=cache))
+
+    def _compare_with_checkpoint(self, identity: dict[str, Any]) -> None:
+        if self._resumed is not None:
+            compare(self._resumed, identity, steps_per_epoch=len(self.train_loader))
 
     def _take_steps(self, disable_eval_tqdm: bool) -> None:
         """fairchem's training, without the steps that are not finite and with the end of the last one."""
@@ -260,7 +281,9 @@ class CrackDistillTrainer(ResumableTrainer):
         return metrics
 
     def _own_state(self) -> dict | None:
-        return None if self._distillation is None else self._distillation.state_dict()
+        if self._distillation is None:
+            return None
+        return {**self._distillation.state_dict(), keys.DISTILL_CONFIG: self._identity}
 
     def _has_own_state(self) -> bool:
         return bool(self._terms)

@@ -158,7 +158,8 @@ def test_table_csv_and_json_agree(written, capsys):
     assert float(student["energy_mae_gap_closed_low"]) == pytest.approx(row["gaps"]["energy_mae"]["low"])
     assert Path(f"{written}.png").stat().st_size > 10_000
     models = json.loads(Path(f"{written}.json").read_text())["models"].values()
-    assert {model["name"]: (model["step"], model["epoch"]) for model in models}["eqV2_31M"] == (1000, 1.0)
+    steps = {model["name"].split("/")[-1]: (model["step"], model["epoch"]) for model in models}
+    assert steps == {"best_checkpoint": (None, None), "eqV2_31M": (1000, 1.0)}  # fairchem's own best_checkpoint.pt has none
 
 
 @pytest.mark.slow
