@@ -15,7 +15,7 @@ from filelock import FileLock
 PORT = 29400
 ALONE = FileLock(Path(tempfile.gettempdir()) / f"fairchem_port_{PORT}_{os.getuid()}.lock")
 STOCK = ("-c", "from fairchem.core._cli import main; main()", "--mode", "train")
-OURS = ("-m", "fairchem_crack.cli", "train")
+SCRIPT = (str(Path(sys.executable).with_name("fairchem-crack")), "train")
 
 
 def launch(
@@ -25,11 +25,17 @@ def launch(
     file = directory / "ranks.yml"
     file.write_text(yaml.safe_dump(config))
     flags = ["--config-yml", file, "--cpu", "--num-gpus", str(ranks), "--run-dir", directory, "--timestamp-id", name]
+    places = filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")])
     threads = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"}
     with ALONE:
         return subprocess.run(
             [sys.executable, *entry, *flags],
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), **threads, **environment},
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *places]),
+                **threads,
+                **environment,
+            },
             cwd=directory,
             capture_output=True,
             text=True,

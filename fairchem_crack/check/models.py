@@ -15,6 +15,7 @@ from fairchem_crack.features import attach_features
 from fairchem_crack.initialization import copy_weights
 from fairchem_crack.measure import megabytes
 from fairchem_crack.scales import scale_factors
+from fairchem_crack.schedule import check_length, schedule_notes
 from fairchem_crack.teacher import Teacher, load_teacher
 
 
@@ -47,9 +48,14 @@ def examine_training(check: Check) -> str:
         trainer.load_optimizer()
         trainer.load_extras()
         check.optimizer = None if check.student is None else trainer.optimizer
-    ranks = max(check.config.get("world_size") or 1, 1)
-    line = f"{config.get('max_epochs')} epochs, batches of {check.batch_size} systems on each of {ranks} ranks"
-    return line + (", mixed precision" if trainer.scaler else "")
+    line = f"{config.get('max_epochs')} epochs, batches of {check.batch_size} systems on each of {check.ranks} ranks"
+    line += ", mixed precision" if trainer.scaler else ""
+    if check.optimizer is None or check.steps is None:
+        return line
+    with check.collecting():
+        check_length(trainer.scheduler, check.steps)
+        line += f"\n{'':<9} ".join(["", *schedule_notes(trainer.scheduler, check.steps)])
+    return line
 
 
 def examine_scales(check: Check) -> str:

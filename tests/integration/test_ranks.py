@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import pickle
+import shutil
 import socket
 from pathlib import Path
 
@@ -13,10 +14,12 @@ import pytest
 import torch
 import yaml
 from fairchem.core.datasets import LmdbDataset
-from launcher import ALONE, OURS, PORT, launch
+from launcher import ALONE, PORT, SCRIPT, launch
 from torch_geometric.data import Data
 
 from fairchem_crack import keys
+
+TESTS = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -89,14 +92,23 @@ def test_a_rank_without_pairs_takes_part_in_the_step(distilled, digested, half_w
 
 
 @pytest.mark.slow
-def test_fairchem_crack_train_knows_the_short_name_in_its_ranks_and_takes_a_port_of_its_own(distilled, tmp_path):
-    distilled["trainer"] = "crack_distill"
+def test_the_ranks_of_train_know_code_of_ones_own_and_take_a_free_port(distilled, tmp_path):
+    """By the console script, in whose directory, not in the current one, Python looks for modules."""
+    shutil.copy(TESTS / "own_code.py", tmp_path / "my_own_code.py")
+    distilled["trainer"] = "own_distill"
+    distilled["task"]["distill"]["imports"] = ["my_own_code"]
+    distilled["loss_functions"] = [
+        *distilled["loss_functions"][:2],
+        {"own_lengths": {"fn": "own_cubes", "coefficient": 1, "power": 2}},
+    ]
     distilled["logger"] = "tensorboard"
     with ALONE, socket.create_server(("localhost", PORT)):
-        done = launch(distilled, tmp_path, entry=OURS)
+        done = launch(distilled, tmp_path, entry=SCRIPT)
     assert done.returncode == 0, done.stderr[-3000:]
-    state = torch.load(tmp_path / "checkpoints/run/checkpoint.pt", map_location="cpu", weights_only=False)
+    run = tmp_path / "checkpoints/run"
+    state = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=False)
     assert state["step"] == 3 and keys.CHECKPOINT_KEY in state
+    assert (run / "rank-0").is_file() and (run / "rank-1").is_file()
 
 
 @pytest.mark.slow
