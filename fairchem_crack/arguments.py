@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+IMPORT_HELP = "modules of your own, with models or adapters; where a YAML has task.distill.imports"
+
 
 def named_values(entries: Iterable[str], option: str, form: str = "NAME=VALUE, student=runs/relax say") -> dict[str, str]:
     """`name=value` entries as a mapping.

@@ -15,7 +15,7 @@ import random
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Optional
 
@@ -43,8 +43,9 @@ from fairchem_crack.cache import (
     written_chunks,
 )
 from fairchem_crack.cached import SAMPLE, digest_of
-from fairchem_crack.config import TeacherConfig, split_loss_functions
+from fairchem_crack.config import TeacherConfig, parse, split_loss_functions
 from fairchem_crack.jacobian import to_keep
+from fairchem_crack.plugins import imports_of, load_plugins
 from fairchem_crack.relations import unordered_pairs
 from fairchem_crack.teacher import Teacher, load_teacher
 from fairchem_crack.terms import wanted
@@ -102,7 +103,8 @@ class Job:
         if self.calculator is not None:
             return _calculator_source(self.calculator, dataset)
         device = torch.device("cpu" if self.cpu or not torch.cuda.is_available() else f"cuda:{rank}")
-        teacher = load_teacher(TeacherConfig(**{**self.config["task"]["distill"]["teacher"], "cache": None}), device)
+        given = parse(TeacherConfig, self.config["task"]["distill"]["teacher"], "task.distill.teacher")
+        teacher = load_teacher(replace(given, cache=None), device)
         return self._teacher_source(teacher, device, dataset)
 
     def _teacher_source(self, teacher: Teacher, device: torch.device, dataset: Dataset) -> tuple[Source, Plan]:
@@ -287,6 +289,7 @@ def _in_processes(job: Job, plan: Plan, todo: list[int], ranks: int) -> Iterator
 
 def _rank(job: Job, chunks: list[int], rank: int, counts: Any) -> None:
     logging.basicConfig(level=logging.WARNING)
+    load_plugins(imports_of(job.config.get("task")))
     dataset = job.dataset()
     source, plan = job.source(rank, dataset)
     for written in write_chunks(job.directory, source, dataset, plan, chunks, rank):

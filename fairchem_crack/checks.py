@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import typing
 from dataclasses import is_dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 from fairchem.core.modules.evaluator import Evaluator
 
 from fairchem_crack import keys
-from fairchem_crack.config import DistillConfig, TermConfig, parse, split_loss_functions, suggestion
+from fairchem_crack.config import (
+    CONTRASTIVE,
+    TERM_OPTIONS,
+    DistillConfig,
+    TermConfig,
+    parse,
+    parse_term,
+    split_loss_functions,
+    suggestion,
+)
+from fairchem_crack.host_options import all_outputs, shape_of
+from fairchem_crack.shapes import check_loss_fits
 
 ASE_SUFFIXES = (".db", ".aselmdb")  # of files that are no LMDB of fairchem's
 
@@ -76,31 +89,59 @@ def check_has_validation(options: dict, optim: dict) -> None:
         )
 
 
-def check_metrics(evaluation_metrics: dict) -> None:
-    """Raise ValueError when the primary metric, which the trainer has no default for, is missing or never computed."""
+def check_metrics(evaluation_metrics: dict, task: str = "ocp") -> None:
+    """Raise ValueError when the primary metric, which the trainer has no default for, is missing or never computed.
+
+    Args:
+        task: fairchem's name of it; for "ocp" it has no default metrics.
+    """
     if not evaluation_metrics.get("primary_metric"):
         raise ValueError(
             "evaluation_metrics.primary_metric: missing. It decides which checkpoint is the best; "
             "OC20's is `energy_forces_within_threshold`, `forces_mae` is usual too."
         )
-    metrics = evaluation_metrics.get("metrics") or Evaluator.task_metrics["s2ef"]
+    metrics = evaluation_metrics.get("metrics") or Evaluator.task_metrics.get(task, {})
     # as fairchem's Evaluator names them
     names = [fn if of in fn or of == "misc" else f"{of}_{fn}" for of, functions in metrics.items() for fn in functions]
     if evaluation_metrics["primary_metric"] not in (*names, "loss"):
         raise ValueError(
             f"evaluation_metrics.primary_metric: {evaluation_metrics['primary_metric']!r} is none of the metrics. "
-            f"{suggestion(evaluation_metrics['primary_metric'], names)}"
+            + (suggestion(evaluation_metrics["primary_metric"], names) if names else "Give evaluation_metrics.metrics.")
         )
 
 
 def check_own_terms(own_losses: list[dict], outputs: dict) -> None:
-    """Raise ValueError for a loss of what is neither an output of the model nor a distillation term."""
-    known = [*outputs, *(name for options in outputs.values() for name in (options or {}).get("decomposition", {}))]
-    for name in (name for loss in own_losses for name in loss):
+    """Raise ValueError for a loss of what is no output of the model and no distillation term, or one that cannot take it."""
+    known = all_outputs(outputs)
+    for name, options in (item for loss in own_losses for item in loss.items()):
         if name not in known:
             nearest = suggestion(name, [*known, *keys.DISTILLATION_TERMS])
             raise ValueError(
                 f"loss_functions: `{name}` is neither an output of the model nor a distillation term. {nearest}"
+            )
+        where = f"loss_functions, {name}"
+        if not isinstance(options, dict) or not {"fn", "coefficient"} <= options.keys():
+            raise ValueError(f"{where}: expected a mapping with `fn` and `coefficient`, found {options!r}.")
+        fn, coefficient = options["fn"], options["coefficient"]
+        if fn in CONTRASTIVE.values():
+            raise ValueError(f"{where}.fn: `{fn}` compares embeddings; an output takes `mae`, for example.")
+        check_loss_fits(fn, shape_of(name, known[name]), name, f"{where}.fn")
+        if isinstance(coefficient, bool) or not isinstance(coefficient, (int, float)) or not math.isfinite(coefficient):
+            raise ValueError(f"{where}.coefficient: expected a finite number, found {coefficient!r}.")
+
+
+def check_not_fitted_to_labels(distill: DistillConfig, dataset: dict) -> None:
+    """Raise ValueError when normalizers or references are to be fitted to labels that are not trained on.
+
+    Args:
+        dataset: the options of the training split.
+    """
+    for name, transform in (dataset.get("transforms") or {}).items():
+        if name in ("normalizer", "element_references") and distill.labels == "teacher" and "fit" in (transform or {}):
+            given = "`mean` and `stdev` of each output" if name == "normalizer" else "a `file` with the coefficients"
+            raise ValueError(
+                f"dataset.train.transforms.{name}.fit: is fitted to the labels of the data, and with task.distill.labels: "
+                f"teacher the student is trained on the teacher's. Give {given} instead."
             )
 
 
@@ -113,7 +154,8 @@ def missing_distill(task: dict) -> str:
 
 def distill_faults(block: Any) -> list[str]:
     """Everything that is wrong with a `task.distill` block; `config.parse` stops at the first."""
-    return _faults(DistillConfig, block, "task.distill")
+    hints = typing.get_type_hints(DistillConfig)
+    return _faults(lambda values: parse(DistillConfig, values, "task.distill"), hints, block, "task.distill")
 
 
 def term_faults(loss_functions: list) -> tuple[list[str], list[dict], list[TermConfig]]:
@@ -129,8 +171,8 @@ def term_faults(loss_functions: list) -> tuple[list[str], list[dict], list[TermC
         found: list[str] = []
         for key in keys.DISTILLATION_TERMS:
             options = terms.get(key) or {}
-            if key in terms and isinstance(options, dict) and "key" not in options:
-                found += _faults(TermConfig, {"key": key, **options}, f"loss_functions[{index}].{key}")
+            if key in terms and isinstance(options, dict):
+                found += _term_faults(key, options, f"loss_functions[{index}].{key}")
         try:
             # the entries before it keep its index; with them it is seen whether a term is given twice
             split_loss_functions([*sound, entry])
@@ -142,20 +184,34 @@ def term_faults(loss_functions: list) -> tuple[list[str], list[dict], list[TermC
     return faults, own, terms_without_fault
 
 
-def _faults(cls: type, values: Any, path: str) -> list[str]:
-    """The message of `parse` for each option of a mapping that it refuses."""
+def _term_faults(key: str, options: dict, path: str) -> list[str]:
+    hints = {
+        name: hint for cls in (TermConfig, TERM_OPTIONS.get(key)) if cls for name, hint in typing.get_type_hints(cls).items()
+    }
+    return _faults(lambda values: parse_term(key, values, path), hints, options, path)
+
+
+def _faults(build: Callable[[Any], Any], hints: dict[str, Any], values: Any, path: str) -> list[str]:
+    """The message of `build` for each option of a mapping that it refuses.
+
+    Args:
+        build: makes a dataclass of a mapping, or raises ValueError at the first fault.
+        hints: the types of its options.
+    """
     if not isinstance(values, dict):
-        return [_refusal(cls, values, path)]
-    hints = typing.get_type_hints(cls)
+        return [_refusal(build, values)]
     faults: list[str] = []
     sound = dict(values)
     for name, value in values.items():
-        if is_dataclass(hints.get(name)):
-            inside = _faults(hints[name], value, f"{path}.{name}")  # type: ignore[arg-type]
+        cls = hints.get(name)
+        if is_dataclass(cls):
+            inner_path = f"{path}.{name}"
+            build_inner = partial(parse, cls, path=inner_path)  # type: ignore[arg-type]
+            inside = _faults(build_inner, typing.get_type_hints(cls), value, inner_path)
             faults += inside
             if inside:
                 del sound[name]
-    while refusal := _refusal(cls, sound, path):
+    while refusal := _refusal(build, sound):
         name = refusal.removeprefix(f"{path}.").partition(":")[0].partition(".")[0]
         if name in sound:
             del sound[name]  # and on to the next
@@ -167,9 +223,9 @@ def _faults(cls: type, values: Any, path: str) -> list[str]:
     return faults
 
 
-def _refusal(cls: type, values: Any, path: str) -> str:
+def _refusal(build: Callable[[Any], Any], values: Any) -> str:
     try:
-        parse(cls, values, path)
+        build(values)
     except ValueError as error:
         return str(error)
     return ""

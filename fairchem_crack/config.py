@@ -7,10 +7,11 @@ import math
 import types
 import typing
 from collections.abc import Iterable
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Literal, Optional, Union
 
 from fairchem_crack import keys
+from fairchem_crack.shapes import SHAPES, check_loss_fits
 
 # Smaller ones would leave the range of float64: exp(1 / temperature) is summed over all relations.
 SMALLEST_TEMPERATURE = 1 / 600
@@ -84,6 +85,7 @@ class DistillConfig:
     labels: Literal["data", "teacher"] = "data"  # teacher: the student's own terms train on its energies and forces
     resume: Literal["all", "student"] = "all"  # from a checkpoint: its projection too, or its student alone
     max_skipped_steps: int = 10  # steps in a row that are not finite before the run stops; of --amp, at a loss scale below 1
+    imports: tuple[str, ...] = ()  # modules of your own, with terms, losses, adapters: imported before anything is parsed
 
     def __post_init__(self) -> None:
         _require(self.max_skipped_steps > 0, "max_skipped_steps", "a positive integer", self.max_skipped_steps)
@@ -111,13 +113,18 @@ class ScheduleConfig:
         return 1 + (self.final - 1) * way[self.kind]
 
 
+NOT_IN_YAML = ("key", "options")  # fields of `TermConfig` that are no options
+
 # Options that not every term has.
-TERMS_WITH = {
+TERMS_WITH: dict[str, tuple[str, ...]] = {
     "temperature": (keys.RELATIONS, keys.NODE_CONTRAST),
     "lmax": (keys.RELATIONS,),
     "standardize": (keys.NODE_EMBEDDINGS, keys.VECTOR_EMBEDDINGS),
 }
 CONTRASTIVE = {keys.RELATIONS: "crack", keys.NODE_CONTRAST: "info_nce"}  # terms and the one loss they take
+
+# Terms of one's own, by `terms.register_term`: the dataclass of a term's further options.
+TERM_OPTIONS: dict[str, type] = {}
 
 
 @dataclass(frozen=True)
@@ -132,6 +139,7 @@ class TermConfig:
     temperature: float = 0.15  # of `relations`, `node_contrast`; Lim et al. 2025: 0.05 to 0.2 makes no difference
     lmax: Literal[0, 1] = 0  # of `relations`; 1: of the invariant and the l=1 embedding together
     standardize: bool = True  # of `node_embeddings`, `vector_embeddings`: in units of the teacher's spread
+    options: Any = None  # of a term of one's own: its further options, as the dataclass that it registered
 
     def __post_init__(self) -> None:
         is_warm = math.isfinite(self.temperature) and self.temperature >= SMALLEST_TEMPERATURE
@@ -146,6 +154,7 @@ class TermConfig:
                 else "an elementwise loss of fairchem such as `mse`, `mae` or `l2mae`"
             )
             raise ValueError(f"fn: the term `{self.key}` cannot use `{self.fn}`; it takes {expected}.")
+        check_loss_fits(self.fn, SHAPES.get(self.key), self.key, "fn")
 
 
 def split_loss_functions(loss_functions: list[dict]) -> tuple[list[dict], list[TermConfig]]:
@@ -163,23 +172,69 @@ def split_loss_functions(loss_functions: list[dict]) -> tuple[list[dict], list[T
             if key not in keys.DISTILLATION_TERMS:
                 own.append({key: options})
                 continue
-            parsed = _parse_term(key, {} if options is None else options, f"loss_functions[{index}].{key}")
+            parsed = parse_term(key, {} if options is None else options, f"loss_functions[{index}].{key}")
             if any(term.key == key for term in terms):
                 raise ValueError(f"loss_functions[{index}].{key}: the term is given twice.")
             terms.append(parsed)
     return own, terms
 
 
-def _parse_term(key: str, options: Any, path: str) -> TermConfig:
+def parse_term(key: str, options: Any, path: str) -> TermConfig:
+    """One distillation term, from its options in the YAML.
+
+    Raises:
+        ValueError: unknown or missing option, wrong type or value.
+    """
     if not isinstance(options, dict):
         raise ValueError(f"{path}: expected a mapping, found {options!r}.")
-    if "key" in options:
-        raise ValueError(f"{path}.key: unknown option.")
-    term = parse(TermConfig, {"key": key, **options}, path)
-    for name, terms in TERMS_WITH.items():
-        if name in options and key not in terms:
-            raise ValueError(f"{path}.{name}: `{key}` has no such option; it is one of {_listed(terms)}.")
-    return term
+    further = TERM_OPTIONS.get(key)
+    own_names = [] if further is None else [option.name for option in fields(further)]
+    common_names = [option.name for option in fields(TermConfig) if option.name not in NOT_IN_YAML]
+    for name in options:
+        if name not in (*common_names, *own_names):
+            known = [known for known in common_names if key in TERMS_WITH.get(known, (key,))]
+            raise ValueError(f"{path}.{name}: unknown option. {suggestion(name, [*known, *own_names])}")
+    common = {name: value for name, value in options.items() if name not in own_names}
+    term = parse(TermConfig, {"key": key, **common}, path)
+    for name in common:
+        if key not in TERMS_WITH.get(name, (key,)):
+            raise ValueError(f"{path}.{name}: `{key}` has no such option; it is one of {_listed(TERMS_WITH[name])}.")
+    if further is None:
+        return term
+    return replace(term, options=parse(further, {name: options[name] for name in own_names if name in options}, path))
+
+
+def add_term_options(key: str, options: type) -> None:
+    """Let a term of one's own have further options: the fields of a frozen dataclass, of the types that ours have.
+
+    Raises:
+        ValueError: not such a class, or it has an option that every term has.
+    """
+    if not (is_dataclass(options) and options.__dataclass_params__.frozen):  # type: ignore[attr-defined]
+        raise ValueError(f"The options of the term `{key}`: expected a frozen dataclass, found {options!r}.")
+    taken = {option.name for option in fields(TermConfig)} - TERMS_WITH.keys()
+    for name, hint in typing.get_type_hints(options).items():
+        if name in taken:
+            raise ValueError(f"The options of the term `{key}`: `{name}` is the name of one that every term has.")
+        if not _is_convertible(hint):
+            raise ValueError(
+                f"The options of the term `{key}`: `{name}` is a {hint}; expected bool, int, float, str, a Literal, an "
+                "Optional, a tuple[..., ...] or a frozen dataclass of these."
+            )
+    TERM_OPTIONS[key] = options
+
+
+def _is_convertible(hint: Any) -> bool:
+    if is_dataclass(hint):
+        return all(map(_is_convertible, typing.get_type_hints(hint).values()))
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (Union, getattr(types, "UnionType", Union)):
+        return (
+            len(inner) == 2 and type(None) in inner and all(_is_convertible(one) for one in inner if one is not type(None))
+        )
+    if origin is tuple:
+        return len(inner) == 2 and inner[1] is ... and _is_convertible(inner[0])
+    return origin is Literal or hint in (bool, int, float, str)
 
 
 def parse(cls: type, values: Any, path: str) -> Any:
@@ -199,25 +254,44 @@ def parse(cls: type, values: Any, path: str) -> Any:
         is_required = one.default is MISSING and one.default_factory is MISSING
         if is_required and name not in values:
             raise ValueError(f"{path}.{name}: missing. `{path}` takes the options {_names(cls)}.")
-    converted = {name: _convert(hints[name], value, f"{path}.{name}") for name, value in values.items()}
+    converted = {name: convert(hints[name], value, f"{path}.{name}") for name, value in values.items()}
     try:
         return cls(**converted)
     except ValueError as error:
         raise ValueError(f"{path}.{error}") from None
 
 
-def _convert(hint: Any, value: Any, path: str) -> Any:
+def unknown_options(cls: type, values: Any, path: str) -> list[str]:
+    """The message of `parse` for every option that the dataclass `cls`, or one inside of it, does not have."""
+    if not isinstance(values, dict):
+        return []
+    hints, messages = typing.get_type_hints(cls), []
+    for name, value in values.items():
+        if name not in hints:
+            messages.append(f"{path}.{name}: unknown option. {suggestion(name, hints)}")
+            continue
+        inner = [hint for hint in (hints[name], *typing.get_args(hints[name])) if is_dataclass(hint)]
+        messages += [message for hint in inner for message in unknown_options(hint, value, f"{path}.{name}")]  # type: ignore[arg-type]
+    return messages
+
+
+def convert(hint: Any, value: Any, path: str) -> Any:
+    """A value of a YAML as the type that a field of a dataclass has.
+
+    Raises:
+        ValueError: it is of another type, or none of the choices.
+    """
     if is_dataclass(hint):
         return parse(hint, value, path)  # type: ignore[arg-type]
     origin = typing.get_origin(hint)
     if origin in (Union, getattr(types, "UnionType", Union)):  # Optional[...] is the only union in use
         if value is None:
             return None
-        return _convert(next(one for one in typing.get_args(hint) if one is not type(None)), value, path)
+        return convert(next(one for one in typing.get_args(hint) if one is not type(None)), value, path)
     if origin is tuple:  # tuple[item, ...]
         if not isinstance(value, (list, tuple)):
             raise ValueError(f"{path}: expected a list, found {value!r}.")
-        return tuple(_convert(typing.get_args(hint)[0], item, f"{path}[{index}]") for index, item in enumerate(value))
+        return tuple(convert(typing.get_args(hint)[0], item, f"{path}[{index}]") for index, item in enumerate(value))
     if origin is Literal:
         choices = typing.get_args(hint)
         if value not in choices:
@@ -237,7 +311,8 @@ def _require(condition: bool, option: str, expected: str, found: Any) -> None:
 
 
 def _names(cls: type) -> str:
-    return _listed(one.name for one in fields(cls))
+    hidden = NOT_IN_YAML if cls is TermConfig else ()
+    return _listed(option.name for option in fields(cls) if option.name not in hidden)
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -23,6 +23,7 @@ from fairchem_crack.guard import teacher_faults
 from fairchem_crack.losses import CrackLoss, DistillationLoss, InfoNCELoss
 from fairchem_crack.projection import build_projection, build_vector_projection
 from fairchem_crack.relations import unordered_pairs
+from fairchem_crack.shapes import check_loss_fits
 from fairchem_crack.teacher import Teacher, TeacherOutputs
 from fairchem_crack.terms import COMPARISONS, Spread, Step, spread_of, wanted
 
@@ -175,7 +176,9 @@ class Distillation:
             loss.loss_fn.generator = torch.Generator().manual_seed(self.seed_of(step))
             loss.loss_fn.gathering, self._gathering = self._gathering, None
         with torch.autocast(self.device.type, enabled=False):
-            value = loss(*COMPARISONS[term.key].pair(seen, term), natoms=seen.batch.natoms)
+            compared = COMPARISONS[term.key].pair(seen, term)
+            _check_compared(term, *compared, systems=len(seen.batch.natoms))
+            value = loss(*compared, natoms=seen.batch.natoms)
         self.log[keys.LOSS_PREFIX + term.key] = value.item()
         if isinstance(loss.loss_fn, CrackLoss):
             self.log.update(_diagnostics(loss.loss_fn))
@@ -340,6 +343,20 @@ def build_loss(term: TermConfig, config: DistillConfig) -> DistillationLoss:
     elif isinstance(loss.loss_fn, InfoNCELoss):
         loss.loss_fn.temperature = term.temperature
     return loss
+
+
+def _check_compared(term: TermConfig, student: Tensor, teacher: Tensor, *, systems: int) -> None:
+    """Raise ValueError for two tensors of a term of one's own that its loss cannot compare."""
+    where = f"loss_functions, {term.key}"
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"{where}: compares tensors of unequal shapes, {tuple(student.shape)} of the student and {tuple(teacher.shape)} "
+            "of the teacher."
+        )
+    is_column = student.dim() == 1 or (student.dim() == 2 and student.shape[1] == 1)
+    rows = "B" if len(student) == systems else "N"
+    if student.numel() and term.key not in CONTRASTIVE:
+        check_loss_fits(term.fn, (rows, "1" if is_column else "D"), term.key, f"{where}.fn")
 
 
 def wanted_fields(config: DistillConfig, terms: list[TermConfig]) -> set[str]:

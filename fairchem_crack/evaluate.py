@@ -16,37 +16,51 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from fairchem.core.common.relaxation.ase_utils import batch_to_atoms
+from fairchem.core.common.utils import update_config
 from fairchem.core.datasets import data_list_collater
 
-from fairchem_crack.arguments import named_values
+from fairchem_crack.arguments import IMPORT_HELP, named_values
 from fairchem_crack.bench.command import measure_throughput
 from fairchem_crack.bench.runs import Model
-from fairchem_crack.checks import ASE_SUFFIXES, check_dataset
-from fairchem_crack.evaluation import CheckpointEvaluator, first_records
+from fairchem_crack.checks import check_dataset
+from fairchem_crack.evaluation import CheckpointEvaluator, first_records, judged_outputs
+from fairchem_crack.evaluation_data import given_options, options_for, validation_options
 from fairchem_crack.evaluation_runs import Found, evaluate_all, leaderboard, names
 from fairchem_crack.files import write_text
 from fairchem_crack.leaderboard import Row, Throughput, as_csv, draw, table
+from fairchem_crack.plugins import load_plugins
 from fairchem_crack.submission import TEST_SPLITS, check_submission, write_submission
+from fairchem_crack.teacher import read_checkpoint
 
 REPEATS = 3  # of a timed forward
-FORMATS = {  # of a dataset: the options beside src
-    "lmdb": {"format": "lmdb", "key_mapping": {"y": "energy", "force": "forces"}},
-    "ase_db": {"format": "ase_db", "a2g_args": {"r_energy": True, "r_forces": True}},
-}
 
 
 def parser() -> argparse.ArgumentParser:
     """The options of the command."""
-    own = argparse.ArgumentParser(prog="fairchem-crack evaluate", description=__doc__)
+    own = argparse.ArgumentParser(prog="fairchem-crack evaluate", description=__doc__, allow_abbrev=False)
     own.add_argument("--checkpoint", type=Path, nargs="+", required=True, help="students: any checkpoints of fairchem")
     own.add_argument("--teacher", type=Path)
     own.add_argument("--undistilled", type=Path, help="with --teacher: the gap closed is counted from it")
     own.add_argument("--data", nargs="+", required=True, metavar="SPLIT=PATH", help="labelled splits")
-    own.add_argument("--format", choices=FORMATS, help="of the data (default: ase_db of files *.db, *.aselmdb, else lmdb)")
+    own.add_argument(
+        "--format", help="of the data, as in dataset.val.format (default: ase_db of files *.db, *.aselmdb, else lmdb)"
+    )
+    own.add_argument(
+        "--dataset",
+        nargs="+",
+        default=[],
+        metavar="OPTION=VALUE",
+        help="options of the data, such as a2g_args, key_mapping; the values are YAML (default: those with which the first "
+        "checkpoint was trained, where its data are of this format)",
+    )
+    own.add_argument(
+        "--atoms", choices=("free", "all"), help="whose forces are compared (default: each checkpoint's eval_on_free_atoms)"
+    )
+    own.add_argument("--import", dest="imports", nargs="+", default=[], metavar="MODULE", help=IMPORT_HELP)
     own.add_argument("--batch-size", type=int, default=32, help="of the evaluation (default: 32)")
     own.add_argument("--batch-sizes", type=int, nargs="*", default=[1, 8, 32], help="at which speed and memory are measured")
     own.add_argument("--num-gpus", type=int, default=1, help="models and splits are evaluated side by side, one on each")
@@ -63,22 +77,27 @@ def evaluate(arguments: list[str]) -> None:
     warnings.filterwarnings("ignore", module="fairchem|torch_geometric")
     logging.disable(logging.WARNING)  # fairchem describes each model at length while loading it
     try:
+        load_plugins(options.imports, "--import")
         data = splits_of(options.data, "--data")
         models = {"student": options.checkpoint, "undistilled": [options.undistilled], "teacher": [options.teacher]}
         roles = {path: role for role, paths in models.items() for path in paths if path is not None}
-        _check(options, roles, data)
+        dataset = _check(options, roles, data)
+        print(f"Data read as {', '.join(f'{name}: {value}' for name, value in dataset.items())}")
         found = evaluate_all(
             list(roles),
             data,
-            format_of(data, options.format),
+            dataset,
             batch_size=options.batch_size,
             cpu=options.cpu,
             processes=options.num_gpus,
+            atoms=options.atoms,
+            imports=options.imports,
         )
         rows = leaderboard(found, roles)
-        throughput = _throughput(list(roles), data, options)
+        throughput = _throughput(list(roles), data, dataset, options)
         print("\n".join(f"{names(list(found))[path]}: {model.progress}" for path, model in found.items()) + "\n")
         print(table(rows))
+        print(atoms_note(found))
         if None in (options.undistilled, options.teacher):
             print("\nNo gap closed: it is counted from --undistilled to --teacher.")
         print("\n" + speeds(found, throughput) if throughput else "")
@@ -87,7 +106,7 @@ def evaluate(arguments: list[str]) -> None:
         if options.submission is not None:
             test = splits_of(options.test, "--test")
             evaluator = CheckpointEvaluator(
-                options.checkpoint[0], format_of(test, options.format), batch_size=options.batch_size, cpu=options.cpu
+                options.checkpoint[0], dataset_of(options, test), batch_size=options.batch_size, cpu=options.cpu
             )
             print(f"Written: {write_submission(evaluator, test, options.submission)}")
     except BrokenProcessPool:
@@ -98,8 +117,8 @@ def evaluate(arguments: list[str]) -> None:
         logging.disable(logging.NOTSET)
 
 
-def _check(options: argparse.Namespace, roles: dict[Path, str], data: dict[str, Path]) -> None:
-    """Name what is wrong before any model runs."""
+def _check(options: argparse.Namespace, roles: dict[Path, str], data: dict[str, Path]) -> dict[str, Any]:
+    """Name what is wrong before any model runs; the options with which the data are read."""
     for name in ("batch_size", "num_gpus"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(options, name)}: expected at least 1.")
@@ -117,10 +136,11 @@ def _check(options: argparse.Namespace, roles: dict[Path, str], data: dict[str, 
         raise ValueError("--checkpoint, --undistilled, --teacher: a file is given twice.")
     if options.submission is not None:
         check_submission(test, options.submission)
-    dataset = format_of(data, options.format)
+    dataset = dataset_of(options, data)
     for split, path in data.items():
         check_dataset(split, {"src": path}, dataset["format"])
         first_records(path, dataset, 1)
+    return dataset
 
 
 def splits_of(entries: Sequence[str], option: str) -> dict[str, Path]:
@@ -128,23 +148,38 @@ def splits_of(entries: Sequence[str], option: str) -> dict[str, Path]:
     return {name: Path(path) for name, path in named_values(entries, option, "SPLIT=PATH, val_id=data/val_id say").items()}
 
 
-def format_of(data: dict[str, Path], given: Optional[str]) -> dict[str, Any]:
-    """fairchem's options of datasets at these paths.
+def dataset_of(options: argparse.Namespace, data: dict[str, Path]) -> dict[str, Any]:
+    """fairchem's options of datasets at these paths: given, of the first checkpoint's training, or usual ones.
 
     Raises:
-        ValueError: they are of several formats.
+        ValueError: they are of several formats, or the checkpoint cannot be read.
     """
-    found = {given or ("ase_db" if path.suffix in ASE_SUFFIXES else "lmdb") for path in data.values()}
-    if len(found) > 1:
-        raise ValueError(f"{', '.join(map(str, data.values()))}: expected one format, found {', '.join(sorted(found))}.")
-    return FORMATS[found.pop()]
+    checkpoint = options.checkpoint[0]
+    config = read_checkpoint(checkpoint)["config"]
+    names, _ = judged_outputs(config, checkpoint)
+    trained = validation_options(update_config(config))
+    return options_for(data.values(), trained, names, data_format=options.format, given=given_options(options.dataset))
 
 
-def _throughput(models: list[Path], data: dict[str, Path], options: argparse.Namespace) -> Throughput:
+def atoms_note(found: dict[Path, Found]) -> str:
+    """Whose forces were compared."""
+    if len({model.atoms for model in found.values()}) == 1:
+        return f"\nForces of {next(iter(found.values())).atoms} atoms."
+    short = names(list(found))
+    said = "; ".join(
+        f"of {atoms} atoms: {', '.join(short[path] for path, model in found.items() if model.atoms == atoms)}"
+        for atoms in ("free", "all")
+    )
+    return f"\nForces {said}. As their checkpoints have it; their errors do not compare. --atoms free counts alike."
+
+
+def _throughput(
+    models: list[Path], data: dict[str, Path], dataset: dict[str, Any], options: argparse.Namespace
+) -> Throughput:
     """Speed and memory of every model on the first systems of the first split; models take turns."""
     if not options.batch_sizes:
         return {}
-    records = first_records(next(iter(data.values())), format_of(data, options.format), max(options.batch_sizes))
+    records = first_records(next(iter(data.values())), dataset, max(options.batch_sizes))
     systems = [batch_to_atoms(data_list_collater([record], otf_graph=True))[0] for record in records]
     loaded = {str(path): Model(path, cpu=options.cpu) for path in models}
     return measure_throughput(loaded, systems, options.batch_sizes, REPEATS)
@@ -185,6 +220,7 @@ def _write(output: Path, rows: list[Row], found: dict[Path, Found], throughput: 
             "architecture": one.architecture,
             "parameters": one.parameters,
             **asdict(one.progress),
+            "atoms": one.atoms,
             "speed": throughput.get(str(path), {}),
         }
         for path, one in found.items()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import statistics
 import time
+from collections.abc import Mapping
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Optional
 
 import numpy as np
 import torch
@@ -15,9 +18,11 @@ from fairchem.core.common.utils import setup_imports, update_config
 from fairchem.core.datasets.base_dataset import create_dataset
 from fairchem.core.modules.exponential_moving_average import ExponentialMovingAverage
 from fairchem.core.trainers.ocp_trainer import OCPTrainer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from fairchem_crack import keys
+from fairchem_crack.evaluation_data import without_labels
 from fairchem_crack.features import architecture
 from fairchem_crack.named_records import NAMED
 from fairchem_crack.progress import trained_progress
@@ -28,6 +33,13 @@ METRICS = {
     "forces": ["mae", "cosine_similarity"],
     "misc": ["energy_forces_within_threshold"],
 }
+LOSSES = [{keys.ENERGY: {"fn": "mae", "coefficient": 1}}]  # fairchem's validation computes one; it is not looked at
+# What fairchem needs of the two outputs that are judged, where a checkpoint does not say it.
+OUTPUTS: dict[str, dict[str, Any]] = {
+    keys.ENERGY: {"level": "system"},
+    keys.FORCES: {"level": "atom", "train_on_free_atoms": True, "eval_on_free_atoms": True},
+}
+Atoms = Literal["free", "all"]  # whose forces are compared
 
 
 class SystemErrors:
@@ -51,14 +63,36 @@ class SystemErrors:
         return {name: torch.cat([batch[name] for batch in self._batches]).cpu().double().numpy() for name in names}
 
 
+class _Compared:
+    """Stands where fairchem's evaluator does, and keeps what it would compare."""
+
+    prediction: dict[str, Tensor]
+    target: dict[str, Tensor]
+
+    def eval(self, prediction: dict[str, Tensor], target: dict[str, Tensor], prev_metrics: Any = None) -> None:
+        self.prediction, self.target = prediction, target
+
+
 class _Trainer(OCPTrainer):
     """fairchem's trainer, which also keeps the errors of each system when it validates."""
 
     system_errors: SystemErrors
 
     def _compute_metrics(self, out: dict, batch: Any, evaluator: Any, metrics: dict | None = None) -> dict:
-        super()._compute_metrics(out, batch, self.system_errors, metrics)
-        return super()._compute_metrics(out, batch, evaluator, metrics)
+        compared = _Compared()
+        super()._compute_metrics(out, batch, compared, metrics)
+        if not self.output_targets[keys.FORCES]["eval_on_free_atoms"]:  # fairchem counts the free ones even so
+            compared.prediction["natoms"] = compared.target["natoms"] = batch.natoms.to(self.device)
+        self.system_errors.eval(compared.prediction, compared.target)
+        try:
+            return evaluator.eval(compared.prediction, compared.target, prev_metrics=metrics)
+        except (RuntimeError, ZeroDivisionError) as error:
+            if bool((compared.target["natoms"] > 0).all()):
+                raise
+            raise ValueError(
+                "all atoms of a system are fixed, and the forces of free atoms are compared. Leave such systems out, or "
+                "compare the forces of all atoms (--atoms all)."
+            ) from error
 
 
 def first_records(src: Path, dataset: dict, count: int) -> list[Any]:
@@ -69,7 +103,7 @@ def first_records(src: Path, dataset: dict, count: int) -> list[Any]:
     """
     setup_imports()
     try:
-        content = create_dataset({**dataset, "src": str(src)}, "val")
+        content = create_dataset({**copy.deepcopy(dataset), "src": str(src)}, "val")  # it adds to nested options
         records = [content[index] for index in range(min(count, len(content)))]
         del content
     except Exception as error:  # each format fails in its own way
@@ -86,16 +120,32 @@ def first_records(src: Path, dataset: dict, count: int) -> list[Any]:
     return records
 
 
-def _outputs_and_losses(config: dict, checkpoint: Path) -> tuple[dict, list]:
-    """`outputs` and `loss_functions` of a checkpoint's config, in today's or the published OC20 format."""
+def judged_outputs(config: dict, checkpoint: Path) -> tuple[dict[str, str], dict[str, dict]]:
+    """How the energy and the forces of a checkpoint are called, and their options; it may have other outputs.
+
+    Args:
+        config: of the checkpoint, in today's or the published OC20 format.
+
+    Returns:
+        By property, `energy` and `forces`: the names of the outputs, and fairchem's options of them.
+
+    Raises:
+        ValueError: it does not say what the model predicts, or that is not both.
+    """
     try:
-        config = update_config(config)
-        outputs, loss_functions = config["outputs"], config["loss_functions"]
+        outputs = update_config(config)["outputs"]
     except (KeyError, TypeError, NotImplementedError) as error:
         raise ValueError(f"{checkpoint}: its config does not say what the model predicts ({error!r}).") from error
-    if not {"energy", "forces"} <= outputs.keys():
-        raise ValueError(f"{checkpoint}: expected a model of energy and forces; it predicts {', '.join(outputs)}.")
-    return outputs, loss_functions
+    names = {}
+    for judged in OUTPUTS:
+        called = [name for name, options in outputs.items() if (options or {}).get("property", name) == judged]
+        if judged not in called and len(called) != 1:
+            said = f"{', '.join(called)} have the property `{judged}`" if called else f"it predicts {', '.join(outputs)}"
+            raise ValueError(f"{checkpoint}: expected a model of energy and forces; {said}.")
+        names[judged] = judged if judged in called else called[0]
+    return names, {
+        judged: {**OUTPUTS[judged], **(outputs[name] or {}), "property": judged} for judged, name in names.items()
+    }
 
 
 def check_errors(errors: dict[str, np.ndarray], where: str) -> None:
@@ -118,17 +168,42 @@ def _random_state() -> tuple[Tensor, list[Tensor]]:
     return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
 
 
+def _by_property(content: dict, names: Mapping[str, str]) -> dict:
+    """A checkpoint whose normalizers and references of the judged outputs are called by their property."""
+    properties = {name: judged for judged, name in names.items()}
+    renamed = {
+        part: {properties.get(name, name): state for name, state in content[part].items()}
+        for part in ("normalizers", "elementrefs")
+        if content.get(part)
+    }
+    return {**content, **renamed}
+
+
+def _add_judged(names: Mapping[str, str], model: nn.Module, arguments: tuple, outputs: dict[str, Any]) -> dict[str, Any]:
+    """Forward hook: the judged outputs of a model by their property too; a hydra may keep the outputs of a head apart."""
+    judged = {}
+    for name_of_property, name in names.items():
+        value = outputs.get(name)
+        if value is not None:
+            judged[name_of_property] = value[name_of_property] if isinstance(value, dict) else value
+    return {**outputs, **judged}
+
+
 class CheckpointEvaluator:
     """A checkpoint ready to be validated on any number of datasets.
+
+    Its energy and its forces are judged; what else it predicts is not computed from the model's outputs.
 
     Attributes:
         architecture: fairchem's name of the model, or of a hydra's backbone.
         parameters: how many numbers it has.
         progress: of its training.
+        atoms: whose forces are compared.
 
     Args:
         checkpoint: any fairchem checkpoint, ours or not; one written for inference holds the EMA weights.
         dataset: fairchem's options of a dataset (`format`, `key_mapping`, ...), all but `src`.
+        atoms: None for what the checkpoint's `outputs.forces.eval_on_free_atoms` says.
         batch_size: systems per forward.
         cpu: run on the CPU even where there is a GPU.
         device: number of the GPU.
@@ -137,12 +212,24 @@ class CheckpointEvaluator:
         ValueError: not a fairchem checkpoint of a model of energies and forces, or one of step 0.
     """
 
-    def __init__(self, checkpoint: Path, dataset: dict, *, batch_size: int = 50, cpu: bool = True, device: int = 0) -> None:
+    def __init__(
+        self,
+        checkpoint: Path,
+        dataset: dict,
+        *,
+        batch_size: int = 50,
+        cpu: bool = True,
+        device: int = 0,
+        atoms: Optional[Atoms] = None,
+    ) -> None:
         setup_imports()
         content = read_checkpoint(checkpoint)
         self.progress = trained_progress(content, checkpoint)
         name, attributes = model_config(content, checkpoint)
-        outputs, loss_functions = _outputs_and_losses(content["config"], checkpoint)
+        names, outputs = judged_outputs(content["config"], checkpoint)
+        if atoms is not None:
+            outputs[keys.FORCES]["eval_on_free_atoms"] = atoms == "free"
+        self.atoms: Atoms = "free" if outputs[keys.FORCES]["eval_on_free_atoms"] else "all"
         self._checkpoint, self._dataset = checkpoint, dataset
         self._trainer = _Trainer(
             task={},
@@ -150,7 +237,7 @@ class CheckpointEvaluator:
             outputs=outputs,
             dataset={},
             optimizer={"batch_size": batch_size, "eval_batch_size": batch_size, "num_workers": 0},
-            loss_functions=loss_functions,
+            loss_functions=LOSSES,
             evaluation_metrics={"metrics": METRICS},
             identifier="",
             local_rank=device,
@@ -163,7 +250,8 @@ class CheckpointEvaluator:
         self.parameters = sum(parameter.numel() for parameter in self._trainer._unwrapped_model.parameters())
         if content.get("ema"):  # validate and predict take the averaged weights, as they do in `--mode validate`
             self._trainer.ema = ExponentialMovingAverage(self._trainer.model.parameters(), content["ema"]["decay"])
-        self._trainer.load_checkpoint(str(checkpoint), content, inference_only=True)
+        self._trainer.load_checkpoint(str(checkpoint), _by_property(content, names), inference_only=True)
+        self._trainer._unwrapped_model.register_forward_hook(partial(_add_judged, names))
         self._trainer.load_loss()
         self._random = _random_state()
 
@@ -173,10 +261,11 @@ class CheckpointEvaluator:
         if self._random[1]:
             torch.cuda.set_rng_state_all(self._random[1])
 
-    def _load(self, src: Path) -> DataLoader:
+    def _load(self, src: Path, options: Optional[dict] = None) -> DataLoader:
         self._trainer.val_loader = self._trainer.val_sampler = self._trainer.val_dataset = None
         gc.collect()  # closes the last data set's LMDB, which one process may open only once
-        self._trainer.config["val_dataset"] = {**self._dataset, "src": str(src), "use_train_settings": False}
+        options = copy.deepcopy(self._dataset if options is None else options)  # a dataset adds to nested ones
+        self._trainer.config["val_dataset"] = {**options, "src": str(src), "use_train_settings": False}
         self._trainer.load_datasets()
         return self._trainer.val_loader
 
@@ -225,7 +314,7 @@ class CheckpointEvaluator:
 
     def predict(self, src: Path, directory: Path) -> Path:
         """fairchem's predictions of a dataset, which needs no labels; the .npz file that its `--mode predict` writes."""
-        loader, trainer = self._load(src), self._trainer
+        loader, trainer = self._load(src, without_labels(self._dataset)), self._trainer
         directory.mkdir(parents=True, exist_ok=True)
         trainer.config["cmd"]["results_dir"] = str(directory)
         trainer.is_debug = False  # it writes no file else

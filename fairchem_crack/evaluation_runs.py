@@ -7,17 +7,18 @@ import multiprocessing
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 
-from fairchem_crack.evaluation import CheckpointEvaluator
+from fairchem_crack.evaluation import Atoms, CheckpointEvaluator
 from fairchem_crack.leaderboard import AVERAGE, COLUMNS, ERRORS, Row
+from fairchem_crack.plugins import load_plugins
 from fairchem_crack.progress import Progress
 from fairchem_crack.statistics import Errors, Interval, average_error_interval, gap_closed_interval
 
@@ -33,6 +34,7 @@ class Task:
     dataset: dict[str, Any]
     batch_size: int
     cpu: bool
+    atoms: Optional[Atoms] = None
 
 
 @dataclass(frozen=True)
@@ -43,29 +45,41 @@ class Found:
         metrics: of each split.
         errors: of each split, of each system, see `CheckpointEvaluator.metrics_and_errors`.
         progress: of the training that wrote the checkpoint.
+        atoms: whose forces were compared.
     """
 
     architecture: str
     parameters: int
+    atoms: Atoms
     metrics: dict[str, dict[str, float]]
     errors: dict[str, dict[str, np.ndarray]]
     progress: Progress = field(default_factory=Progress)
 
 
 def evaluate_all(
-    models: Sequence[Path], data: dict[str, Path], dataset: dict, *, batch_size: int, cpu: bool, processes: int
+    models: Sequence[Path],
+    data: dict[str, Path],
+    dataset: dict,
+    *,
+    batch_size: int,
+    cpu: bool,
+    processes: int,
+    atoms: Optional[Atoms] = None,
+    imports: Sequence[str] = (),
 ) -> dict[Path, Found]:
     """Every model on every split; in several processes, each on a GPU of its own, every pair of them is a task.
 
     Args:
         data: the path of each split.
         dataset: fairchem's options of the splits, all but `src`.
+        atoms: whose forces are compared; None for what each checkpoint says.
+        imports: modules that every process imports.
 
     Raises:
         BrokenProcessPool: a process was killed.
     """
     parts = [data] if processes == 1 else [{split: path} for split, path in data.items()]
-    tasks = [Task(model, part, dataset, batch_size, cpu) for model in models for part in parts]
+    tasks = [Task(model, part, dataset, batch_size, cpu, atoms) for model in models for part in parts]
     if processes == 1:
         done = [measure(task) for task in tasks]
     else:
@@ -73,7 +87,7 @@ def evaluate_all(
         devices = context.SimpleQueue()
         for number in range(processes):
             devices.put(number)
-        with ProcessPoolExecutor(processes, context, _start_process, (devices,)) as pool:
+        with ProcessPoolExecutor(processes, context, _start_process, (devices, tuple(imports))) as pool:
             done = list(pool.map(measure, tasks))
     found: dict[Path, Found] = {}
     for task, one in zip(tasks, done):
@@ -86,23 +100,29 @@ def evaluate_all(
 _device = 0  # of this process
 
 
-def _start_process(devices: Any) -> None:
-    """Take a device of one's own, and be as quiet as the parent."""
+def _start_process(devices: Any, imports: Sequence[str]) -> None:
+    """Take a device of one's own, know the plugins, and be as quiet as the parent."""
     global _device
     _device = devices.get()
     warnings.filterwarnings("ignore", module="fairchem|torch_geometric")
     logging.disable(logging.WARNING)
+    load_plugins(imports, "--import")
 
 
 def measure(task: Task) -> Found:
     """Evaluate a checkpoint on some splits."""
-    evaluator = CheckpointEvaluator(task.checkpoint, task.dataset, batch_size=task.batch_size, cpu=task.cpu, device=_device)
+    evaluator = CheckpointEvaluator(
+        task.checkpoint, task.dataset, batch_size=task.batch_size, cpu=task.cpu, device=_device, atoms=task.atoms
+    )
     metrics, errors = {}, {}
     for split, src in task.data.items():
         start = time.monotonic()
-        metrics[split], errors[split] = evaluator.metrics_and_errors(src)
+        try:
+            metrics[split], errors[split] = evaluator.metrics_and_errors(src)
+        except ValueError as error:
+            raise ValueError(f"{task.checkpoint} on {split}: {error}") from error
         print(f"{task.checkpoint} on {split}: {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
-    return Found(evaluator.architecture, evaluator.parameters, metrics, errors, evaluator.progress)
+    return Found(evaluator.architecture, evaluator.parameters, evaluator.atoms, metrics, errors, evaluator.progress)
 
 
 def leaderboard(found: dict[Path, Found], roles: dict[Path, str]) -> list[Row]:
@@ -115,13 +135,19 @@ def leaderboard(found: dict[Path, Found], roles: dict[Path, str]) -> list[Row]:
         for path, one in found.items():
             gaps: dict[str, Interval] = {}
             if roles[path] == "student" and undistilled and teacher:
-                gaps = {name: _gap(name, chosen, undistilled, one, teacher) for name in ERRORS}
+                compared = (undistilled, one, teacher)
+                gaps = {name: _gap(name, chosen, *compared) for name in ERRORS if _comparable(name, compared)}
             metrics = {name: fmean(one.metrics[split][name] for split in chosen) for name in COLUMNS}
             intervals = {
                 name: average_error_interval([_sums(one.errors[split], name) for split in chosen]) for name in ERRORS
             }
             rows.append(Row(names(list(found))[path], roles[path], title, metrics, intervals, gaps))
     return rows
+
+
+def _comparable(name: str, models: Iterable[Found]) -> bool:
+    """Whether an error is of the same atoms for all of these models."""
+    return name == "energy_mae" or len({model.atoms for model in models}) == 1
 
 
 def _sums(of_systems: dict[str, np.ndarray], name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -36,7 +36,8 @@ class Row:
         split: its name, or `AVERAGE`.
         metrics: by the names of `COLUMNS`.
         intervals: 95 % of each error, over the systems.
-        gaps: gap closed of each error, with its interval; empty without an undistilled student and a teacher.
+        gaps: gap closed of each error, with its interval; empty without an undistilled student and a teacher, and without
+            the error that is not of the same atoms for all three.
     """
 
     model: str
@@ -60,13 +61,15 @@ def table(rows: Sequence[Row]) -> str:
             spans = ", ".join(_span(row.intervals.get(name), COLUMNS[name][1]) for name in ERRORS if row.intervals)
             lines.append(f"  {row.model:<{name_width - 2}}{cells}   {spans}".rstrip())
             if row.gaps:
-                closed = "".join(f"{_closed(row.gaps[name]):>{width}}" for name in ERRORS)
-                spans = ", ".join(_span(row.gaps[name], "{:.0%}") for name in ERRORS)
+                closed = "".join(f"{_closed(row.gaps.get(name)):>{width}}" for name in ERRORS)
+                spans = ", ".join(_span(row.gaps.get(name), "{:.0%}") for name in ERRORS)
                 lines.append(f"  {'  gap closed':<{name_width - 2}}{closed}{'':>{2 * width}}   {spans}")
     return "\n".join(lines[1:])
 
 
-def _closed(gap: Interval) -> str:
+def _closed(gap: Optional[Interval]) -> str:
+    if gap is None:
+        return "-"
     return "no gap" if math.isnan(gap.estimate) else f"{gap.estimate:.0%}"
 
 

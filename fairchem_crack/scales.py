@@ -65,7 +65,13 @@ def fit_scale_factors(config: dict) -> dict[str, float]:
             world_size=1,
         )
         distutils.setup_env_local()
-        compute_scaling_factors(config)
+        try:
+            compute_scaling_factors(config)
+        except (TypeError, KeyError, RuntimeError, AssertionError) as error:  # fairchem's, of a config it cannot use
+            raise ValueError(
+                f"the student cannot be run on its training data ({type(error).__name__}: {error}). `fairchem-crack check` "
+                "says what is wrong with the config."
+            ) from error
         by_path = torch.load(file, weights_only=True)
     attributes = dict(config["model"])
     if not by_path:

@@ -5,6 +5,7 @@ A term is a function behind `@register_term`; docs/development.md adds one of yo
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,10 +16,11 @@ from torch import Tensor, nn
 from torch_geometric.data import Batch
 
 from fairchem_crack import keys
-from fairchem_crack.config import TermConfig
+from fairchem_crack.config import TermConfig, add_term_options, suggestion
 from fairchem_crack.features import Features
 from fairchem_crack.jacobian import jacobian_rows
 from fairchem_crack.relations import unit_embedding
+from fairchem_crack.shapes import SHAPES, Shape
 from fairchem_crack.teacher import TeacherOutputs, share
 
 SMALLEST_SPREAD = 0.01  # of the median channel's: a channel that is constant in the teacher does not count without bound
@@ -105,21 +107,50 @@ class Comparison:
 
 
 COMPARISONS: dict[str, Comparison] = {}
+TEACHER_FIELDS = [field.name for field in dataclasses.fields(TeacherOutputs) if field.name != "edge_index"]
 
 
-def register_term(key: str, *fields: str) -> Callable[[Pair], Pair]:
+def register_term(
+    key: str, *fields: str, options: Optional[type] = None, shape: Optional[Shape] = None
+) -> Callable[[Pair], Pair]:
     """Function decorator: `loss_functions` may have a term `key`, which asks the teacher for `fields`.
 
     The function gets the step and the term's options and returns what the term's `fn` compares, student's and teacher's.
+
+    Args:
+        key: in `loss_functions`.
+        fields: of `TeacherOutputs`.
+        options: a frozen dataclass, the term's further options in the YAML; the function reads them as `term.options`.
+        shape: of what is compared, such as `("N", "3")`: a loss that does not take it is then refused before any data is
+            read. Without, at the first step.
+
+    Raises:
+        ValueError: the key is taken, a field is unknown, or the options are not a frozen dataclass.
     """
+    if key in (keys.ENERGY, keys.FORCES):
+        raise ValueError(f"The term `{key}`: is the name of an output of the student; give another key.")
+    for name in fields:
+        if name not in TEACHER_FIELDS:
+            raise ValueError(f"The term `{key}`: a teacher has no `{name}`. {suggestion(name, TEACHER_FIELDS)}")
 
     def register(pair: Pair) -> Pair:
+        known = COMPARISONS.get(key)
+        if known is not None and _place(known.pair) != _place(pair):  # else its module is imported once more
+            raise ValueError(f"The term `{key}` is registered twice: by {_place(known.pair)} and {_place(pair)}.")
+        if options is not None:
+            add_term_options(key, options)
         COMPARISONS[key] = Comparison(fields, pair)
+        if shape is not None:
+            SHAPES[key] = shape
         if key not in keys.DISTILLATION_TERMS:
             keys.DISTILLATION_TERMS.append(key)
         return pair
 
     return register
+
+
+def _place(pair: Pair) -> str:
+    return f"{pair.__module__}.{pair.__qualname__}"
 
 
 @register_term(keys.RELATIONS, keys.NODE_EMBEDDING)

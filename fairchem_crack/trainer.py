@@ -25,11 +25,13 @@ from fairchem_crack.checks import (
     check_metrics,
     check_no_graph_parallelism,
     check_normalizers,
+    check_not_fitted_to_labels,
     check_own_terms,
     check_run_dir,
     check_warmup,
     missing_distill,
 )
+from fairchem_crack.compiled import check_built_for_cuda
 from fairchem_crack.config import DistillConfig, TeacherConfig, parse, split_loss_functions
 from fairchem_crack.continuation import compare
 from fairchem_crack.distillation import Distillation, wanted_fields
@@ -41,11 +43,15 @@ from fairchem_crack.guard import (
     finite_on_all_ranks,
     from_all_ranks,
 )
+from fairchem_crack.host_options import check_free_atoms, check_lambda, check_optim, check_outputs, check_transforms
 from fairchem_crack.identity import content_of, joined, of_distillation, of_training
 from fairchem_crack.initialization import copy_weights
 from fairchem_crack.named_records import NAMED, NamedRecords, listed
+from fairchem_crack.plugins import imports_of, load_plugins
 from fairchem_crack.resumable import ResumableTrainer
 from fairchem_crack.scales import with_inline_scales
+from fairchem_crack.schedule import check_length
+from fairchem_crack.spelling import misspelt_names
 from fairchem_crack.teacher import Teacher, load_teacher
 
 SAMPLE_SYSTEMS = 16  # of the training data, looked at before the first step
@@ -66,6 +72,9 @@ class CrackDistillTrainer(ResumableTrainer):
     """
 
     def __init__(self, *, task: dict, loss_functions: list[dict], **fairchem_arguments: Any) -> None:
+        check_built_for_cuda(fairchem_arguments.get("cpu", False))
+        load_plugins(imports_of(task))
+        self.check_names({"task": task, "optim": fairchem_arguments.get("optimizer"), **fairchem_arguments})
         own_losses, terms = split_loss_functions(loss_functions)
         if terms and not own_losses:
             raise ValueError("loss_functions: has distillation terms alone; the student needs its own too, `energy` say.")
@@ -80,6 +89,7 @@ class CrackDistillTrainer(ResumableTrainer):
                 raise ValueError(missing_distill(task))
             self._distill_config = parse(DistillConfig, distill, "task.distill")
             check_no_graph_parallelism(fairchem_arguments.get("gp_gpus"))
+            check_not_fitted_to_labels(self._distill_config, _training_split(fairchem_arguments["dataset"]))
         elif distill is not None:
             logging.warning("task.distill is given, but loss_functions has no distillation term: plain training.")
         self._distillation: Distillation | None = None
@@ -87,12 +97,22 @@ class CrackDistillTrainer(ResumableTrainer):
         self._skipped = SkippedSteps((self._distill_config or DistillConfig).max_skipped_steps)
         check_run_dir(fairchem_arguments.get("run_dir"))
         check_own_terms(own_losses, fairchem_arguments["outputs"])
+        check_transforms(_training_split(fairchem_arguments["dataset"]), fairchem_arguments["outputs"])
         fairchem_arguments["model"] = with_inline_scales(fairchem_arguments["model"])
         super().__init__(
             task={key: value for key, value in task.items() if key != "distill"},
             loss_functions=own_losses,
             **fairchem_arguments,
         )
+
+    def check_names(self, given: dict[str, Any]) -> None:
+        """Raise ValueError for a misspelt name in what fairchem forwards of a YAML, and warn of what may be one."""
+        blocks = ("task", "optim", "dataset", "evaluation_metrics", "outputs")
+        problems, warnings = misspelt_names({name: given.get(name) for name in blocks})
+        if problems:
+            raise ValueError("\n".join(problems))
+        for warning in warnings:
+            logging.warning(warning)
 
     def load_datasets(self) -> None:
         """Fail on a missing dataset by the name of its option, then load as fairchem does."""
@@ -133,6 +153,7 @@ class CrackDistillTrainer(ResumableTrainer):
         if "lambda_type" not in optim.get("scheduler_params", {}):
             super().load_extras()
             return
+        check_lambda(optim["scheduler_params"])
         if self.train_loader is not None:
             check_warmup(optim["scheduler_params"], len(self.train_loader))
         self.config["optim"] = copy.deepcopy(optim)  # fairchem turns its epochs into steps; a resubmitted run must not twice
@@ -141,6 +162,9 @@ class CrackDistillTrainer(ResumableTrainer):
 
     def train(self, disable_eval_tqdm: bool = False) -> None:
         """Load the teacher, check it against data and student, then train as fairchem does."""
+        check_optim(self.config["optim"])
+        check_outputs(self.output_targets)
+        check_length(self.scheduler, self.config["optim"]["max_epochs"] * len(self.train_loader or ()))
         check_metrics(self.evaluation_metrics)
         check_has_validation(self.config["val_dataset"], self.config["optim"])
         if self._distill_config is None:
@@ -247,6 +271,8 @@ class CrackDistillTrainer(ResumableTrainer):
         return super()._forward(batch)
 
     def _compute_loss(self, out: dict[str, Tensor], batch: Batch) -> Tensor:
+        where = f"dataset.{'train' if self.model.training else 'val'}, systems of {listed(batch)}"
+        check_free_atoms(batch, self.output_targets, is_training=self.model.training, where=where)
         loss = super()._compute_loss(out, batch)
         if not self.model.training:
             self._spoiled += faults(
@@ -332,3 +358,9 @@ class CrackDistillTrainer(ResumableTrainer):
         chosen = [index * size // sample for index in range(sample)]
         otf_graph = self.config["model"].get("otf_graph", False)
         return data_list_collater([dataset[index] for index in chosen], otf_graph=otf_graph)
+
+
+def _training_split(dataset: Any) -> dict:
+    """The options of the training data, in each form in which fairchem takes a dataset."""
+    first = dataset[0] if isinstance(dataset, list) and dataset else dataset
+    return (first.get("train") or {}) if isinstance(first, dict) else {}

@@ -16,7 +16,7 @@ PORT = 29400
 ALONE = FileLock(Path(tempfile.gettempdir()) / f"fairchem_port_{PORT}_{os.getuid()}.lock")
 TREE = os.pathsep.join(map(str, (Path(__file__).parent, Path(__file__).parents[1])))  # what the processes import
 STOCK = ("-c", "from fairchem.core._cli import main; main()", "--mode", "train")
-OURS = ("-m", "fairchem_crack.cli", "train")
+SCRIPT = (str(Path(sys.executable).with_name("fairchem-crack")), "train")
 
 
 def launch(

@@ -32,6 +32,7 @@ def test_documented_block_is_accepted():
         "labels": "data",
         "resume": "all",
         "max_skipped_steps": 10,
+        "imports": (),
     }
 
 
@@ -63,7 +64,8 @@ def test_choices_are_those_of_the_loss():
         (
             distill(zzz={}),
             "task.distill.zzz",
-            "Known are `teacher`, `relations`, `projection`, `init_from_teacher`, `labels`, `resume`, `max_skipped_steps`",
+            "Known are `teacher`, `relations`, `projection`, `init_from_teacher`, `labels`, `resume`, `max_skipped_steps`, "
+            "`imports`",
         ),
         (distill(relations={"anchor": "studnt"}), "task.distill.relations.anchor", "Did you mean `student`?"),
         (distill(relations={"negatives": "galaxy"}), "task.distill.relations.negatives", "batch, system, world"),
@@ -83,8 +85,9 @@ def test_choices_are_those_of_the_loss():
         (
             None,
             "task.distill",
-            "`teacher`, `relations`, `projection`, `init_from_teacher`, `labels`, `resume`, `max_skipped_steps`",
+            "`teacher`, `relations`, `projection`, `init_from_teacher`, `labels`, `resume`, `max_skipped_steps`, `imports`",
         ),
+        (distill(imports="my_terms"), "task.distill.imports", "expected a list, found 'my_terms'"),
     ],
 )
 def test_a_wrong_block_is_refused_by_dotted_path(block, path, part):
@@ -113,6 +116,11 @@ def test_a_wrong_block_is_refused_by_dotted_path(block, path, part):
         ("relations", 10, "", "expected a mapping"),
         ("relations", MSE, ".fn", "`relations` cannot use `mse`; it takes `crack`"),
         ("node_embeddings", CRACK, ".fn", "cannot use `crack`"),
+        ("atom_energies", {**MSE, "fn": "l2mae"}, ".fn", "shape (N, 1). Take `mae` or `mse`."),
+        ("teacher_energy", {**MSE, "fn": "l2norm"}, ".fn", "shape (B, 1). Take `mae`, `mse` or `per_atom_mae`."),
+        ("teacher_forces", {**MSE, "fn": "per_atom_mae"}, ".fn", "shape (N, 3). Take `mae`, `mse` or `l2mae`."),
+        ("atom_energies", {**MSE, "fn": "per_atom_mae"}, ".fn", "shape (N, 1). Take `mae` or `mse`."),
+        ("node_embeddings", {**MSE, "options": {}}, ".options", "unknown option. Did you mean"),
         ("node_embeddings", {**MSE, "key": "relations"}, ".key", "unknown option"),
         ("relations", {**MSE, "key": "node_embeddings"}, ".key", "unknown option"),
     ],

@@ -1,6 +1,7 @@
 """What the documentation tells a user to type works: every block of it, in its order, at toy size.
 
-- Python blocks of a page run one after the other in one namespace, in a directory where the files that the page names lie.
+- Python blocks of a page run one after the other in one namespace, in a directory where the files that the page names lie;
+  one whose first line is a comment with a file's name is that file, for the commands to import.
 - YAML blocks parse; one whose first line is a comment with a file's name is that file for the commands of its page. The
   others of a page, laid over the demo's PaiNN, are the page's `my_student.yml`.
 - Commands (`fairchem ...`, `fairchem-crack ...`, fairchem's scripts) run in this process, on one CPU rank, trainings for one
@@ -43,7 +44,7 @@ from fairchem.core.datasets import LmdbDataset, data_list_collater
 from fairchem.core.models.base import GraphModelMixin
 from torch import nn
 
-from fairchem_crack import cli
+from fairchem_crack import cli, keys
 from fairchem_crack.bench.runs import RELAXES_IN_BATCHES
 from fairchem_crack.cache import TeacherCache
 from fairchem_crack.features import base
@@ -284,12 +285,20 @@ def check_architecture(namespace: dict, log: str) -> None:
         getattr(suite, name)()
 
 
+def check_development(namespace: dict, log: str) -> None:
+    """The page's training had the term of its module, which projects the student's embedding."""
+    last = max(Path("checkpoints").glob("*/checkpoint.pt"), key=lambda path: path.stat().st_mtime)
+    assert torch.load(last, weights_only=False)[keys.CHECKPOINT_KEY][keys.PROJECTION]
+    assert "embedding_lengths" in keys.DISTILLATION_TERMS
+
+
 AFTERWARDS: dict[str, Callable[[dict, str], None]] = {
     "README.md": check_readme,
     "docs/evaluate.md": check_evaluate,
     "docs/use.md": check_use,
     "docs/cache.md": check_cache,
     "docs/architectures.md": check_architecture,
+    "docs/development.md": check_development,
 }
 
 
@@ -304,7 +313,9 @@ def test_every_block_of_a_page_works(page, workplace, monkeypatch, caplog):
     namespace = {"__name__": "docs", **namespace_of(page, workplace)}
     done: list[list[str]] = []
     for number, (kind, content) in enumerate(found):
-        if kind == "python":
+        if kind == "python" and (named := re.match(r"# (\S+\.py)\n", content)):
+            Path(named[1]).write_text(content)
+        elif kind == "python":
             exec(compile(content, f"{page}, block {number}", "exec"), namespace)
         elif kind == "yaml":
             write_named(content)

@@ -17,7 +17,7 @@ from ase.db import connect
 from conftest import run_fairchem, stock_config
 from tools.make_published_checkpoint import write_published_checkpoint
 
-from fairchem_crack.evaluate import evaluate, format_of, names
+from fairchem_crack.evaluate import evaluate, names
 from fairchem_crack.leaderboard import COLUMNS
 from fairchem_crack.statistics import MOST_UNITS, Errors, error_interval, gap_closed, gap_closed_interval
 
@@ -108,16 +108,24 @@ def test_several_processes_say_the_same(written, models, data, tmp_path, capfd):
 
 
 class Killer:
-    """Ends the process that unpickles it, as the kernel does one that takes too much memory."""
+    """Ends the process that unpickles it, as the kernel does one that takes too much memory; the parent reads it not."""
 
     def __reduce__(self) -> tuple:
         return os._exit, (9,)
 
 
 @pytest.mark.slow
-def test_a_killed_process_is_said(data, tmp_path):
+def test_a_killed_process_is_said(models, data, tmp_path):
     torch.save(Killer(), tmp_path / "killer.pt")
-    flags = ["--checkpoint", str(tmp_path / "killer.pt"), "--cpu", "--num-gpus", "2", "--batch-sizes"]
+    flags = [
+        "--checkpoint",
+        str(models["student"]),
+        str(tmp_path / "killer.pt"),
+        "--cpu",
+        "--num-gpus",
+        "2",
+        "--batch-sizes",
+    ]
     with pytest.raises(SystemExit, match="a process was killed"):
         evaluate([*flags, "--data", f"val_id={data / SPLITS['val_id']}"])
 
@@ -180,14 +188,6 @@ def test_a_submission_holds_fairchems_predictions_of_the_four_splits(models, dat
     for key in ("ids", "energy", "forces", "chunk_idx"):
         assert np.array_equal(submission[f"ood_cat_{key}"], stock[key]), key
     assert [path.name for path in file.parent.iterdir()] == ["submission.npz"]
-
-
-def test_the_format_follows_from_the_names_of_the_files():
-    databases, lmdbs = {"a": Path("a.db"), "b": Path("b.aselmdb")}, {"c": Path("c.lmdb"), "d": Path("d")}
-    assert format_of(databases, None)["format"] == "ase_db" and format_of(lmdbs, None)["format"] == "lmdb"
-    assert format_of(lmdbs, "ase_db")["format"] == "ase_db"
-    with pytest.raises(ValueError, match="expected one format, found ase_db, lmdb"):
-        format_of({**databases, **lmdbs}, None)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ import torch
 from ase import Atoms
 from torch.cuda import OutOfMemoryError
 
+from fairchem_crack.arguments import IMPORT_HELP
 from fairchem_crack.bench.runs import (
     RELAXES_IN_BATCHES,
     Model,
@@ -34,6 +35,7 @@ from fairchem_crack.bench.runs import (
 from fairchem_crack.bench.systems import make_systems, read_systems, take
 from fairchem_crack.bench.tables import report
 from fairchem_crack.files import write_text
+from fairchem_crack.plugins import load_plugins
 
 QUANTITIES = ("throughput", "latency", "dynamics", "relaxation")
 ATOMS = 73  # of a generated system: near the mean of OC20
@@ -44,6 +46,7 @@ def bench(arguments: list[str]) -> None:
     options = parser().parse_args(arguments)
     warnings.filterwarnings("ignore", module="fairchem|torch_geometric")
     try:
+        load_plugins(options.imports, "--import")
         _check(options)
         content = run(options)
         if options.output is not None:
@@ -60,6 +63,7 @@ def parser() -> argparse.ArgumentParser:
     """The options of the command."""
     own = argparse.ArgumentParser(
         prog="fairchem-crack bench",
+        allow_abbrev=False,
         description="Speed of checkpoints, ours or any of fairchem's: atoms/s and memory of batches, latency of a single "
         "point, ns/day of molecular dynamics, relaxations/hour.",
     )
@@ -77,6 +81,7 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument("--relax-batch-size", type=int, default=8, help="systems relaxed together (8)")
     own.add_argument("--relax-steps", type=int, default=100, help="of a relaxation, at most (100)")
     own.add_argument("--fmax", type=float, default=0.05, help="where a relaxation is converged, eV/A (0.05)")
+    own.add_argument("--import", dest="imports", nargs="+", default=[], metavar="MODULE", help=IMPORT_HELP)
     own.add_argument("--output", type=Path, metavar="FILE.json", help="write all figures, the single repeats too")
     return own
 

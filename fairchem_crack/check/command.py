@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Callable
 
 from fairchem.core.common.utils import setup_imports
 
-from fairchem_crack.check import inputs, models, sample
+from fairchem_crack.check import inputs, losses, models, sample
 from fairchem_crack.check.context import Check, LeftOut
 
 SECTIONS: dict[str, Callable[[Check], str]] = {
@@ -19,22 +20,24 @@ SECTIONS: dict[str, Callable[[Check], str]] = {
     "teacher": models.examine_teacher,
     "pairs": sample.examine_pairs,
     "agreement": sample.examine_agreement,
+    "loss": losses.examine_loss,
     "memory": sample.examine_memory,
     "step": sample.time_step,
 }
 
 
-def check_config(config: dict, config_yml: str) -> list[str]:
+def check_config(config: dict, config_yml: str, problems: Sequence[str] = ()) -> list[str]:
     """Print what training by this config would do, and return every problem found.
 
     Args:
         config: what fairchem's `build_config` makes of YAML, flags and overrides.
         config_yml: its path, for the commands that are printed.
+        problems: what is wrong with the flags and the names in the YAML.
     """
     setup_imports(config)
-    check = Check(config, config_yml)
+    check = Check(config, config_yml, problems=list(problems))
     for name, section in SECTIONS.items():
-        check.section, before, line = name, len(check.problems), ""
+        check.section, check.warnings, before, line = name, [], len(check.problems), ""
         try:
             with check.collecting():
                 line = section(check)
@@ -42,4 +45,6 @@ def check_config(config: dict, config_yml: str) -> list[str]:
             line = f"left out: {reason}"
         found = len(check.problems) - before
         print(f"{name:<9}", "; ".join(filter(None, [line, f"{found} problem{'s'[: found > 1]}" if found else ""])))
+        for warning in check.warnings:
+            print(f"{'':<9} WARNING: {warning}")
     return check.problems

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import typing
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -34,9 +36,15 @@ class LeftOut(Exception):
 
 
 class TrainerParts(CrackDistillTrainer):
-    """The trainer, to be loaded part by part, so that a problem in one does not hide those of the next."""
+    """The trainer, to be loaded part by part, so that a problem in one does not hide those of the next.
+
+    `parts_of` makes the same of a trainer of one's own.
+    """
 
     config: dict
+
+    def check_names(self, given: dict[str, Any]) -> None:
+        """Nothing: the command has named them."""
 
     def load(self, inference_only: bool) -> None:
         """Only what needs neither data nor model; `is_debug` makes the logger None."""
@@ -59,6 +67,14 @@ class TrainerParts(CrackDistillTrainer):
         return getattr(self, f"{split}_dataset")
 
 
+def parts_of(trainer: type) -> type[TrainerParts]:
+    """`TrainerParts` of a trainer: of ours for fairchem's own, which cannot distil; of a subclass with its methods."""
+    if not issubclass(trainer, CrackDistillTrainer) or trainer is CrackDistillTrainer:
+        return TrainerParts
+    members = {name: member for name, member in vars(TrainerParts).items() if not name.startswith("__")}
+    return typing.cast("type[TrainerParts]", type("TrainerParts", (trainer,), members))
+
+
 def dataset_key(split: str) -> str:
     """Where fairchem's trainer keeps the options of a split."""
     return "dataset" if split == "train" else f"{split}_dataset"
@@ -72,9 +88,12 @@ class Check:
     config_yml: str
     section: str = ""
     problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)  # of the section
     own_losses: list[dict] = field(default_factory=list)
     terms: list[TermConfig] = field(default_factory=list)
     samples: dict[str, list] = field(default_factory=dict)  # systems of each split
+    unsound: set[str] = field(default_factory=set)  # splits whose systems have fields that no model takes
+    trainer_class: type = CrackDistillTrainer  # that the config names
     trainer: Optional[TrainerParts] = None
     distill: Optional[DistillConfig] = None
     teacher_config: Optional[TeacherConfig] = None
@@ -107,14 +126,16 @@ class Check:
             if problem not in self.problems:
                 self.problems.append(problem)
 
-    def batch(self, systems: int = SAMPLE_SYSTEMS) -> Batch:
-        """The first systems of the training sample, on the device."""
-        if not self.samples.get("train"):
+    def batch(self, systems: int = SAMPLE_SYSTEMS, split: str = "train") -> Batch:
+        """The first systems of the sample of a split, on the device."""
+        if not self.samples.get(split):
             raise LeftOut("there is no training data")
+        if split in self.unsound:
+            raise LeftOut(f"the systems of dataset.{split} have fields that no model takes")
         trainer = self.need("trainer")
         otf_graph = trainer.config["model"].get("otf_graph", False)
         # clones: some models add to their batch
-        chosen = [system.clone() for system in self.samples["train"][:systems]]
+        chosen = [system.clone() for system in self.samples[split][:systems]]
         return data_list_collater(chosen, otf_graph=otf_graph).to(trainer.device)
 
     def take_sample(self, split: str, dataset: Any) -> None:
@@ -122,6 +143,20 @@ class Check:
         size = len(dataset)
         sample = min(SAMPLE_SYSTEMS, size)
         self.samples[split] = [dataset[index * size // sample] for index in range(sample)]
+
+    @property
+    def ranks(self) -> int:
+        """Processes of the training."""
+        return max(self.config.get("world_size") or 1, 1)
+
+    @property
+    def steps(self) -> Optional[int]:
+        """Of the whole training; None where that cannot be counted."""
+        epochs = (self.config.get("optim") or {}).get("max_epochs")
+        if self.trainer is None or self.trainer.train_dataset is None or not isinstance(epochs, int):
+            return None
+        systems = math.ceil(len(self.trainer.train_dataset) / self.ranks)  # of a rank, as torch's sampler deals them out
+        return epochs * math.ceil(systems / self.batch_size)
 
     @property
     def batch_size(self) -> int:

@@ -16,6 +16,7 @@ from fairchem_crack.features import attach_features
 from fairchem_crack.initialization import copy_weights
 from fairchem_crack.measure import megabytes
 from fairchem_crack.scales import scale_factors
+from fairchem_crack.schedule import check_length, schedule_notes
 from fairchem_crack.teacher import Teacher, load_teacher
 
 
@@ -48,22 +49,27 @@ def examine_training(check: Check) -> str:
         trainer.load_optimizer()
         trainer.load_extras()
         check.optimizer = None if check.student is None else trainer.optimizer
-    ranks = max(check.config.get("world_size") or 1, 1)
-    line = f"{config.get('max_epochs')} epochs, batches of {check.batch_size} systems on each of {ranks} ranks"
-    return line + (", mixed precision" if trainer.scaler else "") + _end(check, ranks)
+    line = f"{config.get('max_epochs')} epochs, batches of {check.batch_size} systems on each of {check.ranks} ranks"
+    line += (", mixed precision" if trainer.scaler else "") + _end(check)
+    if check.optimizer is None or check.steps is None:
+        return line
+    with check.collecting():
+        check_length(trainer.scheduler, check.steps)
+        line += f"\n{'':<9} ".join(["", *schedule_notes(trainer.scheduler, check.steps)])
+    return line
 
 
-def _end(check: Check, ranks: int) -> str:
+def _end(check: Check) -> str:
     """How many steps there are; whether the last one is a multiple of `eval_every` and `checkpoint_every`."""
-    trainer, config = check.need("trainer"), check.config.get("optim") or {}
-    if not check.samples.get("train") or not isinstance(config.get("max_epochs"), int):
+    config = check.config.get("optim") or {}
+    if check.steps is None or not isinstance(config.get("max_epochs"), int):
         return ""
-    of_epoch = ceil(ceil(len(trainer.train_dataset) / ranks) / check.batch_size)  # fairchem's sampler drops none
-    steps, eval_every = config["max_epochs"] * of_epoch, config.get("eval_every") or of_epoch
+    of_epoch = check.steps // config["max_epochs"] or 1
+    eval_every = config.get("eval_every") or of_epoch
     checkpoint_every = config.get("checkpoint_every") or eval_every
     intervals = {"validated": eval_every, "saved": of_epoch if checkpoint_every == -1 else checkpoint_every}
-    beyond = [f"{done} every {interval}" for done, interval in intervals.items() if steps % interval]
-    return f"; {steps} steps" + (f", {' and '.join(beyond)} and after the last one, too" if beyond else "")
+    beyond = [f"{done} every {interval}" for done, interval in intervals.items() if check.steps % interval]
+    return f"; {check.steps} steps" + (f", {' and '.join(beyond)} and after the last one, too" if beyond else "")
 
 
 def examine_scales(check: Check) -> str:

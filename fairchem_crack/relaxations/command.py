@@ -38,7 +38,9 @@ from fairchem_crack.statistics import Interval
 
 def parser() -> argparse.ArgumentParser:
     """The options of the command."""
-    own = argparse.ArgumentParser(prog="fairchem-crack evaluate-relaxations", description=fairchem_crack.relaxations.__doc__)
+    own = argparse.ArgumentParser(
+        prog="fairchem-crack evaluate-relaxations", description=fairchem_crack.relaxations.__doc__, allow_abbrev=False
+    )
     own.add_argument(
         "--positions", nargs="+", required=True, metavar="NAME=FILE", help="relaxed_positions.npz of one or several models"
     )

@@ -94,10 +94,8 @@ def collect(request: Request) -> Findings:
     """Run every model over every split and look at what it says."""
     setup_imports()
     device = torch.device("cuda" if torch.cuda.is_available() and not request.cpu else "cpu")
-    outputs = request.config.get("outputs") or {}
-    free_atoms_only = (outputs.get("forces") or {}).get("eval_on_free_atoms", True)
     splits = [
-        load_split(name, options, systems=request.systems, free_atoms_only=free_atoms_only)
+        load_split(name, options, systems=request.systems, free_atoms_only=request.free_atoms_only)
         for name, options in request.data.items()
     ]
     named = {"undistilled": request.undistilled, "student": request.student, "teacher": request.teacher, **request.also}

@@ -11,7 +11,9 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fairchem_crack.arguments import IMPORT_HELP
 from fairchem_crack.files import write_text
+from fairchem_crack.plugins import load_plugins
 
 if TYPE_CHECKING:
     from fairchem_crack.report.request import Request
@@ -23,6 +25,7 @@ def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     made = argparse.ArgumentParser(
         prog="fairchem-crack report",
+        allow_abbrev=False,
         description="Compare a distilled student with its teacher, and with an undistilled student: one HTML page without "
         "references to other files, its pictures as PNG beside it, and its numbers as JSON.",
     )
@@ -47,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--systems", type=int, default=200, help="at most so many of each split (default: 200)")
     made.add_argument("--batch-size", type=int, default=16, help="systems of a forward (default: 16)")
     made.add_argument("--cpu", action="store_true", help="stay on the CPU where there is a GPU")
+    made.add_argument("--import", dest="imports", nargs="+", default=[], metavar="MODULE", help=IMPORT_HELP)
     made.add_argument("--output", type=Path, help="directory to write to (default: RUN_DIR/reports/NAME)")
     return made
 
@@ -61,6 +65,7 @@ def report(arguments: list[str]) -> None:
     from fairchem_crack.report.request import make_request
 
     try:
+        load_plugins(options.pop("imports"), "--import")
         page, pictures = write_report(make_request(options.pop("run_dir"), **options))
     except (ValueError, OSError) as error:
         sys.exit(f"fairchem-crack report: {error}")

@@ -7,15 +7,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
+from fairchem.core.common.utils import update_config
+
+from fairchem_crack import keys
 from fairchem_crack.arguments import named_values
 from fairchem_crack.checks import check_dataset
+from fairchem_crack.evaluation import judged_outputs
+from fairchem_crack.evaluation_data import SELECTING, as_labelled, validation_options
 from fairchem_crack.teacher import read_checkpoint
 
 ROLES = ("undistilled", "student", "teacher")
 BEST, LAST = "best_checkpoint.pt", "checkpoint.pt"
-# Options of a dataset that choose among its own systems: they are not those of another `src`.
-SELECTING = ("src", "splits", "first_n", "sample_n", "no_shuffle", "subset_to", "max_atoms", "metadata_path")
-SPLIT_SETTINGS = tuple(f"{split}_split_settings" for split in ("train", "val", "test"))
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Request:
         undistilled: a checkpoint of the same student, trained on labels alone.
         also: further checkpoints to compare with, each by its `further_names`.
         data: fairchem's dataset options, `src` among them, of each split by its name.
+        free_atoms_only: compare the forces of free atoms, as the student's checkpoint has it, or of all.
         systems: at most so many of each split.
         batch_size: systems of a forward.
         cpu: stay on the CPU where there is a GPU.
@@ -47,6 +50,7 @@ class Request:
     undistilled: Optional[Path]
     also: dict[str, Path]
     data: dict[str, dict[str, Any]]
+    free_atoms_only: bool
     systems: int
     batch_size: int
     cpu: bool
@@ -85,6 +89,7 @@ def make_request(
     name = _run_name(run_dir, name)
     student = _checkpoint_of(run_dir, name)
     config = read_checkpoint(student)["config"]
+    names, outputs = judged_outputs(config, student)
     training = run_dir / "checkpoints" / name / LAST
     output = output or run_dir / "reports" / name
     if output.exists() and not output.is_dir():
@@ -98,7 +103,8 @@ def make_request(
         teacher=teacher,
         undistilled=None if undistilled is None else _given("--undistilled", undistilled, run_dir),
         also=further_names([_given("--also", one, run_dir) for one in also]),
-        data=_data(data, config),
+        data=_data(data, config, names),
+        free_atoms_only=outputs[keys.FORCES]["eval_on_free_atoms"],
         systems=systems,
         batch_size=batch_size,
         cpu=cpu,
@@ -159,13 +165,11 @@ def _given(option: str, given: str, run_dir: Path) -> Path:
     return found
 
 
-def _data(entries: Sequence[str], config: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    train, val = (config.get(key) or {} for key in ("dataset", "val_dataset"))
-    train = train if isinstance(train, dict) else {}
-    shared = {**(train if val.get("use_train_settings", True) else {}), **val}
+def _data(entries: Sequence[str], config: dict[str, Any], names: dict[str, str]) -> dict[str, dict[str, Any]]:
+    shared = validation_options(update_config(config))
     data: dict[str, dict[str, Any]] = {}
     if not entries:
-        if not val.get("src"):
+        if not (config.get("val_dataset") or {}).get("src"):
             raise ValueError("the checkpoint's config names no dataset.val.src to evaluate on; give --data NAME=SRC.")
         data["val"] = {**shared, **shared.get("val_split_settings", {})}
     named = [entry if "=" in entry else f"{Path(entry).name}={entry}" for entry in entries]
@@ -177,5 +181,5 @@ def _data(entries: Sequence[str], config: dict[str, Any]) -> dict[str, dict[str,
             check_dataset(name, options, options.get("format", "lmdb"))
         except (ValueError, OSError) as error:
             raise type(error)(f"--data: {error}" if entries else f"{error} Give the data with --data NAME=SRC.") from error
-        data[name] = {key: value for key, value in options.items() if key not in SPLIT_SETTINGS}
+        data[name] = as_labelled(options, names)
     return data

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gc
 import json
+import pickle
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import lmdb
 import pytest
 import torch
 import yaml
@@ -45,7 +47,8 @@ def command(tmp_path):
 
     def arguments(config: dict, *flags: str) -> list[str]:
         file = tmp_path / "student.yml"
-        file.write_text(yaml.safe_dump(config))
+        logger = "tensorboard" if config["logger"] == "recorder" else config["logger"]  # that of the tests' own trainings
+        file.write_text(yaml.safe_dump({**config, "logger": logger}))
         return ["check", "--config-yml", str(file), "--cpu", "--run-dir", str(tmp_path / "runs"), *flags]
 
     return arguments
@@ -319,3 +322,142 @@ def test_a_misspelt_distill_block(check, distilled):
     distilled["task"]["distil"] = distilled["task"].pop("distill")
     _, said = check(distilled)
     assert "task.distill: missing, but loss_functions has distillation terms; task has `distil`" in said
+
+
+# ---- what would end a training later
+
+
+@pytest.mark.parametrize(
+    "scheduler, expected",
+    [
+        (
+            {"total_steps": 5},
+            "- optim.scheduler: OneCycleLR has 5 steps, the training 6; torch would",
+        ),
+        ({"total_steps": 6}, "No problem found."),
+        ({"epochs": 1, "steps_per_epoch": 5}, "- optim.scheduler: OneCycleLR has 5 steps, the training 6;"),
+    ],
+)
+def test_a_schedule_that_ends_before_the_training(check, distilled, scheduler, expected):
+    del distilled["optim"]["T_max"]
+    distilled["optim"].update(scheduler="OneCycleLR", max_lr=1e-3, **scheduler)
+    status, said = check(distilled)
+    assert expected in said and status == (0 if expected.startswith("No") else 1)
+    status, said = check(distilled, "--num-gpus", "2")  # half the steps
+    assert status == 0 and f"ends after 3 of the schedule's {scheduler.get('total_steps', 5)} steps" in said
+
+
+def test_the_course_of_the_learning_rate_is_said(check, distilled):
+    distilled["optim"].update(T_max=4, max_epochs=2)
+    status, said = check(distilled)
+    assert status == 0
+    assert "learning rate 0.001 in step 1, at most 0.001," in said and "in step 12" in said
+    assert "WARNING: the learning rate rises again after step 4 of 12" in said
+
+
+@pytest.fixture
+def with_records(distilled, data, tmp_path):
+    """Callable: the config with a split whose records are changed."""
+
+    def write(split: str, change) -> dict:
+        gc.collect()
+        source = LmdbDataset({"src": str(data / ("train" if split == "train" else "val_id"))})
+        (tmp_path / split).mkdir()
+        environment = lmdb.open(str(tmp_path / split / "data.lmdb"), map_size=1 << 24, subdir=False, lock=False)
+        with environment, environment.begin(write=True) as transaction:
+            for index in range(len(source)):
+                record = source[index].clone()
+                change(index, record)
+                transaction.put(str(index).encode(), pickle.dumps(record, protocol=-1))
+        del source
+        gc.collect()
+        distilled["dataset"][split]["src"] = str(tmp_path / split)
+        return distilled
+
+    return write
+
+
+def make(name: str, value):
+    """Set a field of every record."""
+    return lambda index, record: record.__setitem__(name, value(record))
+
+
+@pytest.mark.parametrize(
+    "split, change, expected",
+    [
+        ("train", make("force", lambda record: record.force.T.contiguous()), "`forces` has the shape (3, "),
+        (
+            "train",
+            make("y", lambda record: float("nan")),
+            "dataset.train: `energy` has values that are not finite",
+        ),
+        (
+            "val",
+            make("force", lambda record: record.force.double() * float("inf")),
+            "dataset.val: `forces` has values",
+        ),
+        ("train", make("pos", lambda record: record.pos.double()), "dataset.train: `pos` is float64, expected float32"),
+        ("train", make("y", lambda record: int(record.y)), "dataset.train: `energy` is a int, expected a tensor of float32"),
+        ("train", make("fixed", lambda record: record.fixed * 0 + 1), "all atoms are fixed in 12 of a sample of 12"),
+        (
+            "val",
+            make("fixed", lambda record: record.fixed * 0 + 1),
+            "dataset.val: all atoms are fixed in 6 of a sample",
+        ),
+        (
+            "val",
+            make("atomic_numbers", lambda record: record.atomic_numbers * 0 + 99),
+            "dataset.val holds an atom of",
+        ),
+        ("test", lambda index, record: record.__delattr__("sid"), "dataset.test: the systems have no `sid`"),
+    ],
+)
+def test_data_that_would_end_a_training_are_named(check, with_records, split, change, expected):
+    status, said = check(with_records(split, change))
+    assert status == 1
+    assert [expected in problem for problem in problems(said)] == [True]
+
+
+def test_a_few_systems_without_a_free_atom_are_warned_of(check, with_records):
+    config = with_records("train", lambda index, record: record.__setitem__("fixed", record.fixed * 0 + (index == 3)))
+    status, said = check(config)
+    assert status == 0 and "WARNING: dataset.train: all atoms are fixed in 1 of a sample of 12 systems" in said
+    status, said = check(config, "--optim.batch_size=1")
+    assert status == 1 and "all atoms are fixed in 1 of a sample of 12 systems" in problems(said)[0]
+
+
+def test_a_loss_that_is_not_finite_is_named(check, distilled):
+    distilled["dataset"]["train"]["transforms"] = {"normalizer": {"energy": {"mean": 0.0, "stdev": 0.0}}}
+    status, said = check(distilled)
+    assert status == 1
+    assert problems(said)[0].startswith("- loss_functions: `energy` is inf on a sample of 12 systems")
+
+
+@pytest.mark.parametrize(
+    "path, value, expected",
+    [
+        (("loss_functions", 0, "energy", "fn"), "l2mae", "- loss_functions, energy.fn: `l2mae` takes the length of vectors"),
+        (
+            ("evaluation_metrics", "metrics", "energy"),
+            ["maee"],
+            "- evaluation_metrics: NameError: name 'maee'",
+        ),
+        (
+            ("evaluation_metrics", "metrics"),
+            None,
+            "- evaluation_metrics.primary_metric: 'forces_mae' is none",
+        ),
+        (("outputs", "energy"), None, "- outputs.energy: expected a mapping with `level`"),
+        (("optim", "max_epochs"), "1", "- optim.max_epochs: expected an integer"),
+        (("logger",), "tensorbord", "- logger: RuntimeError: Failed to find the logger 'tensorbord'"),
+        (("los_functions",), [], "- los_functions: fairchem reads no block of this name and drops it. Did you mean"),
+    ],
+)
+def test_options_that_would_end_a_training_are_named(check, distilled, path, value, expected):
+    block = distilled
+    for name in path[:-1]:
+        block = block[name]
+    block[path[-1]] = value
+    status, said = check(distilled)
+    assert status == 1
+    assert any(problem.startswith(expected) for problem in problems(said)), said

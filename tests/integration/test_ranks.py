@@ -7,6 +7,7 @@ import gc
 import math
 import pickle
 import re
+import shutil
 import socket
 from pathlib import Path
 
@@ -17,11 +18,13 @@ import yaml
 from conftest import distill_config, write_edited
 from fairchem.core.datasets import LmdbDataset
 from forked_ranks import LOG, Launch, launch_forked
-from launcher import ALONE, OURS, PORT, launch
+from launcher import ALONE, PORT, SCRIPT, launch
 from torch_geometric.data import Data
 
 from fairchem_crack import keys
 from fairchem_crack.progress import progress_of
+
+TESTS = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -112,16 +115,25 @@ def test_a_rank_without_pairs_takes_part_in_the_step(launches, negatives):
 
 
 @pytest.mark.slow
-def test_fairchem_crack_train_knows_the_short_name_in_its_ranks_and_takes_a_port_of_its_own(distilled, tmp_path):
-    distilled["trainer"] = "crack_distill"
+def test_the_ranks_of_train_know_code_of_ones_own_and_take_a_free_port(distilled, tmp_path):
+    """By the console script, in whose directory, not in the current one, Python looks for modules."""
+    shutil.copy(TESTS / "own_code.py", tmp_path / "my_own_code.py")
+    distilled["trainer"] = "own_distill"
+    distilled["task"]["distill"]["imports"] = ["my_own_code"]
+    distilled["loss_functions"] = [
+        *distilled["loss_functions"][:2],
+        {"own_lengths": {"fn": "own_cubes", "coefficient": 1, "power": 2}},
+    ]
     distilled["logger"] = "tensorboard"
     with ALONE, contextlib.ExitStack() as taken:
         with contextlib.suppress(OSError):  # which another process has taken already
             taken.enter_context(socket.create_server(("localhost", PORT)))
-        done = launch(distilled, tmp_path, entry=OURS)
+        done = launch(distilled, tmp_path, entry=SCRIPT)
     assert done.returncode == 0, done.stderr[-3000:]
-    state = torch.load(tmp_path / "checkpoints/run/checkpoint.pt", map_location="cpu", weights_only=False)
+    run = tmp_path / "checkpoints/run"
+    state = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=False)
     assert state["step"] == 3 and keys.CHECKPOINT_KEY in state
+    assert (run / "rank-0").is_file() and (run / "rank-1").is_file()
 
 
 @pytest.mark.slow

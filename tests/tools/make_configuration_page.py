@@ -29,7 +29,7 @@ SECTIONS = {
     "loss_functions[].<term>": config.TermConfig,
 }
 TERMS = "A distillation term; what the terms compare is in [terms](terms.md).\n"
-LEFT_OUT = {"key"}  # the name of the term itself
+LEFT_OUT = set(config.NOT_IN_YAML)
 
 
 def options(cls: type, path: str) -> Iterator[tuple[str, str, str, str]]:
@@ -42,7 +42,8 @@ def options(cls: type, path: str) -> Iterator[tuple[str, str, str, str]]:
         if is_dataclass(hint):
             yield from options(hint, f"{path}.{one.name}")  # type: ignore[arg-type]
             continue
-        default = "" if one.default is MISSING else f"`{'null' if one.default is None else one.default}`"
+        value = list(one.default) if isinstance(one.default, tuple) else one.default
+        default = "" if value is MISSING else f"`{'null' if value is None else value}`"
         yield f"{path}.{one.name}", _type_name(hint), default, comments.get(one.name, "")
 
 

@@ -1,0 +1,28 @@
+"""`fairchem-crack fit-scales`: the student's scale factors, into a file."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from fairchem_crack.commands.flags import parser_of, read_or_refuse
+from fairchem_crack.files import write_text
+from fairchem_crack.scales import fit_scale_factors
+
+
+def fit_scales(arguments: list[str]) -> None:
+    """Fit the student's scale factors on its training data and write them to `--output`."""
+    parser = parser_of("fit-scales", "Takes the flags and overrides of the training, and --output.")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE.json")
+    try:
+        given = read_or_refuse(parser, arguments)
+        output = given.flags.output
+        if output.suffix != ".json":
+            raise ValueError(f"--output {output}: expected the name of a .json file.")
+        factors = fit_scale_factors(given.config)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_text(output, json.dumps(factors, indent=1) + "\n")
+    except (ValueError, OSError) as error:
+        sys.exit(f"fairchem-crack fit-scales: {error}")
+    print(f"{len(factors)} scale factors written. Set model.scale_file: {output}")

@@ -1,0 +1,46 @@
+"""Which of fairchem's elementwise losses takes tensors of which shape. Standard library only."""
+
+from __future__ import annotations
+
+from typing import Final, Optional
+
+from fairchem_crack import keys
+
+# What a term compares, by the letters of `keys`: a row for each system (B), atom (N) or other thing, and its columns.
+Shape = tuple[str, str]
+SYSTEM_SCALARS: Final[Shape] = ("B", "1")
+ATOM_SCALARS: Final[Shape] = ("N", "1")
+ATOM_VECTORS: Final[Shape] = ("N", "3")
+SHAPES: dict[str, Shape] = {  # of the distillation terms, and of those that `terms.register_term` adds with one
+    keys.NODE_EMBEDDINGS: ("N", "D"),
+    keys.VECTOR_EMBEDDINGS: ("N D_v", "3"),
+    keys.ATOM_ENERGIES: ATOM_SCALARS,
+    keys.TEACHER_ENERGY: SYSTEM_SCALARS,
+    keys.TEACHER_FORCES: ATOM_VECTORS,
+    keys.FORCE_JACOBIAN: ATOM_VECTORS,
+}
+OF_VECTORS = ("l2mae", "l2norm")  # the length of a difference: of more than one column
+OF_SYSTEMS = ("per_atom_mae",)  # divides by the atoms of each system: one number for each
+
+
+def check_loss_fits(fn: str, shape: Optional[Shape], compared: str, where: str) -> None:
+    """Raise ValueError when a loss of fairchem does not take what is compared; fairchem ends in an empty AssertionError.
+
+    Args:
+        fn: the name of the loss. One that this table does not know, of one's own for example, takes everything.
+        shape: of the two tensors; None where it is not known.
+        compared: what they are, for the message.
+        where: the option, for the message.
+    """
+    if shape is None:
+        return
+    rows, columns = shape
+    if fn in OF_VECTORS and columns == "1":
+        reason = "takes the length of vectors"
+    elif fn in OF_SYSTEMS and shape != SYSTEM_SCALARS:
+        reason = "takes one number of each system, and divides it by the number of atoms"
+    else:
+        return
+    expected = "`mae`, `mse` or `per_atom_mae`" if shape == SYSTEM_SCALARS else "`mae` or `mse`"
+    expected = expected if columns == "1" else "`mae`, `mse` or `l2mae`"
+    raise ValueError(f"{where}: `{fn}` {reason}; `{compared}` has the shape ({rows}, {columns}). Take {expected}.")
