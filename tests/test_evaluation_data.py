@@ -70,7 +70,8 @@ def test_a_stress_head_changes_nothing(plain, data, tmp_path):
     """Its data have no `stress_isotropic`, and fairchem's own validation ends in a KeyError."""
     path, (_, state, expected) = tmp_path / "stress.pt", plain
     heads = {**HEADS, "stress": STRESS_HEAD}
-    write(path, EQUIFORMER, heads=heads, outputs={"stress": STRESS, **outputs_of()}, weights=state)
+    trained_on = {**DATASET, "src": str(data / "train")}
+    write(path, EQUIFORMER, heads=heads, outputs={"stress": STRESS, **outputs_of()}, weights=state, dataset=trained_on)
     gc.collect()
     evaluator = CheckpointEvaluator(path, DATASET, batch_size=6)
     assert evaluator.metrics(data / "val_id") == pytest.approx(expected, rel=1e-4, abs=1e-6)
