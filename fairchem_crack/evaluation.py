@@ -18,7 +18,9 @@ from fairchem.core.trainers.ocp_trainer import OCPTrainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from fairchem_crack import keys
 from fairchem_crack.features import architecture
+from fairchem_crack.outputs import ModelOutputs, predicted
 from fairchem_crack.teacher import model_config, read_checkpoint
 
 METRICS = {
@@ -26,6 +28,8 @@ METRICS = {
     "forces": ["mae", "cosine_similarity"],
     "misc": ["energy_forces_within_threshold"],
 }
+# fairchem's trainer asks for one; its value is not looked at
+LOSSES = [{"energy": {"fn": "mae", "coefficient": 1}}]
 
 
 class SystemErrors:
@@ -84,16 +88,25 @@ def first_records(src: Path, dataset: dict, count: int) -> list[Any]:
     return records
 
 
-def _outputs_and_losses(config: dict, checkpoint: Path) -> tuple[dict, list]:
-    """`outputs` and `loss_functions` of a checkpoint's config, in today's or the published OC20 format."""
+def _by_property(content: dict, checkpoint: Path) -> tuple[dict, dict[str, str]]:
+    """A checkpoint's content with its energy and forces under these names, and the names that its model gives them.
+
+    Its config is in today's or the published OC20 format.
+    """
     try:
-        config = update_config(config)
-        outputs, loss_functions = config["outputs"], config["loss_functions"]
+        config = update_config(content["config"])
+        declared = config["outputs"]
     except (KeyError, TypeError, NotImplementedError) as error:
         raise ValueError(f"{checkpoint}: its config does not say what the model predicts ({error!r}).") from error
-    if not {"energy", "forces"} <= outputs.keys():
-        raise ValueError(f"{checkpoint}: expected a model of energy and forces; it predicts {', '.join(outputs)}.")
-    return outputs, loss_functions
+    outputs = ModelOutputs(str(checkpoint), declared)
+    names = {property_: outputs[property_].name for property_ in (keys.ENERGY, keys.FORCES)}
+    renamed = {name: property_ for property_, name in names.items()}
+    scalers = {
+        kind: {renamed.get(name, name): state for name, state in (content.get(kind) or {}).items()}
+        for kind in ("normalizers", "elementrefs")
+    }
+    config = {**config, "outputs": {property_: declared[name] for property_, name in names.items()}}
+    return {**content, **scalers, "config": config}, names
 
 
 def _random_state() -> tuple[Tensor, list[Tensor]]:
@@ -122,15 +135,15 @@ class CheckpointEvaluator:
         setup_imports()
         content = read_checkpoint(checkpoint)
         name, attributes = model_config(content, checkpoint)
-        outputs, loss_functions = _outputs_and_losses(content["config"], checkpoint)
+        content, names = _by_property(content, checkpoint)
         self._dataset = dataset
         self._trainer = _Trainer(
             task={},
             model={"name": name, **attributes},
-            outputs=outputs,
+            outputs=content["config"]["outputs"],
             dataset={},
             optimizer={"batch_size": batch_size, "eval_batch_size": batch_size, "num_workers": 0},
-            loss_functions=loss_functions,
+            loss_functions=LOSSES,
             evaluation_metrics={"metrics": METRICS},
             identifier="",
             local_rank=device,
@@ -144,6 +157,9 @@ class CheckpointEvaluator:
         if content.get("ema"):  # validate and predict take the averaged weights, as they do in `--mode validate`
             self._trainer.ema = ExponentialMovingAverage(self._trainer.model.parameters(), content["ema"]["decay"])
         self._trainer.load_checkpoint(str(checkpoint), content, inference_only=True)
+        self._trainer.model.register_forward_hook(
+            lambda _, __, raw: {property_: predicted(raw, property_, name) for property_, name in names.items()}
+        )
         self._trainer.load_loss()
         self._random = _random_state()
 

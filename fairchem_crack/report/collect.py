@@ -16,6 +16,7 @@ from fairchem.core.common.utils import setup_imports
 
 import fairchem_crack
 from fairchem_crack import keys
+from fairchem_crack.outputs import ModelOutputs
 from fairchem_crack.report.curves import TRAIN, Curve, log_directory, read_curves
 from fairchem_crack.report.numbers import Groups, average, by_adsorbate, by_element, gap_closed, metrics
 from fairchem_crack.report.predict import Prediction, atoms_per_second, embed, load_model, predict, runner, title
@@ -90,10 +91,12 @@ def collect(request: Request) -> Findings:
     """Run every model over every split and look at what it says."""
     setup_imports()
     device = torch.device("cuda" if torch.cuda.is_available() and not request.cpu else "cpu")
-    outputs = request.config.get("outputs") or {}
-    free_atoms_only = (outputs.get("forces") or {}).get("eval_on_free_atoms", True)
+    declared = request.config.get("outputs")
+    outputs = ModelOutputs(str(request.student), declared)
+    labels = {outputs[property_].name: property_ for property_ in (keys.ENERGY, keys.FORCES)}
+    free_atoms_only = ((declared or {}).get(outputs[keys.FORCES].name) or {}).get("eval_on_free_atoms", True)
     splits = [
-        load_split(name, options, systems=request.systems, free_atoms_only=free_atoms_only)
+        load_split(name, options, labels, systems=request.systems, free_atoms_only=free_atoms_only)
         for name, options in request.data.items()
     ]
     named = {"undistilled": request.undistilled, "student": request.student, "teacher": request.teacher, **request.also}
