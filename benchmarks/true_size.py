@@ -39,6 +39,7 @@ from fairchem_crack import crack_loss, keys
 from fairchem_crack.bench.systems import make_systems
 from fairchem_crack.config import DistillConfig, TeacherConfig, parse, split_loss_functions
 from fairchem_crack.distillation import Distillation
+from fairchem_crack.outputs import ModelOutputs
 from fairchem_crack.teacher import load_teacher
 
 TEACHERS = ("eqV2_31M", "eqV2_83M", "eqV2_153M", "escn_L6_M3_Lay20")
@@ -141,11 +142,12 @@ def measure_step(checkpoint: Path) -> dict:
         teacher=load_teacher(TeacherConfig(checkpoint=str(checkpoint)), torch.device("cpu")),
         student=student,
         optimizer=optimizer,
-        normalize=lambda name, values, batch: values,
+        outputs=ModelOutputs("outputs"),
         total_steps=1,
         device=torch.device("cpu"),
         seed=0,
     )
+    distillation.preflight(batch)
     seconds: dict[str, float] = defaultdict(float)
     _clock_forward(distillation.teacher.model, seconds)
     mae, l2mae = DDPLoss("mae", reduction="mean"), DDPLoss("l2mae", reduction="mean")

@@ -119,7 +119,7 @@ NOT_IN_YAML = ("key", "options")  # fields of `TermConfig` that are no options
 TERMS_WITH: dict[str, tuple[str, ...]] = {
     "temperature": (keys.RELATIONS, keys.NODE_CONTRAST),
     "lmax": (keys.RELATIONS,),
-    "standardize": (keys.NODE_EMBEDDINGS, keys.VECTOR_EMBEDDINGS),
+    "standardize": (keys.RELATIONS, keys.NODE_EMBEDDINGS, keys.VECTOR_EMBEDDINGS, keys.NODE_CONTRAST),
 }
 CONTRASTIVE = {keys.RELATIONS: "crack", keys.NODE_CONTRAST: "info_nce"}  # terms and the one loss they take
 
@@ -138,7 +138,7 @@ class TermConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     temperature: float = 0.15  # of `relations`, `node_contrast`; Lim et al. 2025: 0.05 to 0.2 makes no difference
     lmax: Literal[0, 1] = 0  # of `relations`; 1: of the invariant and the l=1 embedding together
-    standardize: bool = True  # of `node_embeddings`, `vector_embeddings`: in units of the teacher's spread
+    standardize: bool = True  # of the terms of embeddings: each channel of the teacher standardised; else in its own units
     options: Any = None  # of a term of one's own: its further options, as the dataclass that it registered
 
     def __post_init__(self) -> None:

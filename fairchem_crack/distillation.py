@@ -4,28 +4,30 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from fairchem.core.common import distutils
 from fairchem.core.common.utils import radius_graph_pbc
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch_geometric.data import Batch
 
 from fairchem_crack import keys
+from fairchem_crack.agreement import energy_agreement, explanation
 from fairchem_crack.cached import CachedTeacher
+from fairchem_crack.channels import ChannelStatistics, channel_statistics
 from fairchem_crack.config import CONTRASTIVE, DistillConfig, TermConfig
 from fairchem_crack.distributed import Gathering
 from fairchem_crack.features import architecture, attach_features
 from fairchem_crack.guard import teacher_faults
 from fairchem_crack.losses import CrackLoss, DistillationLoss, InfoNCELoss
-from fairchem_crack.projection import build_projection, build_vector_projection
+from fairchem_crack.outputs import ModelOutputs
+from fairchem_crack.projection import Projections
+from fairchem_crack.projection_state import FORMAT, upgraded
 from fairchem_crack.relations import unordered_pairs
 from fairchem_crack.shapes import check_loss_fits
-from fairchem_crack.teacher import Teacher, TeacherOutputs
-from fairchem_crack.terms import COMPARISONS, Spread, Step, spread_of, wanted
+from fairchem_crack.teacher import Teacher, TeacherOutputs, own
+from fairchem_crack.terms import COMPARED_AS, COMPARISONS, Step, wanted
 
 STUDENT_ALONE = "To go on with its student and a new projection, set task.distill.resume: student."
 
@@ -38,7 +40,7 @@ class Distillation:
         log: what the last step has to report, by the names of `keys`.
 
     Args:
-        normalize: see `terms.Step`.
+        outputs: the student's, with its normalizers and references.
         total_steps: of the whole training; the coefficients' schedules go by it.
 
     Raises:
@@ -53,30 +55,35 @@ class Distillation:
         teacher: Teacher | CachedTeacher,
         student: nn.Module,
         optimizer: torch.optim.Optimizer,
-        normalize: Callable[[str, Tensor, Batch], Tensor],
+        outputs: ModelOutputs,
         total_steps: int,
         device: torch.device,
         seed: int,
     ) -> None:
         self.config, self.terms, self.seed, self.device = config, terms, seed, device
-        self.total_steps, self._normalize = max(total_steps, 1), normalize
+        self.total_steps, self.outputs = max(total_steps, 1), outputs
         self.student = student
-        self.student_features = attach_features(student, "student")
+        self.student_features = attach_features(student, "student", outputs.names(keys.ENERGY))
         self.teacher = teacher
         self.wanted = wanted_fields(config, terms)
         for term in terms:
             self._check_term(term)
-        self.projection, self.vector_projection = self._build_projections()
-        self._parameters = [*self.projection.parameters(), *self.vector_projection.parameters()]
+        compared = set().union(*(wanted(term) for term in terms))
+        widths = (self.student_features, teacher)
+        self.projections = Projections(config.projection.kind, compared, *widths, seed=seed, device=device)
+        self._parameters = self.projections.parameters()
         self.optimizer = type(optimizer)(self._parameters, **optimizer.defaults) if self._parameters else None
         self.losses = {term.key: build_loss(term, config) for term in terms}
         self.log: dict[str, float] = {}
         self._said: TeacherOutputs | None = None
         self._gathering: Gathering | None = None
-        self._spread: Spread | None = None
+        self._statistics: ChannelStatistics | None = None
 
     def _check_term(self, term: TermConfig) -> None:
         name, needs = architecture(self.student), wanted(term)
+        for property_, fields in COMPARED_AS.items():
+            if not needs.isdisjoint(fields):
+                _ = self.outputs[property_]  # the student has one such output
         if keys.VECTOR_EMBEDDING in needs:
             for role, model, width in (
                 ("student", name, self.student_features.vector_width),
@@ -94,23 +101,6 @@ class Distillation:
                 "rotations of its edges from the positions. Leave the term out, or take another student."
             )
 
-    def _build_projections(self) -> tuple[nn.Module, nn.Module]:
-        """Those that a term needs; in the place of another an `Identity`, without parameters."""
-        features, teacher = self.student_features, self.teacher
-        node: nn.Module = nn.Identity()
-        vector: nn.Module = nn.Identity()
-        compared = set().union(*(wanted(term) for term in self.terms))
-        if keys.NODE_EMBEDDING in compared:
-            node = build_projection(self.config.projection.kind, features.width, teacher.width, seed=self.seed)
-        if keys.VECTOR_EMBEDDING in compared:
-            vector = build_vector_projection(features.vector_width, teacher.vector_width, seed=self.seed + 1)
-        return self._on_all_ranks(node), self._on_all_ranks(vector)
-
-    def _on_all_ranks(self, module: nn.Module) -> nn.Module:
-        has_parameters = any(True for _ in module.parameters())
-        module = module.to(self.device)
-        return DistributedDataParallel(module) if has_parameters and distutils.initialized() else module
-
     def ask(self, batch: Batch, step: int) -> None:
         """Ask the teacher what the terms of this step need.
 
@@ -127,13 +117,20 @@ class Distillation:
             return
         self._said = self.teacher(batch, fields, self.seed_of(step))
         if self.config.labels == "teacher":
-            batch[keys.ENERGY], batch[keys.FORCES] = self._said.energy, self._said.forces
+            for property_ in (keys.ENERGY, keys.FORCES):
+                if self.outputs.names(property_):
+                    batch[self.outputs[property_].name] = self._said[property_]
         if keys.FORCE_JACOBIAN in fields:
             batch.pos.requires_grad_(True)
-        if self.config.relations.negatives == "world" and any(
-            term.key == keys.RELATIONS and term.lmax == 0 for term, _ in active
-        ):
-            self._gathering = Gathering(self._said.node_embedding)
+        for term, _ in active:
+            if term.key == keys.RELATIONS and term.lmax == 0 and self.config.relations.negatives == "world":
+                embedding = self._said.node_embedding
+                self._gathering = Gathering(self._measured().standardize(embedding) if term.standardize else embedding)
+
+    def _measured(self) -> ChannelStatistics:
+        """The statistics of the teacher's channels, which `preflight` measures."""
+        assert self._statistics is not None
+        return self._statistics
 
     def _active_terms(self, step: int) -> list[tuple[TermConfig, float]]:
         """The terms of a step and their coefficients, without those whose schedule is at 0."""
@@ -147,7 +144,7 @@ class Distillation:
         Args:
             batch: B systems, on the student's device.
             step: number of the training step; with the seed and the rank it fixes the random subset of `max_pairs`.
-            outputs: the student's energy (B, 1) and forces (N, 3), normalised.
+            outputs: the student's energy (B, 1) and forces (N, 3), normalised, by the names of its outputs.
         """
         self.log = {}
         total = torch.zeros((), device=self.device)
@@ -155,12 +152,12 @@ class Distillation:
             seen = Step(
                 batch,
                 self.student_features,
-                outputs,
+                self.outputs.by_property(outputs, keys.ENERGY, keys.FORCES),
                 self._said,
-                self.projection,
-                self.vector_projection,
-                self._spread,
-                self._normalize,
+                self.projections.node,
+                self.projections.vector,
+                self._measured(),
+                self.outputs,
             )
             for term, coefficient in self._active_terms(step):
                 total = total + coefficient * self._term_loss(term, seen, step)
@@ -181,7 +178,7 @@ class Distillation:
             value = loss(*compared, natoms=seen.batch.natoms)
         self.log[keys.LOSS_PREFIX + term.key] = value.item()
         if isinstance(loss.loss_fn, CrackLoss):
-            self.log.update(_diagnostics(loss.loss_fn))
+            self.log.update(loss.loss_fn.diagnostics())
         return value
 
     def seed_of(self, step: int) -> int:
@@ -231,23 +228,22 @@ class Distillation:
                 )
 
     def preflight(self, batch: Batch) -> None:
-        """Check a sample of the training data before the first step, and take the unit of embeddings from it.
+        """Check a sample of the training data before the first step, and measure the scale of the embeddings on it.
 
         Raises:
-            ValueError: an element that a model cannot represent, or a relation graph without any pair.
+            ValueError: an element that a model cannot represent, embeddings that are not finite, or a relation graph without
+                any pair.
         """
         self.check_elements(batch.atomic_numbers, "dataset.train")
         batch = batch.to(self.device)
         self.check_neighbors(batch)
         said = self.teacher(batch, self.wanted or {keys.NODE_EMBEDDING})
         self._check_embeddings(said, batch)
-        self._spread, edges = spread_of(said), said.edge_index
+        self._judge_energies(batch, said)
+        self._statistics, edges = channel_statistics(said), said.edge_index
+        edges_of_student = self._observe_student(batch)
         if self.config.relations.graph == "student":
-            with torch.no_grad(), torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-                self.student.eval()
-                self.student(batch)
-                edges = self.student_features.edge_index
-                self.student_features.clear()
+            edges = edges_of_student
         pairs = unordered_pairs(edges, batch.num_nodes).shape[1]
         logging.info(f"{pairs / len(batch.natoms):.0f} pairs per system in a sample of {len(batch.natoms)} systems.")
         if pairs == 0 and keys.RELATIONS in self.losses:
@@ -267,6 +263,26 @@ class Distillation:
                 "Leave such systems out, or try task.distill.teacher.precision: float32."
             )
 
+    def _judge_energies(self, batch: Batch, teacher: TeacherOutputs) -> None:
+        """Warn where a term and the label of the same energy would pull apart."""
+        compared = [term.key for term in self.terms if keys.ENERGY in wanted(term)]
+        if compared and self.config.labels == "data" and (label := self.outputs[keys.ENERGY].name) in batch:
+            found = energy_agreement(batch[label], teacher[keys.ENERGY], batch)
+            if not found.is_plausible and distutils.is_master():
+                logging.warning(f"dataset.train: in a sample {explanation(found, compared)}")
+
+    @torch.no_grad()
+    def _observe_student(self, batch: Batch) -> Tensor:
+        """Run the student as far as its embeddings, from whose size the projections start; its edges."""
+        self.student.eval()
+        unrecorded = torch.random.fork_rng([self.device] if self.device.type == "cuda" else [])
+        with unrecorded, self.student_features.stopping_after("edge_index", keys.NODE_EMBEDDING, *self.projections.reads):
+            self.student(own(batch))
+        self.projections.observe(self.student_features)
+        edges = self.student_features.edge_index
+        self.student_features.clear()
+        return edges
+
     def check_neighbors(self, batch: Batch) -> None:
         """Raise ValueError for a system without any edge, on which fairchem's models fail obscurely."""
         cutoffs = {"teacher": self.teacher.cutoff, "student": getattr(self.student_features.backbone, "cutoff", None)}
@@ -285,32 +301,34 @@ class Distillation:
     def state_dict(self) -> dict[str, Any]:
         """What a training checkpoint keeps under `keys.CHECKPOINT_KEY`."""
         return {
-            keys.PROJECTION: _unwrap(self.projection).state_dict(),
-            keys.VECTOR_PROJECTION: _unwrap(self.vector_projection).state_dict(),
+            keys.STATE_FORMAT: FORMAT,
+            **self.projections.state_dict(),
             keys.PROJECTION_OPTIMIZER: {} if self.optimizer is None else self.optimizer.state_dict(),
+            keys.CHANNEL_STATISTICS: self._measured().state_dict(),
             keys.TEACHER_FINGERPRINT: self.teacher.fingerprint(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume the projection.
+        """Resume the projection, and the scale in which embeddings are compared, after `preflight`.
 
         Raises:
-            ValueError: the state belongs to another teacher or projection.
+            ValueError: the state belongs to another teacher or projection, or to a later version.
         """
         if state[keys.TEACHER_FINGERPRINT] != self.teacher.fingerprint():
             raise ValueError(
                 f"The checkpoint to resume was distilled from another teacher than {self.teacher.checkpoint}: the "
                 f"fingerprints of their weights differ. Give the teacher it started with. {STUDENT_ALONE}"
             )
+        state = upgraded(state, self._measured())
         try:
-            _unwrap(self.projection).load_state_dict(state[keys.PROJECTION])
-            _unwrap(self.vector_projection).load_state_dict(state.get(keys.VECTOR_PROJECTION, {}))
+            self.projections.load_state_dict(state)
         except RuntimeError as error:
             raise ValueError(
                 f"The checkpoint to resume has another task.distill.projection, or other terms: {error}. {STUDENT_ALONE}"
             ) from error
         if self.optimizer is not None:
             self.optimizer.load_state_dict(state[keys.PROJECTION_OPTIMIZER])
+        self._statistics = ChannelStatistics.from_state(state[keys.CHANNEL_STATISTICS], self.device)
 
     def close(self) -> None:
         """Take every hook off the student and the teacher."""
@@ -363,19 +381,3 @@ def wanted_fields(config: DistillConfig, terms: list[TermConfig]) -> set[str]:
     """All that a training asks of its teacher, fields of `TeacherOutputs`."""
     labels = {keys.ENERGY, keys.FORCES} if config.labels == "teacher" else set()
     return labels.union(*(wanted(term) for term in terms))
-
-
-def _diagnostics(loss: CrackLoss) -> Iterable[tuple[str, float]]:
-    terms = loss.terms
-    assert terms is not None
-    return [
-        (keys.RELATION_TOP1, terms.top1.item()),
-        (keys.RELATION_COSINE, terms.cosine.item()),
-        (keys.RELATION_ENTROPY, terms.entropy.item()),
-        (keys.NUM_PAIRS, float(terms.num_pairs)),
-        (keys.NUM_DEGENERATE, float(terms.num_degenerate)),
-    ]
-
-
-def _unwrap(module: nn.Module) -> nn.Module:
-    return module.module if isinstance(module, DistributedDataParallel) else module

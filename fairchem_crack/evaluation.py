@@ -234,7 +234,7 @@ class CheckpointEvaluator:
         self._trainer = _Trainer(
             task={},
             model={"name": name, **attributes},
-            outputs=outputs,
+            outputs=content["config"]["outputs"],
             dataset={},
             optimizer={"batch_size": batch_size, "eval_batch_size": batch_size, "num_workers": 0},
             loss_functions=LOSSES,

@@ -47,8 +47,10 @@ CHECKPOINT_KEY: Final = "crack_distill"
 STEP: Final = "step"  # int, of the training that wrote it
 EPOCH: Final = "epoch"  # float, likewise
 # Those of a training checkpoint:
+STATE_FORMAT: Final = "format"  # int, see projection_state; 1 where there is none
 PROJECTION: Final = "projection"  # state_dict of the node embeddings' projection; empty where no term needs it
 VECTOR_PROJECTION: Final = "vector_projection"  # state_dict of the l=1 embeddings'
 PROJECTION_OPTIMIZER: Final = "projection_optimizer"  # state_dict of their optimizer
+CHANNEL_STATISTICS: Final = "channel_statistics"  # dict, by which the teacher's embeddings are standardised
 TEACHER_FINGERPRINT: Final = "teacher_fingerprint"  # str, see teacher.Teacher.fingerprint
 DISTILL_CONFIG: Final = "config"  # dict of plain values, what decides the result, see `identity`

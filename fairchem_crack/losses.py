@@ -10,6 +10,7 @@ from fairchem.core.common.registry import registry
 from fairchem.core.modules.loss import DDPLoss
 from torch import Tensor, nn
 
+from fairchem_crack import keys
 from fairchem_crack.contrastive import CrackTerms, crack_terms
 from fairchem_crack.distributed import Gathering, gather_rows
 from fairchem_crack.precision import full_precision
@@ -49,6 +50,17 @@ class CrackLoss(nn.Module):
             given: dict[str, Any] = {"student": pred, "teacher": target, "pairs": pairs, "systems": systems}
             self.terms = crack_terms(**given, generator=self.generator, **self.options)
         return self.terms.loss
+
+    def diagnostics(self) -> dict[str, float]:
+        """What the last call tells, by the names under which a step is logged."""
+        assert self.terms is not None
+        return {
+            keys.RELATION_TOP1: self.terms.top1.item(),
+            keys.RELATION_COSINE: self.terms.cosine.item(),
+            keys.RELATION_ENTROPY: self.terms.entropy.item(),
+            keys.NUM_PAIRS: float(self.terms.num_pairs),
+            keys.NUM_DEGENERATE: float(self.terms.num_degenerate),
+        }
 
     def _among_all_ranks(self, student: Tensor, teacher: Tensor, pairs: Tensor) -> CrackTerms:
         """This rank's pairs are the anchors, those of every rank the negatives.

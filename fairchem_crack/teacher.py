@@ -7,7 +7,7 @@ import hashlib
 import logging
 import pickle
 import zipfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -30,6 +30,8 @@ from fairchem_crack import keys
 from fairchem_crack.config import Precision, TeacherConfig
 from fairchem_crack.features import Features, attach_features
 from fairchem_crack.jacobian import JacobianRows, draw_coordinates, jacobian_columns
+from fairchem_crack.outputs import ModelOutputs, predicted
+from fairchem_crack.precision import full_precision
 from fairchem_crack.progress import progress_of
 
 
@@ -70,16 +72,16 @@ class Teacher:
         name: str,
         model: nn.Module,
         checkpoint: Path,
-        scalers: Mapping[str, list[nn.Module]] | None = None,
+        outputs: ModelOutputs | None = None,
         precision: Precision = "auto",
     ) -> None:
         self.name = name
         self.checkpoint = checkpoint
         self.precision = precision
-        self._scalers = scalers or {}  # of energy and forces: what turns the model's output into eV and eV/A
+        self.outputs = outputs or ModelOutputs(f"Teacher {checkpoint}")
         self._fingerprint: str | None = None
         self.model = model.requires_grad_(False).eval()
-        self.features: Features = attach_features(model, f"teacher {checkpoint}")
+        self.features: Features = attach_features(model, f"teacher {checkpoint}", self.outputs.names(keys.ENERGY))
         self.width, self.max_atomic_number = self.features.width, self.features.max_atomic_number
         self.vector_width = self.features.vector_width
         self.cutoff: float | None = getattr(self.features.backbone, "cutoff", None)
@@ -96,12 +98,13 @@ class Teacher:
         """
         with self._as_configured(batch):
             if set(wanted) <= {keys.NODE_EMBEDDING, keys.VECTOR_EMBEDDING, keys.FORCE_JACOBIAN}:
-                outputs = self._embed(_own(batch), keys.VECTOR_EMBEDDING in wanted)
+                outputs = self._embed(own(batch), keys.VECTOR_EMBEDDING in wanted)
             else:
-                outputs = self._predict(_own(batch))
+                outputs = self._predict(own(batch), wanted)
             if keys.FORCE_JACOBIAN in wanted:
                 coordinates = draw_coordinates(batch, seed)
-                rows = jacobian_columns(lambda moved: self._predict(moved)[keys.FORCES], _own(batch), coordinates)
+                with full_precision(batch.pos.device.type):
+                    rows = jacobian_columns(self._forces, own(batch), coordinates)
                 outputs = replace(outputs, force_jacobian=JacobianRows(coordinates, rows))
         return outputs
 
@@ -121,32 +124,29 @@ class Teacher:
         fields: dict[str, Any] = {name: value.float() for name, value in zip(names[1:], embeddings)}
         return TeacherOutputs(edges, **fields)
 
-    def _predict(self, batch: Batch) -> TeacherOutputs:
-        """All that a model says, run to its end."""
+    def _forces(self, batch: Batch) -> Tensor:
+        return self._predict(batch, (keys.FORCES,))[keys.FORCES]
+
+    def _predict(self, batch: Batch, wanted: Collection[str]) -> TeacherOutputs:
+        """The embeddings, and energy and forces if they are among the requested fields, of the model run to its end."""
         self.model.eval()
-        with torch.set_grad_enabled(self.features.has_gradient_forces):
-            found = self.model(batch)
-        if not isinstance(found.get("energy"), Tensor):  # a hydra that keeps its heads apart
-            found = {name: value for head in found.values() for name, value in head.items()}
-        energy, forces = found["energy"].detach().float().view(-1), found["forces"].detach().float().view(-1, 3)
-        energy, forces = self._in_ev(energy, "energy", batch), self._in_ev(forces, "forces", batch)
         features = self.features
-        scale = getattr(self._scalers.get("energy", [None])[0], "rmsd", 1.0)
-        outputs = TeacherOutputs(
-            features.edge_index,
-            features.node_embedding.detach().float(),
-            features.vector_embedding.detach().float() if features.vector_width else None,
-            share(features.atom_energies.detach().float()[:, 0] * scale, energy, batch),
-            energy,
-            forces,
-        )
+        fields: dict[str, Any] = {}
+        with torch.set_grad_enabled(features.has_gradient_forces):
+            raw = self.model(batch)
+        if not {keys.ENERGY, keys.ATOM_ENERGIES}.isdisjoint(wanted):
+            output = self.outputs[keys.ENERGY]
+            energy = predicted(raw, keys.ENERGY, output.name).detach().float().view(-1)
+            fields[keys.ENERGY] = total = output.in_ev(energy, batch)
+            fields[keys.ATOM_ENERGIES] = output.atoms_in_ev(features.atom_energies.detach().float()[:, 0], total, batch)
+        if keys.FORCES in wanted:
+            output = self.outputs[keys.FORCES]
+            fields[keys.FORCES] = output.in_ev(predicted(raw, keys.FORCES, output.name).detach().float().view(-1, 3), batch)
+        if features.vector_width:
+            fields[keys.VECTOR_EMBEDDING] = features.vector_embedding.detach().float()
+        outputs = TeacherOutputs(features.edge_index, features.node_embedding.detach().float(), **fields)
         features.clear()
         return outputs
-
-    def _in_ev(self, values: Tensor, name: str, batch: Batch) -> Tensor:
-        for number, scaler in enumerate(self._scalers.get(name, [])):  # a normalizer, then references
-            values = scaler(values) if number == 0 else scaler(values.view(len(values), -1), batch).view_as(values)
-        return values
 
     @contextmanager
     def _as_configured(self, batch: Batch) -> Iterator[None]:
@@ -183,16 +183,11 @@ class Teacher:
         return self._fingerprint
 
 
-def share(values: Tensor, total: Tensor, batch: Batch) -> Tensor:
-    """Atom energies (N,) shifted so that they sum to `total` (B,), by the same for every atom of a system."""
-    sums = torch.zeros_like(total).index_add(0, batch.batch, values.to(total.dtype))
-    return values + ((total - sums) / batch.natoms)[batch.batch]
-
-
-def _own(batch: Batch) -> Batch:
-    own = copy.copy(batch)  # shallow: some models add to their batch, or ask for the gradient of its positions
-    own.pos = batch.pos.detach()
-    return own
+def own(batch: Batch) -> Batch:
+    """A shallow copy for a model of its own: some add to their batch, or ask for the gradient of its positions."""
+    copied = copy.copy(batch)
+    copied.pos = batch.pos.detach()
+    return copied
 
 
 class _OfItsSystemAlone(TorchFunctionMode):
@@ -251,23 +246,23 @@ def load_teacher(config: TeacherConfig, device: torch.device) -> Teacher:
         average.shadow_params = checkpoint["ema"]["shadow_params"]  # load_state_dict would copy them
         average.copy_to(model.parameters())
         logging.info(f"Teacher {path}: taking its EMA weights.")
-    teacher = Teacher(name, model.to(device), path, _scalers(checkpoint, device), config.precision)
+    teacher = Teacher(name, model.to(device), path, _outputs(checkpoint, path, device), config.precision)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     logging.info(f"Teacher {path}: `{name}`, {parameters / 1e6:.2f}M parameters, D = {teacher.features.width}.")
     return teacher
 
 
-def _scalers(checkpoint: dict, device: torch.device) -> dict[str, list[nn.Module]]:
-    """Normalizer, and element references if there are any, of energy and forces; by fairchem's names, old or new."""
-    scalers: dict[str, list[nn.Module]] = {}
-    for key, state in checkpoint.get("normalizers", {}).items():
-        name = {"target": "energy", "grad_target": "forces"}.get(key, key)
-        if name in ("energy", "forces"):
-            scalers[name] = [create_normalizer(state_dict=state).to(device)]
-    for name, state in (checkpoint.get("elementrefs") or {}).items():
-        if name in ("energy", "forces"):
-            scalers.setdefault(name, [nn.Identity()]).append(create_element_references(state_dict=state).to(device))
-    return scalers
+def _outputs(checkpoint: dict, path: Path, device: torch.device) -> ModelOutputs:
+    """What a checkpoint predicts, and in which units; by fairchem's names, old or new."""
+    old = {"target": keys.ENERGY, "grad_target": keys.FORCES}
+    normalizers = {old.get(name, name): state for name, state in (checkpoint.get("normalizers") or {}).items()}
+    references = checkpoint.get("elementrefs") or {}
+    return ModelOutputs(
+        f"Teacher {path}",
+        checkpoint["config"].get("outputs"),
+        {name: create_normalizer(state_dict=state).to(device) for name, state in normalizers.items()},
+        {name: create_element_references(state_dict=state).to(device) for name, state in references.items()},
+    )
 
 
 def _check_ema(model: nn.Module, ema: dict, path: Path) -> None:

@@ -16,43 +16,17 @@ from torch import Tensor, nn
 from torch_geometric.data import Batch
 
 from fairchem_crack import keys
+from fairchem_crack.channels import ChannelStatistics
 from fairchem_crack.config import TermConfig, add_term_options, suggestion
 from fairchem_crack.features import Features
 from fairchem_crack.jacobian import jacobian_rows
+from fairchem_crack.outputs import ModelOutputs
 from fairchem_crack.relations import unit_embedding
 from fairchem_crack.shapes import SHAPES, Shape
-from fairchem_crack.teacher import TeacherOutputs, share
+from fairchem_crack.teacher import TeacherOutputs
 
-SMALLEST_SPREAD = 0.01  # of the median channel's: a channel that is constant in the teacher does not count without bound
-
-
-@dataclass(frozen=True)
-class Spread:
-    """By how much the teacher's embeddings differ between atoms; the unit in which two embeddings are compared.
-
-    Attributes:
-        node: (D,) standard deviation of each channel.
-        vector: (D_v,) root mean square length of each channel; None for a teacher without.
-    """
-
-    node: Tensor
-    vector: Optional[Tensor]
-
-
-def spread_of(teacher: TeacherOutputs) -> Spread:
-    """The spread over the atoms of a batch."""
-    vectors = teacher.vector_embedding
-    return Spread(
-        _bounded(teacher.node_embedding.std(dim=0, correction=0)),
-        None if vectors is None else _bounded(vectors.square().sum(dim=1).mean(dim=0).sqrt()),
-    )
-
-
-def _bounded(spread: Tensor) -> Tensor:
-    if not spread.numel():
-        return spread
-    floor = SMALLEST_SPREAD * spread.median()
-    return spread.clamp(min=float(floor) if floor > 0 else 1.0)
+# Which of the student's outputs a term compares that asks the teacher for one of these.
+COMPARED_AS = {keys.ENERGY: {keys.ENERGY, keys.ATOM_ENERGIES}, keys.FORCES: {keys.FORCES, keys.FORCE_JACOBIAN}}
 
 
 @dataclass
@@ -60,14 +34,14 @@ class Step:
     """A training step as the terms see it.
 
     Attributes:
-        batch: B systems, behind the student's forward.
+        batch: B systems, after the student's forward.
         student: its features.
-        outputs: its energy (B, 1) and forces (N, 3), normalised.
-        teacher: what it says of the batch.
-        projection: (N, D_s) -> (N, D), of the node embeddings.
+        outputs: its energy (B, 1) and forces (N, 3), normalised; by property, and by name where that is another.
+        teacher: its outputs for the batch.
+        projection: (N, D_s) -> (N, D), of the node embeddings, standardised as the teacher's.
         vector_projection: (N, 3, channels) -> (N, 3, D_v), linear in the channels, so that it turns with the system.
-        spread: of the teacher's embeddings.
-        normalize: (name of an output, values in eV or eV/A, batch) -> values in the student's normalised unit.
+        statistics: of the teacher's embeddings.
+        targets: the way between eV and the student's normalised unit, by property.
     """
 
     batch: Batch
@@ -76,18 +50,46 @@ class Step:
     teacher: TeacherOutputs
     projection: nn.Module
     vector_projection: nn.Module
-    spread: Optional[Spread]
-    normalize: Callable[[str, Tensor, Batch], Tensor]
+    statistics: ChannelStatistics
+    targets: ModelOutputs
 
     @cached_property
-    def projected(self) -> Tensor:
+    def _projected(self) -> Tensor:
         """(N, D) the student's node embedding, projected; one call for all terms, as DDP wants it."""
-        return self.projection(self.student.node_embedding).float()
+        return self.projection(self.student.node_embedding)
 
     @cached_property
-    def projected_vectors(self) -> Tensor:
-        """(N, 3, D_v) the student's l=1 embedding, projected."""
-        return self.vector_projection(self.student.vector_embedding).float()
+    def _projected_vectors(self) -> Tensor:
+        return self.vector_projection(self.student.vector_embedding)
+
+    @property
+    def projected(self) -> Tensor:
+        """(N, D) the student's node embedding, projected, in the units of `teacher.node_embedding`."""
+        return self.statistics.restore(self._projected)
+
+    def nodes(self, standardize: bool = True) -> tuple[Tensor, Tensor]:
+        """(N, D) node embeddings to compare, student's and teacher's.
+
+        Args:
+            standardize: each channel of the teacher has mean 0 and standard deviation 1; else both are in its own units.
+        """
+        if standardize:
+            return self._projected, self.statistics.standardize(self.teacher.node_embedding)
+        return self.projected, self.teacher.node_embedding
+
+    def vectors(self, standardize: bool = True) -> tuple[Tensor, Tensor]:
+        """(N, 3, D_v) vector embeddings to compare, student's and teacher's.
+
+        Args:
+            standardize: each channel of the teacher has a root mean square length of 1; else both are in its own units.
+        """
+        rms, teacher = self.statistics.vector_rms, self.teacher[keys.VECTOR_EMBEDDING]
+        assert rms is not None
+        return (self._projected_vectors, teacher / rms) if standardize else (self._projected_vectors * rms, teacher)
+
+    def normalize(self, property_: str, values: Tensor, batch: Batch) -> Tensor:
+        """Energies (B,) in eV or forces (N, 3) in eV/A, in the student's normalised unit."""
+        return self.targets[property_].in_own_unit(values, batch)
 
 
 Pair = Callable[[Step, TermConfig], tuple[Tensor, Tensor]]
@@ -156,66 +158,62 @@ def _place(pair: Pair) -> str:
 @register_term(keys.RELATIONS, keys.NODE_EMBEDDING)
 def _relations(step: Step, term: TermConfig) -> tuple[Tensor, Tensor]:
     """With lmax 1 the embedding is (unit invariant part, unit vector part): both weigh the same."""
-    teacher = step.teacher
+    nodes = step.nodes(term.standardize)
     if term.lmax == 0:
-        return step.projected, teacher.node_embedding
-    student = torch.cat((unit_embedding(step.projected), unit_embedding(step.projected_vectors.flatten(1))), dim=1)
-    return student, torch.cat(
-        (unit_embedding(teacher.node_embedding), unit_embedding(teacher[keys.VECTOR_EMBEDDING].flatten(1))), dim=1
+        return nodes
+    student, teacher = (
+        torch.cat((unit_embedding(node), unit_embedding(vector.flatten(1))), dim=1)
+        for node, vector in zip(nodes, step.vectors(term.standardize))
     )
+    return student, teacher
 
 
 @register_term(keys.NODE_EMBEDDINGS, keys.NODE_EMBEDDING)
 def _node_embeddings(step: Step, term: TermConfig) -> tuple[Tensor, Tensor]:
-    unit = step.spread.node if term.standardize and step.spread is not None else 1.0
-    return step.projected / unit, step.teacher.node_embedding / unit
+    return step.nodes(term.standardize)
 
 
 @register_term(keys.VECTOR_EMBEDDINGS, keys.VECTOR_EMBEDDING)
 def _vector_embeddings(step: Step, term: TermConfig) -> tuple[Tensor, Tensor]:
-    unit = step.spread.vector if term.standardize and step.spread is not None else 1.0
-    student, teacher = step.projected_vectors / unit, step.teacher[keys.VECTOR_EMBEDDING] / unit
+    student, teacher = step.vectors(term.standardize)
     return student.transpose(1, 2).reshape(-1, 3), teacher.transpose(1, 2).reshape(-1, 3)  # (N D_v, 3), for l2mae too
 
 
 @register_term(keys.NODE_CONTRAST, keys.NODE_EMBEDDING)
 def _node_contrast(step: Step, term: TermConfig) -> tuple[Tensor, Tensor]:
-    return step.projected, step.teacher.node_embedding
+    return step.nodes(term.standardize)
 
 
 @register_term(keys.ATOM_ENERGIES, keys.ATOM_ENERGIES, keys.ENERGY)
 def _atom_energies(step: Step, term: TermConfig) -> tuple[Tensor, Tensor]:
-    """The teacher's in the student's unit: scaled, and shifted so that they sum to its normalised energy."""
+    """The teacher's in the student's unit, where they sum to its normalised energy."""
     energies, energy = step.teacher[keys.ATOM_ENERGIES], step.teacher[keys.ENERGY]
-    zero = torch.zeros_like(energy)
-    scale = step.normalize("energy", zero + 1, step.batch) - step.normalize("energy", zero, step.batch)  # (B,)
-    scaled = energies * scale[step.batch.batch]
-    target = share(scaled, step.normalize("energy", energy, step.batch), step.batch)
+    output = step.targets[keys.ENERGY]
+    target = output.atoms_in_own_unit(energies, output.in_own_unit(energy, step.batch), step.batch)
     return step.student.atom_energies.float(), target[:, None]
 
 
 @register_term(keys.TEACHER_ENERGY, keys.ENERGY)
 def _teacher_energy(step: Step, term: TermConfig) -> tuple[Tensor, Tensor]:
-    target = step.normalize("energy", step.teacher[keys.ENERGY], step.batch)
+    target = step.normalize(keys.ENERGY, step.teacher[keys.ENERGY], step.batch)
     return step.outputs[keys.ENERGY].float(), target.view_as(step.outputs[keys.ENERGY])
 
 
 @register_term(keys.TEACHER_FORCES, keys.FORCES)
 def _teacher_forces(step: Step, term: TermConfig) -> tuple[Tensor, Tensor]:
     free = step.batch.fixed == 0
-    target = step.normalize("forces", step.teacher[keys.FORCES], step.batch)
+    target = step.normalize(keys.FORCES, step.teacher[keys.FORCES], step.batch)
     return step.outputs[keys.FORCES][free].float(), target[free]
 
 
 @register_term(keys.FORCE_JACOBIAN, keys.FORCE_JACOBIAN)
 def _force_jacobian(step: Step, term: TermConfig) -> tuple[Tensor, Tensor]:
     """In the unit of the student's forces, per A; the atoms of the systems that have a free atom."""
-    said = step.teacher[keys.FORCE_JACOBIAN]
-    rows = jacobian_rows(step.outputs[keys.FORCES].float(), step.batch.pos, said.coordinates)
-    zero = torch.zeros_like(said.values)
-    target = step.normalize("forces", said.values, step.batch) - step.normalize("forces", zero, step.batch)
-    counted = (said.coordinates >= 0)[step.batch.batch]
-    return rows[counted], target[counted]
+    kept = step.teacher[keys.FORCE_JACOBIAN]
+    rows = jacobian_rows(step.outputs[keys.FORCES].float(), step.batch.pos, kept.coordinates)
+    target = step.targets[keys.FORCES].differences_in_own_unit(kept.values)
+    has_free_atom = (kept.coordinates >= 0)[step.batch.batch]
+    return rows[has_free_atom], target[has_free_atom]
 
 
 def wanted(term: TermConfig) -> set[str]:

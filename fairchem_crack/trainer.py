@@ -47,6 +47,7 @@ from fairchem_crack.host_options import check_free_atoms, check_lambda, check_op
 from fairchem_crack.identity import content_of, joined, of_distillation, of_training
 from fairchem_crack.initialization import copy_weights
 from fairchem_crack.named_records import NAMED, NamedRecords, listed
+from fairchem_crack.outputs import ModelOutputs
 from fairchem_crack.plugins import imports_of, load_plugins
 from fairchem_crack.resumable import ResumableTrainer
 from fairchem_crack.scales import with_inline_scales
@@ -222,20 +223,15 @@ class CrackDistillTrainer(ResumableTrainer):
             teacher=self._open_teacher(config.teacher),
             student=self._unwrapped_model,
             optimizer=self.optimizer,
-            normalize=self._normalize,
+            outputs=self.model_outputs(),
             total_steps=self.config["optim"]["max_epochs"] * len(self.train_loader or ()),
             device=self.device,
             seed=self.config["cmd"]["seed"] or 0,
         )
 
-    def _normalize(self, name: str, values: Tensor, batch: Batch) -> Tensor:
-        """Energies or forces in the unit in which the student's own terms compare them."""
-        normalized = values.view(len(values), -1)
-        if name in self.elementrefs:
-            normalized = self.elementrefs[name].dereference(normalized, batch)
-        if name in self.normalizers:
-            normalized = self.normalizers[name].norm(normalized)
-        return normalized.view_as(values)
+    def model_outputs(self) -> ModelOutputs:
+        """The student's outputs, and the unit in which its own terms compare them."""
+        return ModelOutputs("outputs", self.config["outputs"], self.normalizers, self.elementrefs)
 
     def _open_teacher(self, config: TeacherConfig) -> Teacher | CachedTeacher:
         """The teacher itself; or its cache, whose records the loader then attaches to the training data."""

@@ -20,8 +20,8 @@ class DigestTrainer(CrackDistillTrainer):
             self._pairs.append(self._distillation.log[keys.NUM_PAIRS])
             if self._first_sids is None:
                 self._first_sids = batch.sid.tolist()
-                self._projection = self._distillation.projection.module
-                self._initial = self._projection.weight.detach().clone()
+                self._projection = self._distillation.projections.node.module
+                self._initial = self._projection.trainable.weight.detach().clone()
         return loss
 
     def train(self, disable_eval_tqdm: bool = False) -> None:

@@ -8,11 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from fairchem.core.modules.normalization.normalizer import Normalizer
 from scipy.spatial.transform import Rotation
 from torch import Tensor, distributed, multiprocessing, nn
 from torch_geometric.data import Batch, Data
 
 from fairchem_crack import keys
+from fairchem_crack.channels import channel_statistics
 from fairchem_crack.config import DistillConfig, ScheduleConfig, TeacherConfig, TermConfig
 from fairchem_crack.distillation import build_loss
 from fairchem_crack.jacobian import (
@@ -24,8 +26,9 @@ from fairchem_crack.jacobian import (
     jacobian_rows,
     to_keep,
 )
+from fairchem_crack.outputs import ModelOutputs
 from fairchem_crack.teacher import TeacherOutputs
-from fairchem_crack.terms import COMPARISONS, Step, spread_of
+from fairchem_crack.terms import COMPARISONS, Step
 
 WIDTH, VECTORS, OF_STUDENT = 5, 4, 3
 SIZES = (4, 1, 6)
@@ -39,7 +42,7 @@ ELEMENTWISE = {
     keys.FORCE_JACOBIAN: "mse",
 }
 _sample = torch.randn(9, WIDTH + 3 * VECTORS, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
-SPREAD = spread_of(  # of one sample, whatever batch is compared
+STATISTICS = channel_statistics(  # of one sample, whatever batch is compared
     TeacherOutputs(torch.zeros(2, 0).long(), _sample[:, :WIDTH], _sample[:, WIDTH:].view(9, 3, VECTORS))
 )
 
@@ -70,8 +73,9 @@ def hessian(batch: Batch) -> Tensor:
     return torch.kron(torch.diag(strength.sum(1)) - strength, torch.eye(3, dtype=torch.float64))
 
 
-def normalize(name: str, values: Tensor, batch: Batch) -> Tensor:
-    return (values - MEAN[name]) / SCALE[name]
+TARGETS = ModelOutputs(
+    "outputs", None, {name: Normalizer(torch.tensor(MEAN[name]), torch.tensor(SCALE[name])) for name in MEAN}
+)
 
 
 def step_of(sizes: tuple[int, ...], seed: int = 0) -> Step:
@@ -112,8 +116,8 @@ def step_of(sizes: tuple[int, ...], seed: int = 0) -> Step:
             JacobianRows(coordinates, rows),
         ),
         *projections,
-        SPREAD,
-        normalize,
+        STATISTICS,
+        TARGETS,
     )
 
 
@@ -127,24 +131,40 @@ def loss_of(step: Step, key: str, fn: str) -> Tensor:
     return loss(*COMPARISONS[key].pair(step, TermConfig(key, fn, 1.0)), natoms=step.batch.natoms)
 
 
+@pytest.mark.parametrize("key", [keys.NODE_EMBEDDINGS, keys.RELATIONS, keys.NODE_CONTRAST])
 @pytest.mark.parametrize("standardize", [True, False])
-def test_node_embeddings_are_compared_in_units_of_the_teachers_spread(standardize):
+def test_nodes_are_compared_standardised_or_in_own_units(key, standardize):
     step = step_of(SIZES)
-    student, teacher = compared(step, keys.NODE_EMBEDDINGS, standardize=standardize)
-    unit = SPREAD.node if standardize else torch.ones(WIDTH)
-    expected = step.student.node_embedding @ step.projection.weight.T + step.projection.bias
-    torch.testing.assert_close(student, expected.float() / unit)
-    torch.testing.assert_close(teacher, step.teacher.node_embedding / unit)
+    student, teacher = compared(step, key, standardize=standardize)
+    mean, std = _sample[:, :WIDTH].mean(dim=0), _sample[:, :WIDTH].std(dim=0, correction=0)
+    projected = step.student.node_embedding @ step.projection.weight.T + step.projection.bias
+    expected = (projected, (step.teacher.node_embedding - mean) / std)
+    if not standardize:
+        expected = (projected * std + mean, step.teacher.node_embedding)
+    torch.testing.assert_close((student, teacher), expected)
+    torch.testing.assert_close(step.projected, projected * std + mean)
 
 
-def test_the_spread_is_that_of_the_channels_and_bounded_below():
-    node = torch.tensor([[0.0, 10.0, 5.0], [2.0, 30.0, 5.0], [4.0, 20.0, 5.0]])
-    vectors = torch.zeros(3, 3, 1)
-    vectors[:, 0, 0], vectors[:, 1, 0] = 3.0, 4.0
-    spread = spread_of(TeacherOutputs(torch.zeros(2, 0).long(), node, vectors))
-    median = (8 / 3) ** 0.5
-    torch.testing.assert_close(spread.node, torch.tensor([median, (200 / 3) ** 0.5, 0.01 * median]))
-    torch.testing.assert_close(spread.vector, torch.tensor([5.0]))
+def test_without_standardising_the_loss_is_the_raw_mean_square():
+    step = step_of(SIZES)
+    loss = build_loss(TermConfig(keys.NODE_EMBEDDINGS, "mse", 1.0), DistillConfig(TeacherConfig("any")))
+    student, teacher = compared(step, keys.NODE_EMBEDDINGS, standardize=False)
+    projected = step.student.node_embedding @ step.projection.weight.T + step.projection.bias
+    mean, std = _sample[:, :WIDTH].mean(dim=0), _sample[:, :WIDTH].std(dim=0, correction=0)
+    expected = sum(float(x) ** 2 for x in (projected * std + mean - step.teacher.node_embedding).flatten()) / teacher.numel()
+    assert float(loss(student, teacher, natoms=step.batch.natoms)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("standardize", [True, False])
+def test_vectors_are_compared_by_length_and_have_no_mean(standardize):
+    step = step_of(SIZES)
+    student, teacher = compared(step, keys.VECTOR_EMBEDDINGS, standardize=standardize)
+    rms = _sample[:, WIDTH:].view(9, 3, VECTORS).square().sum(dim=1).mean(dim=0).sqrt()
+    projected = step.student.vector_embedding @ step.vector_projection.weight.T
+    expected = projected if standardize else projected * rms
+    torch.testing.assert_close(student.view(-1, VECTORS, 3).transpose(1, 2), expected)
+    expected = step.teacher.vector_embedding / (rms if standardize else 1)
+    torch.testing.assert_close(teacher.view(-1, VECTORS, 3).transpose(1, 2), expected)
 
 
 @pytest.mark.parametrize("key", [keys.VECTOR_EMBEDDINGS, keys.RELATIONS])

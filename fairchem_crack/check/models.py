@@ -28,7 +28,7 @@ def examine_student(check: Check) -> str:
     student, width = check.need("student"), None
     if check.terms:
         with check.collecting():
-            features = attach_features(student, "student")
+            features = attach_features(student, "student", trainer.model_outputs().names(keys.ENERGY))
             width, check.student_has_adapter = features.width, True
             features.close()
     return _facts(trainer.config["model"]["name"], student, "D_s", width)
@@ -98,7 +98,7 @@ def examine_teacher(check: Check) -> str:
             teacher=teacher,
             student=check.need("student"),
             optimizer=check.optimizer,
-            normalize=trainer._normalize,
+            outputs=trainer.model_outputs(),
             total_steps=1,
             device=trainer.device,
             seed=check.config.get("seed") or 0,

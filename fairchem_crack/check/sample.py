@@ -7,11 +7,13 @@ from torch import Tensor
 from torch_geometric.data import Batch
 
 from fairchem_crack import keys, partition
+from fairchem_crack.agreement import energy_agreement, explanation
 from fairchem_crack.cached import CachedTeacher
 from fairchem_crack.check.context import Check, LeftOut, TrainerParts
 from fairchem_crack.distillation import Distillation
 from fairchem_crack.measure import REPEATS, loss_bytes, megabytes, peak_growth, seconds
 from fairchem_crack.relations import unordered_pairs
+from fairchem_crack.terms import wanted
 
 
 def examine_pairs(check: Check) -> str:
@@ -43,21 +45,32 @@ def examine_pairs(check: Check) -> str:
 
 def examine_agreement(check: Check) -> str:
     """The teacher against the labels of the sample: one that was trained on other data has little to teach."""
-    teacher, batch = check.need("teacher"), check.batch()
-    if not (keys.ENERGY in batch and keys.FORCES in batch):
+    teacher, batch, outputs = check.need("teacher"), check.batch(), check.need("trainer").model_outputs()
+    labels = {property_: outputs.names(property_) for property_ in (keys.ENERGY, keys.FORCES)}
+    if not all(len(names) == 1 and names[0] in batch for names in labels.values()):
         raise LeftOut("the training data has no energies and forces")
-    said = teacher(batch, {keys.ENERGY, keys.FORCES})
+    if isinstance(teacher, CachedTeacher) and not labels.keys() <= set(teacher.cache.plan.fields):
+        raise LeftOut("the cache has no energies and forces")
+    found = teacher(batch, {keys.ENERGY, keys.FORCES})
     is_free = batch.fixed == 0 if "fixed" in batch else slice(None)
-    labels = batch[keys.FORCES][is_free]
-    energy = (said[keys.ENERGY].view(-1) - batch[keys.ENERGY].view(-1)).abs().mean().item()
-    forces, size = (said[keys.FORCES][is_free] - labels).abs().mean().item(), labels.abs().mean().item()
-    line = f"teacher on the labels of the sample: energy MAE {energy:.3g} eV, force MAE {forces:.3g} eV/A"
-    if forces < size:
-        return f"{line} (zero forces have {size:.3g})"
-    return (
-        f"{line}\n{'':<9} WARNING: zero forces have {size:.3g}. Was the teacher trained on data of this kind, with these "
-        "elements, in this unit?"
-    )
+    forces = batch[labels[keys.FORCES][0]][is_free]
+    error, size = (found[keys.FORCES][is_free] - forces).abs().mean().item(), forces.abs().mean().item()
+    energies = energy_agreement(batch[labels[keys.ENERGY][0]], found[keys.ENERGY], batch)
+    line = f"teacher on the labels of the sample: energy MAE {energies.error:.3g} eV, force MAE {error:.3g} eV/A"
+    if error < size:
+        line += f" (zero forces have {size:.3g})"
+    else:
+        line += _warning(f"zero forces have {size:.3g}. Was the teacher trained on data of this kind, in this unit?")
+    if not energies.is_plausible and check.distill and check.distill.labels == "teacher":
+        line += "; the student learns the teacher's energies, so that validation shows the difference"
+    elif not energies.is_plausible:
+        compared = [term.key for term in check.terms if keys.ENERGY in wanted(term)]
+        line += _warning(explanation(energies, compared))
+    return line
+
+
+def _warning(text: str) -> str:
+    return f"\n{'':<9} WARNING: {text}"
 
 
 def examine_memory(check: Check) -> str:
@@ -122,4 +135,4 @@ def _terms_step(trainer: TrainerParts, distillation: Distillation, batch: Batch,
     compared = [distillation.student_features.node_embedding, *outputs.values()]
     with torch.autocast("cuda", enabled=trainer.scaler is not None):
         loss = distillation.loss(batch, 1, outputs)
-    torch.autograd.grad(loss, [*compared, *distillation.projection.parameters()], allow_unused=True)
+    torch.autograd.grad(loss, [*compared, *distillation.projections.parameters()], allow_unused=True)

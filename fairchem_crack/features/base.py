@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import abc
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Callable, Optional
 
@@ -44,8 +44,14 @@ class Features(abc.ABC):
     has_position_gradients: bool = True
     max_atomic_number: int
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, energies: Sequence[str] = ("energy",)) -> None:
+        """Attach the adapter to a model.
+
+        Args:
+            energies: the names of its outputs of property energy; of a hydra with several heads, they tell whose it reads.
+        """
         self.model = model
+        self._energies = energies
         self.backbone: nn.Module = model.backbone if isinstance(model, HydraModel) else model
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._values: dict[str, Tensor] = {}
@@ -83,9 +89,19 @@ class Features(abc.ABC):
         self._handles.append(module.register_forward_hook(add))
 
     def owner(self, name: str) -> nn.Module:
-        """The module that has the output block called `name`: the model, or the head of a hydra."""
-        heads = self.model.output_heads.values() if isinstance(self.model, HydraModel) else ()
-        return next(one for one in (*heads, self.backbone) if getattr(one, name, None) is not None)
+        """The module that has the output block called `name`: the model, or the head of a hydra.
+
+        Of several heads that have it, the one whose energy is the model's: by its name, or where the heads' outputs are
+        passed through by the output's, of which the last one counts.
+        """
+        if not isinstance(self.model, HydraModel):
+            return self.backbone
+        heads = {key: head for key, head in self.model.output_heads.items() if getattr(head, name, None) is not None}
+        if not heads:
+            return self.backbone
+        passed = self.model.pass_through_head_outputs
+        outputs = {key: getattr(head, "output_name", "energy") if passed else key for key, head in heads.items()}
+        return [*heads.values(), *(heads[key] for key, output in outputs.items() if output in self._energies)][-1]
 
     def _begin(self, batch: Batch) -> None:
         self.clear()
@@ -166,8 +182,12 @@ def architecture(model: nn.Module) -> str:
     return next((name for name, one in registered.items() if one is cls), cls.__name__)
 
 
-def attach_features(model: nn.Module, role: str) -> Features:
+def attach_features(model: nn.Module, role: str, energies: Sequence[str] = ("energy",)) -> Features:
     """The adapter for `model`'s architecture, attached to it.
+
+    Args:
+        role: what the messages call the model.
+        energies: see `Features`.
 
     Raises:
         ValueError: no adapter is registered for this architecture.
@@ -181,4 +201,4 @@ def attach_features(model: nn.Module, role: str) -> Features:
             f"{', '.join(f'`{known}`' for known in sorted(_ADAPTERS))}.{hint} "
             "An adapter of your own needs a few lines: see fairchem_crack.features.Features."
         )
-    return _ADAPTERS[name](model)
+    return _ADAPTERS[name](model, energies)

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from torch_geometric.data import Batch, Data
 
 from fairchem_crack import keys
+from fairchem_crack.channels import ChannelStatistics
 from fairchem_crack.config import TeacherConfig
 from fairchem_crack.evaluation import CheckpointEvaluator
 from fairchem_crack.features import architecture
 from fairchem_crack.measure import seconds
-from fairchem_crack.projection import build_projection
+from fairchem_crack.projection import projection_of
+from fairchem_crack.projection_state import upgraded
 from fairchem_crack.relations import unordered_pairs
 from fairchem_crack.report.request import ROLES
 from fairchem_crack.report.systems import Split, batches
@@ -51,7 +53,7 @@ class Embeddings:
 
     Attributes:
         atomic_numbers: (N,).
-        teacher: (N, D).
+        teacher: (N, D), standardised as in the training; as it is where `projection` is missing.
         student: (N, D), projected; (N, D_s) as it is where `projection` is missing; None without a training checkpoint.
         pairs: (2, P) long, of the teacher's graph.
         lacking: why there is no projected student; empty where there is one.
@@ -177,12 +179,12 @@ def embed(
         training: the training checkpoint; its own weights, not their average, are those that the projection was trained
             with.
     """
-    student, projection, lacking = _training_student(teacher, training, device)
+    student, projection, statistics, lacking = _training_student(teacher, training, device)
     numbers, of_teacher, of_student, pairs, offset = [], [], [], [], 0
     for batch in batches(systems, batch_size, device):
         said = teacher(batch)
         numbers.append(batch.atomic_numbers.long().cpu().numpy())
-        of_teacher.append(said.node_embedding.cpu())
+        of_teacher.append(statistics.standardize(said.node_embedding).cpu())
         pairs.append(unordered_pairs(said.edge_index, batch.num_nodes).cpu() + offset)
         offset += batch.num_nodes
         if student is not None:
@@ -197,18 +199,22 @@ def embed(
     )
 
 
-def _training_student(teacher: Teacher, training: str | None, device: torch.device) -> tuple[Teacher | None, nn.Module, str]:
-    """Student, projection (`Identity` where there is none), and why there is none."""
+def _training_student(
+    teacher: Teacher, training: str | None, device: torch.device
+) -> tuple[Teacher | None, nn.Module, ChannelStatistics, str]:
+    """Student, projection (`Identity` where there is none), how the teacher was standardised, and why there is none."""
+    no_projection = nn.Identity(), ChannelStatistics.of_own_units(teacher.width, device)
     if training is None:
-        return None, nn.Identity(), "the run has no training checkpoint `checkpoint.pt`, which would hold the projection"
+        lacking = "the run has no training checkpoint `checkpoint.pt`, which would hold the projection"
+        return None, *no_projection, lacking
     student = load_model("student", training, device, use_ema=False)
     kept = read_checkpoint(student.checkpoint).get(keys.CHECKPOINT_KEY) or {}
-    state = kept.get(keys.PROJECTION) or {}
-    if not state:
-        return student, nn.Identity(), f"{training} has no projection: no term of its training compares node embeddings"
+    if not kept.get(keys.PROJECTION):
+        lacking = f"{training} has no projection: no term of its training compares node embeddings"
+        return student, *no_projection, lacking
     if kept.get(keys.TEACHER_FINGERPRINT) not in (None, teacher.fingerprint()):
         lacking = f"{training} was distilled from another teacher than {teacher.checkpoint}: their fingerprints differ"
-        return student, nn.Identity(), lacking
-    projection = build_projection("linear" if "weight" in state else "mlp", student.width, teacher.width, seed=0)
-    projection.load_state_dict(state)
-    return student, projection.to(device).eval(), ""
+        return student, *no_projection, lacking
+    state = upgraded(kept, ChannelStatistics.of_own_units(teacher.width, torch.device("cpu")))
+    projection = projection_of(state[keys.PROJECTION]).to(device).eval()
+    return student, projection, ChannelStatistics.from_state(state[keys.CHANNEL_STATISTICS], device), ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from fairchem.core.datasets import data_list_collater
 from fairchem.core.datasets.base_dataset import create_dataset
 from torch_geometric.data import Batch, Data
 
+LABELS = {"energy": "energy", "forces": "forces"}  # names in the data
 ADSORBATE = 2  # OC20's tag of its atoms
 
 
@@ -52,11 +53,14 @@ class Split:
         return np.array(chemical_symbols)[self.atomic_numbers]
 
 
-def load_split(name: str, options: dict[str, Any], *, systems: int, free_atoms_only: bool) -> Split:
+def load_split(
+    name: str, options: dict[str, Any], labels: Mapping[str, str] = LABELS, *, systems: int, free_atoms_only: bool
+) -> Split:
     """Read evenly spaced systems of a dataset.
 
     Args:
         options: fairchem's, of the dataset.
+        labels: the names of energy and forces in it, and which is which.
         systems: at most so many.
         free_atoms_only: leave fixed atoms out of the evaluation, `outputs.forces.eval_on_free_atoms`.
 
@@ -77,13 +81,16 @@ def load_split(name: str, options: dict[str, Any], *, systems: int, free_atoms_o
     gc.collect()
     if not chosen:
         raise ValueError(f"{name}: {options['src']} holds no system.")
-    for label in ("energy", "forces"):
+    for label in labels:
         if any(label not in system for system in chosen):
             held = ", ".join(f"`{key}`" for key in sorted(chosen[0].keys()))
             raise ValueError(
                 f"{name}: a system of {options['src']} has no `{label}`, without which there is no error to report; it "
                 f"holds {held}. A label of another name is renamed by dataset.train.key_mapping of the training."
             )
+    for system in chosen:
+        for label, property_ in labels.items():
+            system[property_] = system[label]
     batch = data_list_collater(chosen, otf_graph=True)
     fixed = batch.fixed.numpy() if free_atoms_only and "fixed" in batch else np.zeros(batch.num_nodes)
     return Split(

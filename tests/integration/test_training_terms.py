@@ -5,18 +5,21 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+import re
 from pathlib import Path
 
 import lmdb
+import numpy as np
 import pytest
 import torch
 import yaml
 from architectures import GEMNET_T
-from conftest import TEACHER_MODEL
+from conftest import DATASET, TEACHER_MODEL
 
 from fairchem_crack import keys, terms
 from fairchem_crack.cli import main
 from fairchem_crack.config import TeacherConfig
+from fairchem_crack.evaluation import CheckpointEvaluator
 from fairchem_crack.teacher import Teacher, load_teacher
 
 TERMS = {
@@ -57,13 +60,22 @@ def test_each_term_alone_is_trained(run, distilled, key):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("student", ["painn", "gemnet_t"])
-def test_all_terms_from_a_cache_are_those_online(run, distilled, tmp_path, student):
+def test_all_terms_from_a_cache_are_those_online(run, distilled, teacher_checkpoint, tmp_path, student):
     terms = {**TERMS, "relations": {**TERMS["relations"], "lmax": 0}}
     terms.pop("force_jacobian")  # from a cache its rows are other ones
     if student == "gemnet_t":
         distilled["model"] = GEMNET
         terms.pop("vector_embeddings")
+    content = torch.load(teacher_checkpoint, weights_only=False)
+    content["elementrefs"] = {"energy": {"element_references": torch.linspace(-4, 1, 119)}}
+    torch.save(content, tmp_path / "teacher.pt")
+    np.savez(tmp_path / "references.npz", coeff=np.linspace(-3, 1, 119, dtype=np.float32))
     config = with_terms(distilled, terms)
+    config["task"]["distill"]["teacher"]["checkpoint"] = str(tmp_path / "teacher.pt")
+    config["dataset"]["train"]["transforms"] = {
+        "element_references": {"energy": {"file": str(tmp_path / "references.npz")}},
+        "normalizer": {"energy": {"mean": 0.5, "stdev": 2.0}},
+    }
     online = run(config, name="online")
     config["task"]["distill"]["teacher"] = {"cache": str(write_cache(config, tmp_path))}
     cached = run(config, name="cached")
@@ -80,6 +92,66 @@ def test_the_jacobian_from_a_cache_is_trained(run, distilled, tmp_path, student)
     config = with_terms(distilled, {"force_jacobian": TERMS["force_jacobian"]})
     config["task"]["distill"]["teacher"] = {"cache": str(write_cache(config, tmp_path))}
     assert all(step["loss_force_jacobian"] > 0 for step in run(config).steps)
+
+
+def named(config: dict, energy: str, forces: str, references: Path) -> dict:
+    """The config with a hydra whose outputs have these names, a normalizer of rmsd 100 and element references."""
+    config = copy.deepcopy(config)
+    model = {name: value for name, value in config["model"].items() if name not in ("name", "scale_file")}
+    heads = {energy: {"module": "painn_energy_head"}, forces: {"module": "painn_force_head"}}
+    backbone = {"model": "painn_backbone", **model}
+    config["model"] = {"name": "hydra", "backbone": backbone, "heads": heads, "otf_graph": True}
+    config["outputs"] = {
+        energy: {"property": "energy", **config["outputs"]["energy"]},
+        forces: {"property": "forces", **config["outputs"]["forces"]},
+    }
+    config["loss_functions"][:2] = [{energy: {"fn": "mae", "coefficient": 1}}, {forces: {"fn": "l2mae", "coefficient": 10}}]
+    config["evaluation_metrics"] = {"metrics": {energy: ["mae"], forces: ["mae"]}, "primary_metric": f"{forces}_mae"}
+    config["dataset"]["train"].update(
+        key_mapping={"y": energy, "force": forces},
+        transforms={
+            "normalizer": {energy: {"mean": -0.5, "stdev": 100.0}, forces: {"mean": 0.0, "stdev": 2.0}},
+            "element_references": {energy: {"file": str(references)}},
+        },
+    )
+    config["optim"]["batch_size"] = 6
+    return config
+
+
+@pytest.mark.parametrize("labels", ["data", "teacher"])
+def test_outputs_of_other_names_are_those_of_their_property(run, distilled, tmp_path, capsys, labels):
+    np.savez(tmp_path / "references.npz", coeff=np.linspace(-1, 1, 119, dtype=np.float32))
+    keys_of_energies = ("atom_energies", "teacher_energy", "teacher_forces")
+    distilled["task"]["distill"]["labels"] = labels
+    config = with_terms(distilled, {key: TERMS[key] for key in keys_of_energies})
+    runs, said, metrics = {}, {}, {}
+    for energy, forces in (("energy", "forces"), ("oc20_energy", "oc20_forces")):
+        own = named(config, energy, forces, tmp_path / "references.npz")
+        runs[energy] = run(own, name=energy)
+        file = tmp_path / f"{energy}.yml"
+        file.write_text(yaml.safe_dump(own))
+        gc.collect()
+        main(["check", "--config-yml", str(file), "--cpu"])  # exits with 1 where it finds a problem
+        (said[energy],) = re.findall("^agreement.*", capsys.readouterr().out, re.MULTILINE)
+        evaluator = CheckpointEvaluator(runs[energy].checkpoints / "best_checkpoint.pt", dict(DATASET), batch_size=6)
+        metrics[energy] = evaluator.metrics(Path(own["dataset"]["val"]["src"]))
+    plain, other = (runs[name].steps for name in ("energy", "oc20_energy"))
+    assert len(plain) == 2 and said["energy"] == said["oc20_energy"] and "energy MAE" in said["energy"]
+    for one, two in zip(plain, other):
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
+        for key in keys_of_energies:
+            assert two[f"loss_{key}"] == pytest.approx(one[f"loss_{key}"], rel=1e-5)
+    assert plain[0]["loss_teacher_energy"] < 5  # eV / 100 and not eV
+    assert metrics["oc20_energy"] == pytest.approx(metrics["energy"], rel=1e-5)
+
+
+def test_two_energies_of_a_student_are_refused_where_one_is_compared(run, distilled, tmp_path):
+    config = with_terms(distilled, {"teacher_energy": TERMS["teacher_energy"]})
+    config["outputs"]["omat_energy"] = {"property": "energy", "level": "system"}
+    with pytest.raises(
+        ValueError, match=r"outputs: expected one output of property `energy`, found `energy`, `omat_energy`"
+    ):
+        run(config)
 
 
 def relabelled(source: Path, target: Path, change) -> Path:

@@ -1,0 +1,249 @@
+"""Projections and the scale in which embeddings are compared: a term starts at order 1 for any teacher and student."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from architectures import build
+from stub_teacher import StubTeacher, distillation_of, plain_teacher, terms_of
+from torch import nn
+
+from fairchem_crack import keys
+from fairchem_crack.channels import ChannelStatistics, channel_statistics
+from fairchem_crack.config import DistillConfig, TeacherConfig, TermConfig
+from fairchem_crack.distillation import build_loss
+from fairchem_crack.outputs import ModelOutputs
+from fairchem_crack.projection import Projections, build_projection, projection_of
+from fairchem_crack.projection_state import FORMAT, upgraded
+from fairchem_crack.teacher import TeacherOutputs
+from fairchem_crack.terms import COMPARISONS, Step
+from fairchem_crack.testing import collate, slabs
+
+SAMPLES = Path(__file__).parent / "samples"
+WIDTH, OF_STUDENT = 6, 4
+EMBEDDINGS = (keys.RELATIONS, keys.NODE_EMBEDDINGS, keys.VECTOR_EMBEDDINGS, keys.NODE_CONTRAST)
+# of a foundation potential, and with large means
+WILD = StubTeacher(torch.linspace(-100, 100, 12), torch.logspace(-2.7, 0.75, 12))  # standard deviations of 0.002 to 5.6
+
+
+def statistics_of(nodes: torch.Tensor, vectors: torch.Tensor | None = None) -> ChannelStatistics:
+    return channel_statistics(TeacherOutputs(torch.zeros(2, 0).long(), nodes, vectors))
+
+
+@pytest.fixture
+def slab_batch():
+    batch = collate(slabs())
+    batch.fixed = torch.zeros(batch.num_nodes)
+    return batch
+
+
+@pytest.mark.parametrize("size, mean", [(1, 0), (1e-4, 0), (1e4, 0), (1, 100)], ids=["unit", "tiny", "huge", "shifted"])
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_every_term_starts_at_order_one(slab_batch, kind, size, mean):
+    """A mean square of numbers of variance 1 and at most 1 is 1 to 2, an InfoNCE of N atoms about log N."""
+    random, atoms = torch.Generator().manual_seed(2), slab_batch.num_nodes
+    student = SimpleNamespace(
+        width=OF_STUDENT,
+        vector_width=OF_STUDENT,
+        node_embedding=mean + size * torch.randn(atoms, OF_STUDENT, generator=random),
+        vector_embedding=size * torch.randn(atoms, 3, OF_STUDENT, generator=random),
+    )
+    compared = (keys.NODE_EMBEDDING, keys.VECTOR_EMBEDDING)
+    projections = Projections(kind, compared, student, WILD, seed=0, device=torch.device("cpu"))
+    projections.observe(student)
+    teacher = WILD(slab_batch)
+    modules = (projections.node, projections.vector)
+    step = Step(slab_batch, student, {}, teacher, *modules, channel_statistics(teacher), ModelOutputs("outputs"))
+    values = {}
+    for key, fn in zip(EMBEDDINGS, ("crack", "mse", "mse", "info_nce")):
+        term = TermConfig(key, fn, 1.0)
+        loss = build_loss(term, DistillConfig(TeacherConfig("any")))
+        values[key] = loss(*COMPARISONS[key].pair(step, term), natoms=slab_batch.natoms)
+    assert 0.8 < values[keys.NODE_EMBEDDINGS] < 2.5 and 0.25 < values[keys.VECTOR_EMBEDDINGS] < 1, values
+    assert values[keys.RELATIONS] < 10 and values[keys.NODE_CONTRAST] < 10, values
+    sum(values.values()).backward()
+    gradients = [parameter.grad.flatten() for parameter in projections.parameters()]
+    assert 1e-3 < torch.cat(gradients).norm() < 30
+
+
+@pytest.mark.parametrize("name", ["painn", "gemnet_t", "schnet", "dimenetplusplus"])
+def test_a_students_own_scale_does_not_reach_the_first_value(slab_batch, name):
+    """As the models are, whose embeddings have standard deviations of 0.02 to 10."""
+    student = build(name)
+    distillation = distillation_of(student, WILD, [TermConfig(keys.NODE_EMBEDDINGS, "mse", 1.0)])
+    distillation.preflight(slab_batch)
+    distillation.ask(slab_batch, 1)
+    student.train()(slab_batch)
+    distillation.loss(slab_batch, 1, {})
+    assert 0.8 < distillation.log["loss_node_embeddings"] < 2.5
+
+
+def test_the_statistics_are_those_of_the_channels():
+    nodes = torch.tensor([[0.0, 10.0], [2.0, 30.0], [4.0, 20.0]])
+    vectors = torch.zeros(3, 3, 1)
+    vectors[:, 0, 0], vectors[:, 1, 0] = 3.0, 4.0
+    found = statistics_of(nodes, vectors)
+    torch.testing.assert_close(found.channel_mean, torch.tensor([2.0, 20.0]))
+    torch.testing.assert_close(found.channel_std, torch.tensor([(8 / 3) ** 0.5, (200 / 3) ** 0.5]))
+    torch.testing.assert_close(found.vector_rms, torch.tensor([5.0]))
+    torch.testing.assert_close(found.standardize(nodes).std(dim=0, correction=0), torch.ones(2))
+    torch.testing.assert_close(found.restore(found.standardize(nodes)), nodes)
+
+
+def test_a_channel_that_hardly_varies_is_not_magnified():
+    """Constant ones count as the median, also up to rounding; others are divided by at least 0.01 of it."""
+    generator = torch.Generator().manual_seed(0)
+    varying = torch.randn(50, 3, generator=generator) * torch.tensor([1.0, 2.0, 1e-5])
+    rounding = 100 * (1 + 1e-7 * torch.randn(50, 1, generator=generator))
+    nodes = torch.cat((varying, torch.full((50, 1), 7.0), rounding), dim=1)
+    found = statistics_of(nodes)
+    median = float(nodes[:, 0].std(correction=0))  # of 1e-5, 1 and 2
+    expected = [1.0 * median, float(nodes[:, 1].std(correction=0)), 0.01 * median, median, median]
+    torch.testing.assert_close(found.channel_std, torch.tensor(expected), rtol=1e-5, atol=0)
+    other = nodes + torch.tensor([0.0, 0.0, 0.0, median, median])  # another atom, where the constant is not
+    assert float(found.standardize(other)[:, 3:].abs().max()) < 1.1
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [torch.full((1, 3), 2.0), torch.full((5, 3), -0.3), torch.zeros(4, 3), torch.zeros(4, 0)],
+    ids=["one atom", "all equal", "all zero", "no embedding"],
+)
+def test_a_sample_without_any_variation_is_divided_by_its_size(nodes):
+    found = statistics_of(nodes, torch.zeros(len(nodes), 3, 2))
+    size = float(nodes.abs().max()) if nodes.any() else 1.0
+    torch.testing.assert_close(found.channel_std, torch.full((nodes.shape[1],), size))
+    torch.testing.assert_close(found.vector_rms, torch.ones(2))
+    assert not found.standardize(nodes).any()
+
+
+def test_embeddings_that_are_not_finite_are_refused():
+    nodes = torch.ones(4, 3)
+    nodes[2, 1] = torch.nan
+    with pytest.raises(ValueError, match=r"teacher's embeddings of a sample of dataset\.train are not finite: 1 of 4"):
+        statistics_of(nodes)
+
+
+def test_a_student_that_tells_no_atoms_apart_is_not_magnified():
+    projection = build_projection("linear", OF_STUDENT, WIDTH, seed=0)
+    projection.observe(torch.full((9, OF_STUDENT), 3.0))
+    assert float(projection.scale) == pytest.approx(0.3)
+    projection.observe(torch.zeros(9, OF_STUDENT))
+    assert float(projection.scale) == pytest.approx(0.3)  # as it was
+    projection.observe(torch.full((9, OF_STUDENT), torch.nan))
+    assert projection(torch.full((1, OF_STUDENT), 3.0)).isfinite().all()
+
+
+def former(kind: str, optimizer: type[torch.optim.Optimizer], **options) -> tuple[dict, nn.Module, nn.Module, list]:
+    """A state of format 1 after three steps, its projections, and the gradients of these steps."""
+    torch.manual_seed(4)
+    node: nn.Module = nn.Linear(OF_STUDENT, WIDTH)
+    if kind == "mlp":
+        node = nn.Sequential(node, nn.SiLU(), nn.Linear(WIDTH, WIDTH))
+    vector = nn.Linear(OF_STUDENT, WIDTH, bias=False)
+    parameters = [*node.parameters(), *vector.parameters()]
+    stepped, history = optimizer(parameters, lr=1e-3, **options), []
+    for _ in range(3):
+        for parameter in parameters:
+            parameter.grad = torch.randn_like(parameter)
+        history.append([parameter.grad for parameter in parameters])
+        stepped.step()
+    state = {
+        keys.PROJECTION: node.state_dict(),
+        keys.VECTOR_PROJECTION: vector.state_dict(),
+        keys.PROJECTION_OPTIMIZER: stepped.state_dict(),
+        keys.TEACHER_FINGERPRINT: "stub",
+    }
+    return copy.deepcopy(state), node, vector, history
+
+
+STATISTICS = ChannelStatistics(
+    channel_mean=torch.linspace(-90, 80, WIDTH),
+    channel_std=torch.logspace(-2.7, 0.7, WIDTH),
+    vector_rms=torch.logspace(-1, 1, WIDTH),
+)
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_a_former_projection_is_converted_to_the_same_function(kind):
+    state, node, vector, _ = former(kind, torch.optim.AdamW)
+    found = upgraded(state, STATISTICS)
+    assert found[keys.STATE_FORMAT] == FORMAT and upgraded(found, None) == found
+    nodes, vectors = torch.randn(20, OF_STUDENT), torch.randn(20, 3, OF_STUDENT)
+    converted = projection_of(found[keys.PROJECTION])
+    torch.testing.assert_close(STATISTICS.restore(converted(nodes)), node(nodes), rtol=1e-5, atol=1e-5)
+    weights = found[keys.VECTOR_PROJECTION]["trainable.weight"]
+    torch.testing.assert_close(vectors @ weights.T * STATISTICS.vector_rms, vector(vectors), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_adams_averages_are_those_of_the_converted_gradients(kind):
+    """Of gradients that were multiplied by the standard deviations of the rows from the first step on."""
+    state, node, vector, history = former(kind, torch.optim.AdamW, amsgrad=True)
+    found = upgraded(state, STATISTICS)[keys.PROJECTION_OPTIMIZER]
+    std, rms = STATISTICS.channel_std, STATISTICS.vector_rms
+    factors = [std[:, None], std, rms[:, None]]
+    factors = [torch.ones(()), torch.ones(()), *factors] if kind == "mlp" else factors
+    parameters = [torch.zeros_like(parameter) for parameter in (*node.parameters(), *vector.parameters())]
+    again = torch.optim.AdamW(parameters, lr=1e-3, amsgrad=True)
+    for gradients in history:
+        for parameter, gradient, factor in zip(parameters, gradients, factors):
+            parameter.grad = gradient * factor
+        again.step()
+    expected = again.state_dict()["state"]
+    assert found["state"].keys() == expected.keys()
+    for number, averages in expected.items():
+        for name, value in averages.items():
+            torch.testing.assert_close(found["state"][number][name], value, rtol=1e-4, atol=1e-13)
+
+
+def test_another_optimizer_begins_anew_and_says_so(caplog):
+    state, *_ = former("linear", torch.optim.SGD, momentum=0.9)
+    with caplog.at_level(logging.WARNING):
+        found = upgraded(state, STATISTICS)
+    assert found[keys.PROJECTION_OPTIMIZER]["state"] == {} and "which is not Adam's, begins anew" in caplog.text
+    assert found[keys.PROJECTION_OPTIMIZER]["param_groups"][0]["momentum"] == 0.9
+
+
+def test_a_state_of_a_later_format_is_refused():
+    with pytest.raises(ValueError, match=r"has a `crack_distill` of format 3; this version of fairchem-crack reads up to 2"):
+        upgraded({keys.STATE_FORMAT: 3}, STATISTICS)
+
+
+def test_the_checkpoint_of_version_0_1_0_is_converted():
+    state = torch.load(SAMPLES / "checkpoint_0.1.0.pt", map_location="cpu", weights_only=False)[keys.CHECKPOINT_KEY]
+    weight, bias = (state[keys.PROJECTION][name] for name in ("weight", "bias"))
+    width = len(bias)
+    statistics = ChannelStatistics(torch.linspace(-3, 3, width), torch.logspace(-2, 1, width), None)
+    nodes = torch.randn(20, weight.shape[1])
+    found = upgraded(state, statistics)
+    restored = statistics.restore(projection_of(found[keys.PROJECTION])(nodes))
+    torch.testing.assert_close(restored, nodes @ weight.T + bias, rtol=1e-5, atol=1e-5)
+    before, after = (one[keys.PROJECTION_OPTIMIZER]["state"][1] for one in (state, found))
+    torch.testing.assert_close(after["exp_avg"], before["exp_avg"] * statistics.channel_std)
+    torch.testing.assert_close(after["exp_avg_sq"], before["exp_avg_sq"] * statistics.channel_std**2)
+
+
+def test_a_resumed_run_keeps_the_scale_it_began_with(slab_batch):
+    student = build("painn")
+    terms = terms_of(SimpleNamespace(vector_width=1, has_position_gradients=False))
+    first = distillation_of(student, WILD, terms)
+    first.preflight(slab_batch)
+    state = copy.deepcopy(first.state_dict())
+    assert state[keys.STATE_FORMAT] == FORMAT
+    other = distillation_of(student, plain_teacher(12), terms)  # of other statistics in the sample
+    other.preflight(slab_batch)
+    for parameter in student.parameters():
+        parameter.data.mul_(2)  # the student has learned meanwhile
+    other.load_state_dict(state)
+    again = other.state_dict()
+    for entry in (keys.PROJECTION, keys.VECTOR_PROJECTION, keys.CHANNEL_STATISTICS):
+        assert state[entry].keys() == again[entry].keys()
+        assert all(torch.equal(value, again[entry][name]) for name, value in state[entry].items())
+    expected = statistics_of(WILD(slab_batch).node_embedding)
+    assert torch.equal(again[keys.CHANNEL_STATISTICS]["channel_std"], expected.channel_std)
