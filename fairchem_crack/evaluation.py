@@ -17,7 +17,6 @@ import torch
 from fairchem.core.common.utils import setup_imports, update_config
 from fairchem.core.datasets.base_dataset import create_dataset
 from fairchem.core.modules.exponential_moving_average import ExponentialMovingAverage
-from fairchem.core.trainers.ocp_trainer import OCPTrainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -25,6 +24,7 @@ from fairchem_crack import keys
 from fairchem_crack.evaluation_data import without_labels
 from fairchem_crack.features import architecture
 from fairchem_crack.named_records import NAMED
+from fairchem_crack.per_system import PerSystemTrainer
 from fairchem_crack.progress import trained_progress
 from fairchem_crack.teacher import model_config, read_checkpoint
 
@@ -73,7 +73,7 @@ class _Compared:
         self.prediction, self.target = prediction, target
 
 
-class _Trainer(OCPTrainer):
+class _Trainer(PerSystemTrainer):
     """fairchem's trainer, which also keeps the errors of each system when it validates."""
 
     system_errors: SystemErrors

@@ -20,6 +20,7 @@ from fairchem_crack.channels import ChannelStatistics
 from fairchem_crack.config import TermConfig, add_term_options, suggestion
 from fairchem_crack.features import Features
 from fairchem_crack.jacobian import jacobian_rows
+from fairchem_crack.named_records import free_atoms
 from fairchem_crack.outputs import ModelOutputs
 from fairchem_crack.relations import unit_embedding
 from fairchem_crack.shapes import SHAPES, Shape
@@ -201,7 +202,7 @@ def _teacher_energy(step: Step, term: TermConfig) -> tuple[Tensor, Tensor]:
 
 @register_term(keys.TEACHER_FORCES, keys.FORCES)
 def _teacher_forces(step: Step, term: TermConfig) -> tuple[Tensor, Tensor]:
-    free = step.batch.fixed == 0
+    free = free_atoms(step.batch)
     target = step.normalize(keys.FORCES, step.teacher[keys.FORCES], step.batch)
     return step.outputs[keys.FORCES][free].float(), target[free]
 

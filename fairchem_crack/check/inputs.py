@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import fairchem.core
+import torch
 from fairchem.core.common.registry import registry
 from torch_geometric.data import Data
 
-from fairchem_crack.check.context import SPLITS, Check, TrainerParts, dataset_key, parts_of
+from fairchem_crack.boundaries import OPTION, as_pbc, kinds
+from fairchem_crack.check.context import Check, TrainerParts, parts_of
 from fairchem_crack.check.fields import field_faults
 from fairchem_crack.checks import (
     check_dataset,
+    check_gpus,
     check_has_validation,
     check_metrics,
     check_not_fitted_to_labels,
@@ -28,6 +31,7 @@ from fairchem_crack.checks import (
 from fairchem_crack.config import DistillConfig, TeacherConfig, parse
 from fairchem_crack.distillation import build_loss
 from fairchem_crack.host_options import check_optim, check_outputs, check_transforms
+from fairchem_crack.io.datasets import SPLITS, dataset_key
 from fairchem_crack.plugins import ADDED_TO_PATH
 from fairchem_crack.trainer import CrackDistillTrainer
 
@@ -53,6 +57,9 @@ def examine_config(check: Check) -> str:
         check_run_dir(config.get("run_dir"))
     with check.collecting("logger"):
         _examine_logger(config.get("logger", "wandb"))
+    if torch.cuda.device_count() and not config.get("submit"):  # else the training runs on another machine
+        with check.collecting():
+            check_gpus(config.get("world_size") or 1, cpu=config.get("cpu", False))
     with check.collecting():
         check_optim(config.get("optim") or {})
     with check.collecting():
@@ -133,13 +140,24 @@ def examine_data(check: Check) -> str:
             check_dataset(split, options, options.get("format", trainer.config["dataset"].get("format", "lmdb")))
             with check.collecting(f"dataset.{split}"):
                 dataset = trainer.load_split(split)
-                check.take_sample(split, dataset)
-                sizes.append(f"{split} {len(dataset)}")
-                if len(dataset) == 0:
-                    check.problems.append(f"dataset.{split}: holds no system.")
+            sizes.append(f"{split} {len(dataset)}")
+            if len(dataset) == 0:
+                check.problems.append(f"dataset.{split}: holds no system.")
+            check.take_sample(split, dataset)
     if "src" not in trainer.config["dataset"]:
         check.problems.append("dataset.train.src: missing; training needs data.")
-    return f"systems in {', '.join(sizes)}" if sizes else ""
+    return f"systems in {', '.join(sizes)}{_several_pbc(check)}" if sizes else ""
+
+
+def _several_pbc(check: Check) -> str:
+    """What becomes of systems that differ in pbc."""
+    met = {tuple(as_pbc(system.pbc).tolist()) for systems in check.samples.values() for system in systems if "pbc" in system}
+    if len(met) < 2:
+        return ""
+    return (
+        f"; of several pbc ({', '.join(kinds(torch.tensor(sorted(met))))}): the graph of each system is built by itself, as "
+        f"by model.{OPTION}: True, which fairchem's own trainer needs on such data"
+    )
 
 
 def _trainer(check: Check) -> TrainerParts:

@@ -12,6 +12,7 @@ from fairchem.core.common.utils import setup_logging
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 import fairchem_crack.trainer  # noqa: F401, registers trainer and loss
+from fairchem_crack.checks import check_gpus
 from fairchem_crack.commands.flags import parser_of, read_or_refuse
 
 
@@ -21,6 +22,8 @@ def train(arguments: list[str]) -> None:
         given = read_or_refuse(parser_of("train", "Takes fairchem's flags, and overrides of the YAML."), arguments)
         if given.flags.num_gpus < 1:
             raise ValueError(f"--num-gpus {given.flags.num_gpus}: expected at least 1.")
+        if not given.flags.submit:  # else the training runs on another machine
+            check_gpus(given.flags.num_gpus, cpu=given.flags.cpu)
     except (ValueError, OSError) as error:
         sys.exit(f"fairchem-crack train: {error}")
     trainer = dotted_path(given.config.get("trainer"))

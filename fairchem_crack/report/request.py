@@ -18,6 +18,7 @@ from fairchem_crack.teacher import read_checkpoint
 
 ROLES = ("undistilled", "student", "teacher")
 BEST, LAST = "best_checkpoint.pt", "checkpoint.pt"
+SETTINGS = "val_split_settings"  # which fairchem takes over the options that choose among a dataset's own systems
 
 
 @dataclass(frozen=True)
@@ -171,11 +172,10 @@ def _data(entries: Sequence[str], config: dict[str, Any], names: dict[str, str])
     if not entries:
         if not (config.get("val_dataset") or {}).get("src"):
             raise ValueError("the checkpoint's config names no dataset.val.src to evaluate on; give --data NAME=SRC.")
-        data["val"] = {**shared, **shared.get("val_split_settings", {})}
+        data["val"] = shared
     named = [entry if "=" in entry else f"{Path(entry).name}={entry}" for entry in entries]
     for name, src in named_values(named, "--data", "NAME=SRC, val_id=data/s2ef/val_id say").items():
-        data[name] = {key: value for key, value in shared.items() if key not in SELECTING}
-        data[name]["src"] = src
+        data[name] = {**_general(shared), SETTINGS: _general(shared.get(SETTINGS) or {}), "src": src}
     for name, options in data.items():
         try:
             check_dataset(name, options, options.get("format", "lmdb"))
@@ -183,3 +183,7 @@ def _data(entries: Sequence[str], config: dict[str, Any], names: dict[str, str])
             raise type(error)(f"--data: {error}" if entries else f"{error} Give the data with --data NAME=SRC.") from error
         data[name] = as_labelled(options, names)
     return data
+
+
+def _general(options: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if key not in SELECTING}
