@@ -346,6 +346,14 @@ def test_every_page_is_run_or_has_nothing_to_run():
     assert all(kind == "yaml" for page in idle for kind, _ in blocks(page))
 
 
+def test_the_installation_of_the_readme_is_that_of_make():
+    readme, make = (ROOT / "README.md").read_text(encoding="utf-8"), (ROOT / "Makefile").read_text()
+    commands = re.search(r"From nothing:\n\n((?: {4}.*\n)+)", readme)[1]
+    pins = re.findall(r'"([^"]+)"', commands)
+    assert len(pins) == 5 and [pin for pin in pins if pin not in make + (ROOT / "setup.cfg").read_text()] == []
+    assert all(part in text for part in ("CPPFLAGS=-g0", "ninja", "--no-build-isolation") for text in (commands, make))
+
+
 def test_every_module_has_one_place_and_imports_point_down():
     text = (ROOT / "docs/development.md").read_text(encoding="utf-8")
     table = text[text.index("| modules |") :].split("\n\n")[0].splitlines()[2:]
