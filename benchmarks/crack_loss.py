@@ -282,7 +282,7 @@ def main() -> None:
     )
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "crack_loss.json").write_text(json.dumps({"machine": machine, "results": results}, indent=1))
-    (options.out / "crack_loss.md").write_text(report(results, machine))
+    (options.out / "crack_loss.md").write_text(report(results, machine), encoding="utf-8")
     draw(results, options.out / "crack_loss.png")
     print(report(results, machine))
 

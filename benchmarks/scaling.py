@@ -341,7 +341,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     name = "scaling" if options.student == "painn" else f"scaling_{options.student}"
     (options.out / f"{name}.json").write_text(json.dumps(content, indent=1))
-    (options.out / f"{name}.md").write_text(report(content))
+    (options.out / f"{name}.md").write_text(report(content), encoding="utf-8")
     print(report(content))
 
 

@@ -93,7 +93,7 @@ def main() -> None:
     }
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "step.json").write_text(json.dumps(content, indent=1))
-    (options.out / "step.md").write_text(report(content))
+    (options.out / "step.md").write_text(report(content), encoding="utf-8")
     print(report(content))
 
 

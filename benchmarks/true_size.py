@@ -275,7 +275,7 @@ def main() -> None:
     machine = f"{platform.machine()}, {options.threads} thread{'s' * (options.threads > 1)}, torch {torch.__version__}"
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "true_size.json").write_text(json.dumps({"machine": machine, "results": results}, indent=1))
-    (options.out / "true_size.md").write_text(report(results, machine))
+    (options.out / "true_size.md").write_text(report(results, machine), encoding="utf-8")
     print(report(results, machine))
     too_large = [row["name"] for row in results if row["load"]["peak_resident"] > LARGEST_RATIO * row["load"]["file"]]
     if too_large:

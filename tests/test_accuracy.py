@@ -363,7 +363,7 @@ def test_the_report_has_the_gaps_by_hand(results, tmp_path):
 
 def test_the_page_says_seeds_data_and_commands(results, tmp_path):
     accuracy_report.write_report(results, tmp_path / "out")
-    page = (tmp_path / "out/accuracy.md").read_text()
+    page = (tmp_path / "out/accuracy.md").read_text(encoding="utf-8")
     assert "### painn from escn, 300 systems, equal steps" in page
     assert "| undistilled | 2 | 1.000 [-1.541, 3.541] |" in page
     assert "| teacher |  | 0.200 | 0.0200 | 0.500 | 1.00 |" in page
@@ -392,7 +392,7 @@ def test_the_published_rows_make_the_same_page(results, tmp_path):
 def test_without_measured_costs_there_are_none(results, tmp_path):
     (results / "costs.csv").unlink()
     accuracy_report.write_report(results, tmp_path / "out")
-    page = (tmp_path / "out/accuracy.md").read_text()
+    page = (tmp_path / "out/accuracy.md").read_text(encoding="utf-8")
     assert "| 50% [50, 50] | 50% [50, 50] |  |" in page and "accuracy.py cost --students" not in page
 
 
@@ -432,7 +432,7 @@ def test_the_tuning_takes_the_least_mean_of_relative_errors(results, tmp_path):
     row = "| painn | escn | crack | 1140 | 10: 0.750, **20: 0.700**, 40: 1.200 |"
     assert row in accuracy_page.tuning_table(found)
     accuracy_report.write_report(results, tmp_path)
-    assert row in (tmp_path / "accuracy.md").read_text()
+    assert row in (tmp_path / "accuracy.md").read_text(encoding="utf-8")
 
 
 # All of it, with a toy
@@ -502,4 +502,4 @@ def test_a_toy_from_a_failure_to_the_report(toy, tmp_path, capfd):
     assert all(row["seconds"] > 0 for row in costs)
 
     assert accuracy.main(["report", str(workspace.directory), "--out", str(tmp_path / "report")]) == 0
-    assert "| crack | 1 |" in (tmp_path / "report/accuracy.md").read_text()
+    assert "| crack | 1 |" in (tmp_path / "report/accuracy.md").read_text(encoding="utf-8")

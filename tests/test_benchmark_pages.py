@@ -19,14 +19,14 @@ sys.path.append(str(ROOT / "benchmarks"))
 )
 def test_the_page_is_made_of_its_figures(name, module):
     content = json.loads((PAGES / f"{name}.json").read_text())
-    assert importlib.import_module(module).report(content) == (PAGES / f"{name}.md").read_text()
+    assert importlib.import_module(module).report(content) == (PAGES / f"{name}.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", ["crack_loss", "true_size"])
 def test_the_page_is_made_of_its_results(name):
     content = json.loads((PAGES / f"{name}.json").read_text())
     page = importlib.import_module(name).report(content["results"], content["machine"])
-    assert page == (PAGES / f"{name}.md").read_text()
+    assert page == (PAGES / f"{name}.md").read_text(encoding="utf-8")
 
 
 def test_ratios_and_medians_are_those_of_the_rounds():
@@ -40,7 +40,7 @@ def test_ratios_and_medians_are_those_of_the_rounds():
 
 def test_the_accuracy_page_is_made_of_its_figures():
     content = json.loads((PAGES / "accuracy.json").read_text())
-    assert importlib.import_module("accuracy_report").page_of(content) == (PAGES / "accuracy.md").read_text()
+    assert importlib.import_module("accuracy_report").page_of(content) == (PAGES / "accuracy.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

@@ -257,7 +257,7 @@ def test_the_documented_third_party_writer(tmp_path, monkeypatch):
         said.append((rng.normal(size=(n, 64)), rng.normal(size=n), rng.normal(size=(n, 3)), np.stack(np.triu_indices(n, 1))))
         return said[-1]
 
-    text = (Path(__file__).parents[1] / "docs/cache.md").read_text()
+    text = (Path(__file__).parents[1] / "docs/cache.md").read_text(encoding="utf-8")
     block = next(block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "CacheWriter" in block)
     systems = [molecule(name) for name in ("H2O", "CH4", "H", "C6H6") * 5]
     monkeypatch.chdir(tmp_path)

@@ -70,7 +70,7 @@ TOY = {  # what makes a command a matter of seconds, and what a page has the rea
 
 def blocks(page: str) -> list[tuple[str, str]]:
     """Kind and text of what the page has the reader run or write, in its order: "python", "yaml" and "command"."""
-    text = (ROOT / page).read_text()
+    text = (ROOT / page).read_text(encoding="utf-8")
     fenced = [(found.start(), found[1], found[2]) for found in BLOCK.finditer(text)]
     rest = BLOCK.sub(lambda found: "\n" * found[0].count("\n") + " " * (len(found[0]) - found[0].count("\n")), text)
     found = [
@@ -357,8 +357,16 @@ def test_every_page_is_run_or_has_nothing_to_run():
     assert all(kind == "yaml" for page in idle for kind, _ in blocks(page))
 
 
+def test_the_installation_of_the_readme_is_that_of_make():
+    readme, make = (ROOT / "README.md").read_text(encoding="utf-8"), (ROOT / "Makefile").read_text()
+    commands = re.search(r"From nothing:\n\n((?: {4}.*\n)+)", readme)[1]
+    pins = re.findall(r'"([^"]+)"', commands)
+    assert len(pins) == 5 and [pin for pin in pins if pin not in make + (ROOT / "setup.cfg").read_text()] == []
+    assert all(part in text for part in ("CPPFLAGS=-g0", "ninja", "--no-build-isolation") for text in (commands, make))
+
+
 def test_every_module_has_one_place_and_imports_point_down():
-    text = (ROOT / "docs/development.md").read_text()
+    text = (ROOT / "docs/development.md").read_text(encoding="utf-8")
     table = text[text.index("| modules |") :].split("\n\n")[0].splitlines()[2:]
     order = [name for row in table for name in re.findall(r"`(\w+)`", row.split("|")[1])]
     package = ROOT / "fairchem_crack"
@@ -377,7 +385,7 @@ def test_every_module_has_one_place_and_imports_point_down():
 def imports_of(path: Path) -> set[str]:
     """Modules and subpackages of the package that a file imports, wherever in it."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: a relative import"
             names = [f"{node.module}.{alias.name}" for alias in node.names]

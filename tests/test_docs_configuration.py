@@ -12,7 +12,9 @@ import make_configuration_page
 
 def test_the_page_is_that_of_the_dataclasses():
     expected = make_configuration_page.page()
-    assert make_configuration_page.PAGE.read_text() == expected, "run python tests/tools/make_configuration_page.py"
+    assert make_configuration_page.PAGE.read_text(encoding="utf-8") == expected, (
+        "run python tests/tools/make_configuration_page.py"
+    )
 
 
 def test_every_option_is_explained():

@@ -160,7 +160,7 @@ def test_what_it_says_of_a_system_does_not_depend_on_the_others(teacher_checkpoi
     for pair in ([0, 1], [1, 0]):
         other = data_list_collater([systems[index] for index in pair], otf_graph=True)
         for index, found in zip(pair, teacher(other).node_embedding.split(other.natoms.tolist())):
-            assert torch.equal(found, together[index])
+            torch.testing.assert_close(found, together[index], rtol=1e-5, atol=1e-6)  # batches sum in other orders
 
 
 def test_the_batch_is_as_it_was(teacher_checkpoint, batch):
