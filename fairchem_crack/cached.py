@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from torch_geometric.data import Batch, Data
 
 from fairchem_crack import keys
+from fairchem_crack.boundaries import as_pbc
 from fairchem_crack.cache import CacheError, TeacherCache, system_digest
 from fairchem_crack.config import TeacherConfig
 from fairchem_crack.jacobian import choose_rows
@@ -96,7 +97,7 @@ class CachedTeacher:
         plan = cache.plan
         self.name, self.checkpoint = plan.teacher, Path(cache.directory)
         self.width, self.max_atomic_number, self.cutoff = plan.width, plan.max_atomic_number, plan.graph.get("cutoff")
-        self.vector_width, self.cache = plan.vector_width, cache
+        self.vector_width, self.cache, self.use_pbc = plan.vector_width, cache, plan.graph.get("use_pbc", True)
 
     def __call__(self, batch: Batch, wanted: Collection[str] = (keys.NODE_EMBEDDING,), seed: int = 0) -> TeacherOutputs:
         """What the cache says of the batch.
@@ -125,4 +126,6 @@ class CachedTeacher:
 
 def digest_of(system: Data) -> bytes:
     """`cache.system_digest` of a system of fairchem's dataset."""
-    return system_digest(system.atomic_numbers.numpy(), system.pos.numpy(), system.cell.numpy())
+    cell = system.cell.numpy() if "cell" in system else np.zeros((3, 3))
+    pbc = as_pbc(system.pbc).numpy() if "pbc" in system else None
+    return system_digest(system.atomic_numbers.numpy(), system.pos.numpy(), cell, pbc)

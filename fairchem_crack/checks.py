@@ -9,6 +9,7 @@ from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from fairchem.core.modules.evaluator import Evaluator
 
 from fairchem_crack import keys
@@ -203,6 +204,16 @@ def check_warmup(scheduler_params: dict, steps_per_epoch: int) -> None:
             f"optim.scheduler_params.warmup_epochs: {warmup} of an epoch of {steps_per_epoch} steps is less than one step; "
             f"give at least {1 / steps_per_epoch:.2g}."
         )
+
+
+def check_gpus(number: int, *, cpu: bool) -> None:
+    """Raise ValueError for `--num-gpus` beyond the GPUs of this machine; on the CPU it is a number of processes.
+
+    A machine without GPU runs one process on its CPU.
+    """
+    there = torch.cuda.device_count()
+    if not cpu and number > max(there, 1):
+        raise ValueError(f"--num-gpus {number}: this machine has {there}. Give --cpu for as many processes on the CPU.")
 
 
 def check_no_graph_parallelism(gp_gpus: int | None) -> None:

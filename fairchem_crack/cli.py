@@ -94,8 +94,14 @@ def train(arguments: list[str]) -> None:
     from torch.distributed.launcher.api import LaunchConfig
 
     import fairchem_crack.trainer  # noqa: F401, registers trainer and loss
+    from fairchem_crack.checks import check_gpus
 
     options, overrides = _flags(arguments)
+    if not options.submit:
+        try:
+            check_gpus(options.num_gpus, cpu=options.cpu)
+        except ValueError as error:
+            sys.exit(f"fairchem-crack train: {error}")
     if build_config(options, overrides).get("trainer") == "crack_distill":
         overrides.append("--trainer=fairchem_crack.CrackDistillTrainer")
     fairchem.core._cli.LaunchConfig = functools.partial(LaunchConfig, rdzv_endpoint="localhost:0")

@@ -9,18 +9,19 @@ from typing import Any
 
 import torch
 from fairchem.core.common import distutils
-from fairchem.core.common.utils import radius_graph_pbc
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch_geometric.data import Batch
 
 from fairchem_crack import keys
+from fairchem_crack.boundaries import count_edges
 from fairchem_crack.cached import CachedTeacher
 from fairchem_crack.config import CONTRASTIVE, DistillConfig, TermConfig
 from fairchem_crack.distributed import Gathering
 from fairchem_crack.features import architecture, attach_features
 from fairchem_crack.guard import teacher_faults
 from fairchem_crack.losses import CrackLoss, DistillationLoss, InfoNCELoss
+from fairchem_crack.named_records import check_cells, listed
 from fairchem_crack.projection import build_projection, build_vector_projection
 from fairchem_crack.relations import unordered_pairs
 from fairchem_crack.teacher import Teacher, TeacherOutputs
@@ -265,18 +266,23 @@ class Distillation:
             )
 
     def check_neighbors(self, batch: Batch) -> None:
-        """Raise ValueError for a system without any edge, on which fairchem's models fail obscurely."""
-        cutoffs = {"teacher": self.teacher.cutoff, "student": getattr(self.student_features.backbone, "cutoff", None)}
-        for role, cutoff in cutoffs.items():
+        """Raise ValueError for a system without any edge, or without images, on which fairchem's models fail obscurely."""
+        backbone = self.student_features.backbone
+        graphs = {
+            "teacher": (self.teacher.cutoff, self.teacher.use_pbc),
+            "student": (getattr(backbone, "cutoff", None), getattr(backbone, "use_pbc", True)),
+        }
+        for role, (cutoff, use_pbc) in graphs.items():
             if cutoff is None:
                 continue
-            _, _, edges = radius_graph_pbc(batch, cutoff, 1)  # (B,)
+            if use_pbc:
+                check_cells(batch, "dataset.train")
+            edges = count_edges(batch, cutoff, use_pbc=use_pbc)  # (B,)
             if (edges == 0).any():
                 alone = (edges == 0).nonzero()[:, 0].tolist()
-                sids = ", ".join(str(int(batch.sid[index])) for index in alone[:8])
                 raise ValueError(
-                    f"dataset.train: in {len(alone)} of a sample of {len(edges)} systems (sid {sids}) no atom has a "
-                    f"neighbor within the {role}'s cutoff, {cutoff} A. Leave such systems out; check the cells."
+                    f"dataset.train: in {len(alone)} of a sample of {len(edges)} systems ({listed(batch, alone)}) no atom "
+                    f"has a neighbor within the {role}'s cutoff, {cutoff} A. Leave such systems out; check the cells."
                 )
 
     def state_dict(self) -> dict[str, Any]:

@@ -14,12 +14,12 @@ import torch
 from fairchem.core.common.utils import setup_imports, update_config
 from fairchem.core.datasets.base_dataset import create_dataset
 from fairchem.core.modules.exponential_moving_average import ExponentialMovingAverage
-from fairchem.core.trainers.ocp_trainer import OCPTrainer
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from fairchem_crack.features import architecture
 from fairchem_crack.named_records import NAMED
+from fairchem_crack.per_system import PerSystemTrainer
 from fairchem_crack.teacher import model_config, read_checkpoint
 
 METRICS = {
@@ -50,7 +50,7 @@ class SystemErrors:
         return {name: torch.cat([batch[name] for batch in self._batches]).cpu().double().numpy() for name in names}
 
 
-class _Trainer(OCPTrainer):
+class _Trainer(PerSystemTrainer):
     """fairchem's trainer, which also keeps the errors of each system when it validates."""
 
     system_errors: SystemErrors

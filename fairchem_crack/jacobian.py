@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Batch
 
+from fairchem_crack.named_records import free_atoms
+
 DISPLACEMENT = 0.01  # A; of the central difference, whose error is of second order in it
 
 
@@ -34,7 +36,7 @@ class JacobianRows(NamedTuple):
 
 def draw_coordinates(batch: Batch, seed: int) -> Tensor:
     """(B,) a random coordinate of a free atom of each system, see `JacobianRows`."""
-    free = batch.fixed == 0
+    free = free_atoms(batch)
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.rand(len(batch.natoms), generator=generator, dtype=torch.float64).to(batch.pos.device)  # in [0, 1)
     coordinates = (3 * free.nonzero() + torch.arange(3, device=free.device)).view(-1)  # of all free atoms, by system
@@ -50,6 +52,19 @@ def to_keep(said: JacobianRows, batch: Batch) -> Tensor:
     chosen = said.coordinates[said.coordinates >= 0]
     marks[chosen // 3] = (1 + chosen % 3).to(marks.dtype)
     return torch.cat((said.values, marks[:, None]), dim=1)
+
+
+def kept_coordinates(kept: Tensor) -> list[Tensor]:
+    """The coordinate (1,) of each of the kept rows of one system.
+
+    Args:
+        kept: (N, rows, 4), see `to_keep`.
+    """
+    coordinates = []
+    for marks in kept[:, :, 3].T:  # (N,)
+        atom = marks.nonzero()[:, 0]
+        coordinates.append(3 * atom + marks[atom].long() - 1 if len(atom) else torch.tensor([-1]))
+    return coordinates
 
 
 def choose_rows(batch: Batch, kept: Tensor, seed: int) -> JacobianRows:

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from fairchem.core.common.utils import load_state_dict, match_state_dict
 from fairchem.core.modules.exponential_moving_average import ExponentialMovingAverage
-from fairchem.core.trainers.ocp_trainer import OCPTrainer
 
 from fairchem_crack import keys
+from fairchem_crack.per_system import PerSystemTrainer
 from fairchem_crack.teacher import read_checkpoint
 
 
-class ResumableTrainer(OCPTrainer):
+class ResumableTrainer(PerSystemTrainer):
     """fairchem's OCP trainer, whose training checkpoint has one more entry and can be asked for at any moment.
 
     A scheduler that takes the machine away sends a signal, and fairchem's handler saves (`Runner.checkpoint`): in the middle

@@ -55,7 +55,7 @@ def fit_scale_factors(config: dict) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "scale_factors.pt"
         config.update(
-            trainer="ocp",
+            trainer="fairchem_crack.CrackDistillTrainer",  # without distillation terms
             task={},
             optim={**(config.get("optim") or {}), "scheduler": "Null"},  # `lambda_type` is our trainer's
             loss_functions=split_loss_functions(config["loss_functions"])[0],

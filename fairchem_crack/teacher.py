@@ -27,6 +27,7 @@ from torch.overrides import TorchFunctionMode
 from torch_geometric.data import Batch
 
 from fairchem_crack import keys
+from fairchem_crack.boundaries import OwnBoundaries
 from fairchem_crack.config import Precision, TeacherConfig
 from fairchem_crack.features import Features, attach_features
 from fairchem_crack.jacobian import JacobianRows, draw_coordinates, jacobian_columns
@@ -79,9 +80,11 @@ class Teacher:
         self._fingerprint: str | None = None
         self.model = model.requires_grad_(False).eval()
         self.features: Features = attach_features(model, f"teacher {checkpoint}")
+        self._boundaries = OwnBoundaries(model)
         self.width, self.max_atomic_number = self.features.width, self.features.max_atomic_number
         self.vector_width = self.features.vector_width
         self.cutoff: float | None = getattr(self.features.backbone, "cutoff", None)
+        self.use_pbc: bool = getattr(self.features.backbone, "use_pbc", True)
 
     def __call__(self, batch: Batch, wanted: Collection[str] = (keys.NODE_EMBEDDING,), seed: int = 0) -> TeacherOutputs:
         """Run the teacher on a batch on its device.
@@ -98,11 +101,19 @@ class Teacher:
                 outputs = self._embed(_own(batch), keys.VECTOR_EMBEDDING in wanted)
             else:
                 outputs = self._predict(_own(batch))
-            if keys.FORCE_JACOBIAN in wanted:
-                coordinates = draw_coordinates(batch, seed)
-                rows = jacobian_columns(lambda moved: self._predict(moved)[keys.FORCES], _own(batch), coordinates)
-                outputs = replace(outputs, force_jacobian=JacobianRows(coordinates, rows))
+        if keys.FORCE_JACOBIAN in wanted:
+            outputs = replace(outputs, force_jacobian=self.jacobian_at(batch, draw_coordinates(batch, seed)))
         return outputs
+
+    def jacobian_at(self, batch: Batch, coordinates: Tensor) -> JacobianRows:
+        """Rows of the Jacobian of the forces; two runs of the teacher.
+
+        Args:
+            coordinates: one of each system, see `JacobianRows`.
+        """
+        with self._as_configured(batch):
+            rows = jacobian_columns(lambda moved: self._predict(moved)[keys.FORCES], _own(batch), coordinates)
+        return JacobianRows(coordinates, rows)
 
     @torch.inference_mode()
     def _run_embeddings(self, batch: Batch, *names: str) -> list[Tensor]:
@@ -169,6 +180,7 @@ class Teacher:
     def close(self) -> None:
         """Take the hooks off the model."""
         self.features.close()
+        self._boundaries.close()
 
     def fingerprint(self) -> str:
         """Digest of architecture and weights: equal for the same teacher, wherever its file lies. Computed once."""

@@ -18,6 +18,7 @@ from fairchem_crack import keys
 from fairchem_crack.config import TermConfig
 from fairchem_crack.features import Features
 from fairchem_crack.jacobian import jacobian_rows
+from fairchem_crack.named_records import free_atoms
 from fairchem_crack.relations import unit_embedding
 from fairchem_crack.teacher import TeacherOutputs, share
 
@@ -171,7 +172,7 @@ def _teacher_energy(step: Step, term: TermConfig) -> tuple[Tensor, Tensor]:
 
 @register_term(keys.TEACHER_FORCES, keys.FORCES)
 def _teacher_forces(step: Step, term: TermConfig) -> tuple[Tensor, Tensor]:
-    free = step.batch.fixed == 0
+    free = free_atoms(step.batch)
     target = step.normalize("forces", step.teacher[keys.FORCES], step.batch)
     return step.outputs[keys.FORCES][free].float(), target[free]
 

@@ -95,8 +95,6 @@ class CrackDistillTrainer(ResumableTrainer):
         """Fail on a missing dataset by the name of its option, then load as fairchem does."""
         check_datasets({name: self.config[f"{name}_dataset" if name else "dataset"] for name in ("", "val", "test")})
         super().load_datasets()
-        if self._terms and getattr(self, "train_loader", None) is not None:
-            self.train_loader = self.get_dataloader(NamedRecords(self.train_dataset, "dataset.train"), self.train_sampler)
 
     def get_sampler(self, dataset: Any, batch_size: int, shuffle: bool) -> Any:
         """fairchem's; data without the number of atoms of each system cannot be balanced."""

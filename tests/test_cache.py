@@ -265,7 +265,7 @@ def test_the_documented_third_party_writer(tmp_path, monkeypatch):
     cache = TeacherCache(tmp_path / "my_cache")
     assert len(cache) == len(said) == 20
     for record, atoms, (embedding, energies, forces, pairs) in zip(cache, systems, said):
-        assert record.digest == system_digest(atoms.numbers, atoms.positions, atoms.cell.array)
+        assert record.digest == system_digest(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
         assert float(record.values["energy"]) == pytest.approx(energies.sum(), rel=1e-12)
         assert np.array_equal(record.values["forces"], forces.astype("f4"))
         assert np.array_equal(record.values["node_embedding"], embedding.astype("f2"))

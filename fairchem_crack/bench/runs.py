@@ -25,6 +25,7 @@ from fairchem.core.datasets import data_list_collater
 from torch import Tensor
 from torch_geometric.data import Batch
 
+from fairchem_crack.boundaries import OwnBoundaries
 from fairchem_crack.features import architecture
 from fairchem_crack.measure import WARM_UP, peak_growth
 from fairchem_crack.teacher import model_config, read_checkpoint
@@ -72,6 +73,7 @@ class Model:
         with quiet():
             self.calculator = OCPCalculator(checkpoint_path=str(checkpoint), cpu=cpu, seed=0)
         self.trainer = self.calculator.trainer
+        OwnBoundaries(self.trainer._unwrapped_model)
         self.device = torch.device(self.trainer.device)
         self.architecture = architecture(self.trainer._unwrapped_model)
         self.parameters = sum(parameter.numel() for parameter in self.trainer.model.parameters())

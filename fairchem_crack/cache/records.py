@@ -87,11 +87,19 @@ class Record:
     pairs: np.ndarray
 
 
-def system_digest(atomic_numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray) -> bytes:
-    """16 bytes that depend on a system's atoms, positions and cell, and not on where it is stored."""
+def system_digest(
+    atomic_numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray, pbc: Optional[np.ndarray] = None
+) -> bytes:
+    """16 bytes that depend on a system's atoms, positions, cell and pbc, and not on where it is stored.
+
+    Args:
+        pbc: (3,) bool; None is periodic in all directions.
+    """
     digest = hashlib.blake2b(np.asarray(atomic_numbers).astype("<i2").tobytes(), digest_size=16)
     digest.update(np.asarray(positions).astype("<f4").tobytes())
     digest.update(np.asarray(cell).astype("<f4").tobytes())
+    if pbc is not None and not np.all(pbc):  # those of a system that is periodic in all directions are older than this
+        digest.update(np.asarray(pbc).astype(bool).tobytes())
     return digest.digest()
 
 

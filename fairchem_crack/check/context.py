@@ -16,10 +16,10 @@ from torch_geometric.data import Batch
 from fairchem_crack.cached import CachedTeacher
 from fairchem_crack.config import DistillConfig, TeacherConfig, TermConfig
 from fairchem_crack.distillation import Distillation
+from fairchem_crack.io.datasets import only_split
+from fairchem_crack.named_records import NamedRecords
 from fairchem_crack.teacher import Teacher
 from fairchem_crack.trainer import SAMPLE_SYSTEMS, CrackDistillTrainer
-
-SPLITS = ("train", "val", "test", "relax")
 
 # How a section that is left out names what it lacks.
 NAMES = {
@@ -45,23 +45,16 @@ class TrainerParts(CrackDistillTrainer):
         self.load_task()
         self.train_loader = None
 
-    def load_split(self, split: str) -> Any:
+    def load_split(self, split: str) -> NamedRecords:
         """The dataset of one split, loaded as training loads it."""
         config, train_loader = self.config, self.train_loader
-        without_source = {name: value for name, value in config["dataset"].items() if name != "src"}
-        self.config = {**config, **{dataset_key(other): {} for other in SPLITS}, "dataset": without_source}
-        self.config[dataset_key(split)] = config[dataset_key(split)]
+        self.config = only_split(config, split)
         try:
             self.load_datasets()
         finally:
             self.config = config
             self.train_loader = self.train_loader or train_loader
-        return getattr(self, f"{split}_dataset")
-
-
-def dataset_key(split: str) -> str:
-    """Where fairchem's trainer keeps the options of a split."""
-    return "dataset" if split == "train" else f"{split}_dataset"
+        return NamedRecords(getattr(self, f"{split}_dataset"), f"dataset.{split}")
 
 
 @dataclass

@@ -6,10 +6,13 @@ import tempfile
 from pathlib import Path
 
 import fairchem.core
+import torch
 
-from fairchem_crack.check.context import SPLITS, Check, TrainerParts, dataset_key
+from fairchem_crack.boundaries import OPTION, as_pbc, kinds
+from fairchem_crack.check.context import Check, TrainerParts
 from fairchem_crack.checks import (
     check_dataset,
+    check_gpus,
     check_has_validation,
     check_metrics,
     check_own_terms,
@@ -20,6 +23,7 @@ from fairchem_crack.checks import (
 )
 from fairchem_crack.config import DistillConfig, TeacherConfig, parse
 from fairchem_crack.distillation import build_loss
+from fairchem_crack.io.datasets import SPLITS, dataset_key
 
 TRAINERS = ("crack_distill", "fairchem_crack.CrackDistillTrainer", "fairchem_crack.trainer.CrackDistillTrainer")
 
@@ -40,6 +44,9 @@ def examine_config(check: Check) -> str:
         _distill_block(check)
     with check.collecting():
         check_run_dir(config.get("run_dir"))
+    if torch.cuda.device_count() and not config.get("submit"):  # else the training runs on another machine
+        with check.collecting():
+            check_gpus(config.get("world_size") or 1, cpu=config.get("cpu", False))
     with check.collecting():
         check_metrics(config.get("evaluation_metrics") or {})
     with check.collecting():
@@ -92,13 +99,24 @@ def examine_data(check: Check) -> str:
             check_dataset(split, options, options.get("format", trainer.config["dataset"].get("format", "lmdb")))
             with check.collecting(f"dataset.{split}"):
                 dataset = trainer.load_split(split)
-                check.take_sample(split, dataset)
-                sizes.append(f"{split} {len(dataset)}")
-                if len(dataset) == 0:
-                    check.problems.append(f"dataset.{split}: holds no system.")
+            sizes.append(f"{split} {len(dataset)}")
+            if len(dataset) == 0:
+                check.problems.append(f"dataset.{split}: holds no system.")
+            check.take_sample(split, dataset)
     if "src" not in trainer.config["dataset"]:
         check.problems.append("dataset.train.src: missing; training needs data.")
-    return f"systems in {', '.join(sizes)}" if sizes else ""
+    return f"systems in {', '.join(sizes)}{_several_pbc(check)}" if sizes else ""
+
+
+def _several_pbc(check: Check) -> str:
+    """What becomes of systems that differ in pbc."""
+    met = {tuple(as_pbc(system.pbc).tolist()) for systems in check.samples.values() for system in systems if "pbc" in system}
+    if len(met) < 2:
+        return ""
+    return (
+        f"; of several pbc ({', '.join(kinds(torch.tensor(sorted(met))))}): the graph of each system is built by itself, as "
+        f"by model.{OPTION}: True, which fairchem's own trainer needs on such data"
+    )
 
 
 def _trainer(config: dict, own_losses: list[dict]) -> TrainerParts:

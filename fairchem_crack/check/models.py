@@ -14,6 +14,7 @@ from fairchem_crack.distillation import Distillation, wanted_fields
 from fairchem_crack.features import attach_features
 from fairchem_crack.initialization import copy_weights
 from fairchem_crack.measure import megabytes
+from fairchem_crack.named_records import NamedRecords
 from fairchem_crack.scales import scale_factors
 from fairchem_crack.teacher import Teacher, load_teacher
 
@@ -101,7 +102,9 @@ def _cached_teacher(check: Check, config: TeacherConfig) -> CachedTeacher:
     if check.samples.get("train"):
         fields = wanted_fields(check.distill, check.terms) if check.distill else set()
         fields |= {keys.ENERGY, keys.FORCES} & set(cache.plan.fields)
-        check.take_sample("train", CachedDataset(trainer.train_dataset, cache, "dataset.train", fields))
+        check.take_sample(
+            "train", CachedDataset(NamedRecords(trainer.train_dataset, "dataset.train"), cache, "dataset.train", fields)
+        )
     return CachedTeacher(cache)
 
 

@@ -1,0 +1,78 @@
+"""A split of a training's dataset, made by fairchem's own code."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fairchem.core.common.utils import setup_imports
+from fairchem.core.trainers.ocp_trainer import OCPTrainer
+from torch.utils.data import Dataset
+
+SPLITS = ("train", "val", "test", "relax")
+
+
+class _Loader(OCPTrainer):
+    """As much of fairchem's trainer as reads the options of datasets and makes them."""
+
+    def load(self, inference_only: bool) -> None:
+        """Nothing: `load_split` loads one split."""
+
+    def get_sampler(self, dataset: Any, batch_size: int, shuffle: bool) -> None:
+        """None: nothing is drawn."""
+
+    def get_dataloader(self, dataset: Any, sampler: Any, workers: Any = None) -> None:
+        """None: no batch is made."""
+
+
+def dataset_key(split: str) -> str:
+    """Where fairchem's trainer keeps the options of a split."""
+    return "dataset" if split == "train" else f"{split}_dataset"
+
+
+def only_split(config: dict, split: str) -> dict:
+    """A trainer's config in which one split alone has a source; the training's settings stay, which others take over."""
+    without_source = {name: value for name, value in config["dataset"].items() if name != "src"}
+    kept = {**config, **{dataset_key(other): {} for other in SPLITS}, "dataset": without_source}
+    return {**kept, dataset_key(split): config[dataset_key(split)]}
+
+
+def load_split(config: dict, split: str) -> Dataset:
+    """The systems of a split, in the order in which a training sees their indices.
+
+    Args:
+        config: as of `build_config`; fairchem's trainer reads it, with split settings, transforms and old formats.
+        split: of `SPLITS`.
+
+    Raises:
+        ValueError: there is no such split, or it has no `src`.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"--split {split}: fairchem's trainer has the splits {', '.join(SPLITS)}.")
+    setup_imports()
+    task = config.get("task") or {}
+    loader = _Loader(
+        task=task,
+        model=config.get("model") or {},
+        outputs=config.get("outputs") or {},
+        dataset=config.get("dataset") or {},
+        optimizer={"batch_size": 1, **(config.get("optim") or {})},
+        # without, fairchem takes a config for one of the old format, which names its data in `task`
+        loss_functions=config.get("loss_functions") or ({} if "dataset" in task else [{}]),
+        evaluation_metrics=config.get("evaluation_metrics") or {},
+        identifier="",
+        local_rank=0,
+        timestamp_id="dataset",
+        is_debug=True,  # writes no files
+        logger="none",
+        cpu=True,
+    )
+    if not loader.config[dataset_key(split)].get("src"):
+        raise ValueError(f"dataset.{split}.src: missing.")
+    loader.config = only_split(loader.config, split)
+    loader.load_datasets()
+    return getattr(loader, f"{split}_dataset")
+
+
+def open_dataset(options: dict, split: str = "val") -> Dataset:
+    """A dataset by fairchem's options alone, `{split}_split_settings` among them; see `load_split`."""
+    return load_split({"dataset": {split: {**options, "use_train_settings": False}}, "loss_functions": [{}]}, split)
