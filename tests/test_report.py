@@ -551,6 +551,13 @@ def test_further_models_are_called_by_their_run_or_file(tmp_path):
     assert list(further_names(paths).values()) == paths
 
 
+def test_a_users_names_are_no_formulas():
+    errors = {"$x^$y": {"student": {"energy_mae": 1.0}}, "$a$": {"student": {"energy_mae": 2.0}}}
+    assert figures.by_split("energy_mae", errors, ["student"], {split: {} for split in errors}).png
+    with drawing.canvas() as drawn:
+        assert not drawn.axis.text(0, 0, "$a$").get_parse_math()
+
+
 @pytest.mark.slow
 def test_systems_without_labels_are_refused(data):
     with pytest.raises(ValueError, match=r"has no `energy`.*it holds .*`force`"):
@@ -566,6 +573,8 @@ def test_a_sample_is_evenly_spaced_and_counts_free_atoms(data):
     assert [system.sid for system in split.systems] == [0, 3, 6, 9] and split.total == 12
     fixed = np.concatenate([system.fixed.numpy() for system in split.systems])
     assert np.array_equal(split.counted, fixed == 0) and len(split.adsorbates) == 4
+    settings = {**options, "val_split_settings": {"first_n": 5}}
+    assert load_split("train", settings, systems=400, free_atoms_only=True).total == 5
     whole = load_split("train", options, systems=400, free_atoms_only=False)
     assert len(whole.systems) == 12 and whole.counted.all()
 

@@ -15,7 +15,7 @@ ROLES = ("undistilled", "student", "teacher")
 BEST, LAST = "best_checkpoint.pt", "checkpoint.pt"
 # Options of a dataset that choose among its own systems: they are not those of another `src`.
 SELECTING = ("src", "splits", "first_n", "sample_n", "no_shuffle", "subset_to", "max_atoms", "metadata_path")
-SPLIT_SETTINGS = tuple(f"{split}_split_settings" for split in ("train", "val", "test"))
+SETTINGS = "val_split_settings"  # which fairchem takes over them
 
 
 @dataclass(frozen=True)
@@ -167,15 +167,17 @@ def _data(entries: Sequence[str], config: dict[str, Any]) -> dict[str, dict[str,
     if not entries:
         if not val.get("src"):
             raise ValueError("the checkpoint's config names no dataset.val.src to evaluate on; give --data NAME=SRC.")
-        data["val"] = {**shared, **shared.get("val_split_settings", {})}
+        data["val"] = shared
     named = [entry if "=" in entry else f"{Path(entry).name}={entry}" for entry in entries]
     for name, src in named_values(named, "--data", "NAME=SRC, val_id=data/s2ef/val_id say").items():
-        data[name] = {key: value for key, value in shared.items() if key not in SELECTING}
-        data[name]["src"] = src
+        data[name] = {**_general(shared), SETTINGS: _general(shared.get(SETTINGS) or {}), "src": src}
     for name, options in data.items():
         try:
             check_dataset(name, options, options.get("format", "lmdb"))
         except (ValueError, OSError) as error:
             raise type(error)(f"--data: {error}" if entries else f"{error} Give the data with --data NAME=SRC.") from error
-        data[name] = {key: value for key, value in options.items() if key not in SPLIT_SETTINGS}
     return data
+
+
+def _general(options: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if key not in SELECTING}

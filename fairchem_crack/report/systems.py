@@ -12,8 +12,11 @@ import torch
 from ase.data import chemical_symbols
 from ase.formula import Formula
 from fairchem.core.datasets import data_list_collater
-from fairchem.core.datasets.base_dataset import create_dataset
 from torch_geometric.data import Batch, Data
+
+from fairchem_crack.io.datasets import open_dataset
+from fairchem_crack.named_records import NamedRecords, free_atoms
+from fairchem_crack.report.request import SETTINGS
 
 ADSORBATE = 2  # OC20's tag of its atoms
 
@@ -63,11 +66,11 @@ def load_split(name: str, options: dict[str, Any], *, systems: int, free_atoms_o
     Raises:
         ValueError: the dataset cannot be read, is empty, or has no labels.
     """
-    if not {"first_n", "sample_n", "no_shuffle"} & options.keys():
+    if not {"first_n", "sample_n", "no_shuffle"} & {*options, *(options.get(SETTINGS) or {})}:
         options = {**options, "no_shuffle": True}  # fairchem shuffles otherwise
     gc.collect()  # a former reader closes its LMDB when collected; one process opens it only once
     try:
-        dataset = create_dataset(options, "val")
+        dataset = NamedRecords(open_dataset(options), name)
         total = len(dataset)
         count = min(systems, total)
         chosen = [dataset[index * total // count] for index in range(count)]
@@ -85,7 +88,6 @@ def load_split(name: str, options: dict[str, Any], *, systems: int, free_atoms_o
                 f"holds {held}. A label of another name is renamed by dataset.train.key_mapping of the training."
             )
     batch = data_list_collater(chosen, otf_graph=True)
-    fixed = batch.fixed.numpy() if free_atoms_only and "fixed" in batch else np.zeros(batch.num_nodes)
     return Split(
         name=name,
         source=str(options["src"]),
@@ -93,7 +95,7 @@ def load_split(name: str, options: dict[str, Any], *, systems: int, free_atoms_o
         systems=chosen,
         natoms=batch.natoms.numpy(),
         atomic_numbers=batch.atomic_numbers.long().numpy(),
-        counted=fixed == 0,
+        counted=free_atoms(batch).numpy() if free_atoms_only else np.ones(batch.num_nodes, dtype=bool),
         adsorbates=_adsorbates(chosen),
         energy=torch.as_tensor(batch.energy).view(-1).float().numpy(),
         forces=batch.forces.view(-1, 3).float().numpy(),
@@ -111,7 +113,7 @@ def _adsorbates(systems: list[Data]) -> np.ndarray:
         return np.array([], dtype=str)
     formulas = []
     for system in systems:
-        numbers = system.atomic_numbers[system.tags == ADSORBATE].long().tolist()
+        numbers = system.atomic_numbers[system.tags == ADSORBATE].long().tolist() if "tags" in system else []
         hill = Formula.from_list([chemical_symbols[number] for number in numbers]).format("hill")
         formulas.append(hill or "none")
     return np.array(formulas)
