@@ -30,7 +30,7 @@ def measure_cache(directory: Path, *, device: str) -> dict:
     with teacher_clock("__call__") as inference:
         clock = Clock()
         _, peak = peak_growth(
-            lambda: sum(write_chunks(job.directory, source, dataset, plan, range(plan.chunks), 0)), torch.device(device)
+            lambda: sum(write_chunks(job.directory, source, plan, range(plan.chunks), 0)), torch.device(device)
         )
         finish(job.directory, plan)
         whole = clock.read()

@@ -7,26 +7,19 @@ together with another number of ranks.
 
 from __future__ import annotations
 
-import hashlib
-import importlib
+import gc
 import logging
 import multiprocessing
 import random
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
 import numpy as np
 import torch
-from fairchem.core.common.relaxation.ase_utils import batch_to_atoms
-from fairchem.core.common.utils import setup_imports
-from fairchem.core.datasets import data_list_collater
-from fairchem.core.datasets.base_dataset import create_dataset
-from torch.utils.data import Dataset
-from torch_geometric.data import Data
 from tqdm import tqdm
 
 from fairchem_crack import keys
@@ -42,20 +35,21 @@ from fairchem_crack.cache import (
     start,
     written_chunks,
 )
-from fairchem_crack.cached import SAMPLE, digest_of
+from fairchem_crack.cache_sources import CalculatorSource, Source, TeacherSource, sample_digest
+from fairchem_crack.checks import check_gpus
 from fairchem_crack.config import TeacherConfig, split_loss_functions
-from fairchem_crack.jacobian import to_keep
-from fairchem_crack.relations import unordered_pairs
+from fairchem_crack.io.datasets import load_split
+from fairchem_crack.named_records import NamedRecords
 from fairchem_crack.teacher import Teacher, load_teacher
 from fairchem_crack.terms import wanted
 
 SAMPLE_CHUNKS = 2  # run before the start, to estimate the cache's size
 FREE = 1.1  # of the estimated size must be free on the disk
-EQUAL = {"float16": 2e-3, "float32": 1e-5, "float64": 1e-5}  # accepted deviation of a recomputed field, of its largest entry
 
-OF_ATOMS = (keys.FORCES, keys.ATOM_ENERGIES, keys.NODE_EMBEDDING, keys.VECTOR_EMBEDDING)  # one row for each atom
-
-Source = Callable[[list[Data]], list[Record]]
+# Accepted deviation of a recomputed field, of its largest entry: by the type that it is kept or computed in.
+EQUAL = {"float16": 2e-3, "float32": 1e-4, "float64": 1e-4, "bfloat16": 5e-2}
+EQUAL_ROWS = 1e-2  # of the Jacobian: a difference of forces, divided by twice 0.01 A
+SMALLEST_SCALE = {keys.ENERGY: 1.0, keys.FORCES: 1.0, keys.FORCE_JACOBIAN: 1.0}  # eV, eV/A, eV/A^2: rounding does not shrink
 
 
 @dataclass(frozen=True)
@@ -84,28 +78,31 @@ class Job:
     cpu: bool = False
     jacobian_rows: int = 0
 
-    def dataset(self) -> Dataset:
-        """The split as training loads it."""
-        setup_imports()
-        options = dict(self.config["dataset"].get("train") or {})
-        if self.split != "train":
-            own = self.config["dataset"].get(self.split)
-            if not own:
-                raise ValueError(f"dataset.{self.split}: missing.")
-            options = {**options, **own} if own.get("use_train_settings", True) else dict(own)
-        if not options.get("src"):
-            raise ValueError(f"dataset.{self.split}.src: missing.")
-        return create_dataset(options, self.split)
+    def __post_init__(self) -> None:
+        for option, value, least in (("--chunk", self.chunk, 1), ("--jacobian-rows", self.jacobian_rows, 0)):
+            if value < least:
+                raise ValueError(f"{option} {value}: expected at least {least}.")
 
-    def source(self, rank: int, dataset: Dataset) -> tuple[Source, Plan]:
+    def dataset(self) -> NamedRecords:
+        """The split as training loads it."""
+        dataset = NamedRecords(load_split(self.config, self.split), f"dataset.{self.split}")
+        if not len(dataset):
+            raise ValueError(f"dataset.{self.split}: holds no system.")
+        return dataset
+
+    def source(self, rank: int, dataset: NamedRecords) -> tuple[Source, Plan]:
         """What makes the records, and the plan of their cache."""
         if self.calculator is not None:
-            return _calculator_source(self.calculator, dataset)
+            calculator = CalculatorSource(self.calculator, dataset)
+            return calculator, calculator.plan()
         device = torch.device("cpu" if self.cpu or not torch.cuda.is_available() else f"cuda:{rank}")
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # of what names no device, and of the context that it opens
         teacher = load_teacher(TeacherConfig(**{**self.config["task"]["distill"]["teacher"], "cache": None}), device)
-        return self._teacher_source(teacher, device, dataset)
+        plan = self._plan(teacher, dataset)
+        return TeacherSource(teacher, dataset, device, plan), plan
 
-    def _teacher_source(self, teacher: Teacher, device: torch.device, dataset: Dataset) -> tuple[Source, Plan]:
+    def _plan(self, teacher: Teacher, dataset: NamedRecords) -> Plan:
         fields: tuple[str, ...] = (keys.ENERGY, keys.FORCES, keys.ATOM_ENERGIES, keys.NODE_EMBEDDING)
         if self.has_vectors:
             if not teacher.vector_width:
@@ -113,11 +110,11 @@ class Job:
             fields += (keys.VECTOR_EMBEDDING,)
         if self.jacobian_rows:
             fields += (keys.FORCE_JACOBIAN,)
-        plan = Plan(
+        return Plan(
             teacher=teacher.name,
             fingerprint=teacher.fingerprint(),
-            systems=len(dataset),  # type: ignore[arg-type]
-            sample=_sample_digest(dataset),
+            systems=len(dataset),
+            sample=sample_digest(dataset),
             width=teacher.width,
             vector_width=teacher.vector_width if self.has_vectors else 0,
             max_atomic_number=teacher.max_atomic_number,
@@ -128,66 +125,11 @@ class Job:
             precision="float32" if teacher.precision == "auto" else teacher.precision,
             graph=teacher.graph_settings(),
         )
-        return lambda systems: teacher_records(teacher, systems, device, plan), plan
 
 
-def teacher_records(teacher: Teacher, systems: list[Data], device: torch.device, plan: Plan) -> list[Record]:
-    """What the teacher says of the systems, run together: the fields of the plan."""
-    batch = data_list_collater([system.clone() for system in systems], otf_graph=True).to(device)
-    said = teacher(batch, set(plan.fields) - {keys.FORCE_JACOBIAN})
-    pairs = unordered_pairs(said.edge_index, batch.num_nodes).cpu()
-    sizes = batch.natoms.tolist()
-    values = {name: _split(said[name], sizes) for name in plan.fields if name in OF_ATOMS}
-    values[keys.ENERGY] = list(said[keys.ENERGY].cpu().numpy())
-    if plan.jacobian_rows:
-        rows = [teacher(batch, {keys.FORCE_JACOBIAN}, seed)[keys.FORCE_JACOBIAN] for seed in range(plan.jacobian_rows)]
-        values[keys.FORCE_JACOBIAN] = _split(torch.stack([to_keep(row, batch) for row in rows], dim=1), sizes)
-    records, owner, first = [], batch.batch.cpu()[pairs[0]], 0
-    for index, (system, atoms) in enumerate(zip(systems, sizes)):
-        own = (pairs[:, owner == index] - first).numpy()
-        records.append(Record(digest_of(system), atoms, {name: value[index] for name, value in values.items()}, own))
-        first += atoms
-    return records
-
-
-def _sample_digest(dataset: Dataset) -> str:
-    digest, size = hashlib.blake2b(digest_size=16), len(dataset)  # type: ignore[arg-type]
-    for index in sorted({number * size // SAMPLE for number in range(SAMPLE)}):
-        digest.update(digest_of(dataset[index]))
-    return digest.hexdigest()
-
-
-def _split(values: torch.Tensor, sizes: list[int]) -> list[np.ndarray]:
-    return [part.numpy() for part in values.cpu().split(sizes)]
-
-
-def _calculator_source(name: str, dataset: Dataset) -> tuple[Source, Plan]:
-    """Energies and forces of an ASE calculator."""
-    module, _, function = name.partition(":")
-    try:
-        calculator = getattr(importlib.import_module(module), function)()
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"--calculator {name}: expected module:function that returns an ASE calculator; {error}") from error
-    settings = f"{name} {sorted(getattr(calculator, 'parameters', {}).items())}"
-    fingerprint = hashlib.sha256(settings.encode()).hexdigest()
-    size = len(dataset)  # type: ignore[arg-type]
-    plan = Plan(name, fingerprint, size, _sample_digest(dataset), width=0, fields=("energy", "forces"), has_pairs=False)
-
-    def records(systems: list[Data]) -> list[Record]:
-        found = []
-        for system, atoms in zip(systems, batch_to_atoms(data_list_collater(systems, otf_graph=True))):
-            atoms.set_constraint()  # a label is the force on every atom
-            atoms.calc = calculator
-            values = {"energy": np.float64(atoms.get_potential_energy()), "forces": atoms.get_forces()}
-            found.append(Record(digest_of(system), len(atoms), values, np.zeros((2, 0), dtype=int)))
-        return found
-
-    return records, plan
-
-
-def _chunk(dataset: Dataset, plan: Plan, chunk: int) -> list[Data]:
+def _chunk(plan: Plan, chunk: int) -> range:
     first = chunk * plan.chunk
-    return [dataset[index] for index in range(first, min(first + plan.chunk, plan.systems))]
+    return range(first, min(first + plan.chunk, plan.systems))
 
 
 def needs_of_terms(config: dict) -> set[str]:
@@ -202,7 +144,10 @@ def cache_teacher(job: Job, *, ranks: int = 1) -> TeacherCache:
     Raises:
         CacheError: the directory holds another cache, or a record is not finite.
         OSError: the disk cannot hold it.
+        ValueError: there is no such data, or there are fewer GPUs than ranks.
     """
+    if job.calculator is None:
+        check_gpus(ranks, cpu=job.cpu)
     dataset = job.dataset()
     source, plan = job.source(0, dataset)
     job.directory.mkdir(parents=True, exist_ok=True)
@@ -214,27 +159,30 @@ def cache_teacher(job: Job, *, ranks: int = 1) -> TeacherCache:
     todo = [chunk for chunk in range(plan.chunks) if chunk not in done]
     print(f"{plan.systems} systems in {plan.chunks} chunks, {len(done)} of them there. Kept: {plan.contents}.", flush=True)
     if todo:
-        todo = _write_sample(job.directory, source, dataset, plan, todo)
+        todo = _write_sample(job.directory, source, plan, todo)
     there = min((plan.chunks - len(todo)) * plan.chunk, plan.systems)
     with tqdm(total=plan.systems, initial=there, unit=" systems") as bar:
         if ranks == 1 or len(todo) < ranks:
-            for written in write_chunks(job.directory, source, dataset, plan, todo, 0):
+            for written in write_chunks(job.directory, source, plan, todo, 0):
                 bar.update(written)
         else:
             del dataset, source  # each process opens its own
+            gc.collect()  # a teacher's hooks are in cycles with it
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
             for written in _in_processes(job, plan, todo, ranks):
                 bar.update(written)
     finish(job.directory, plan)
     return TeacherCache(job.directory)
 
 
-def _write_sample(directory: Path, source: Source, dataset: Dataset, plan: Plan, todo: list[int]) -> list[int]:
+def _write_sample(directory: Path, source: Source, plan: Plan, todo: list[int]) -> list[int]:
     """Write some chunks, estimate the rest by them, raise OSError unless the disk can hold it; return the rest."""
     chosen = todo[:: max(1, len(todo) // SAMPLE_CHUNKS)][:SAMPLE_CHUNKS]
     writer, written, systems = CacheWriter(directory, plan, 0), 0, 0
     try:
         for chunk in chosen:
-            records = source(_chunk(dataset, plan, chunk))
+            records = source(_chunk(plan, chunk))
             writer.write(chunk, records)
             written, systems = written + sum(len(encode(record, plan, 0)) for record in records), systems + len(records)
     finally:
@@ -251,16 +199,14 @@ def _write_sample(directory: Path, source: Source, dataset: Dataset, plan: Plan,
     return rest
 
 
-def write_chunks(
-    directory: Path, source: Source, dataset: Dataset, plan: Plan, chunks: Sequence[int], shard: int
-) -> Iterator[int]:
+def write_chunks(directory: Path, source: Source, plan: Plan, chunks: Sequence[int], shard: int) -> Iterator[int]:
     """Write these chunks to one shard; how many systems each has, as they are written."""
     writer = CacheWriter(directory, plan, shard)
     try:
         for chunk in chunks:
-            systems = _chunk(dataset, plan, chunk)
-            writer.write(chunk, source(systems))
-            yield len(systems)
+            indices = _chunk(plan, chunk)
+            writer.write(chunk, source(indices))
+            yield len(indices)
     finally:
         writer.close()
 
@@ -275,7 +221,10 @@ def _in_processes(job: Job, plan: Plan, todo: list[int], ranks: int) -> Iterator
     try:
         while any(process.is_alive() for process in processes) or not counts.empty():
             while not counts.empty():
-                yield counts.get()
+                written = counts.get()
+                if isinstance(written, str):
+                    raise CacheError(written)
+                yield written
             if any(process.exitcode for process in processes):
                 raise CacheError(f"Teacher cache {job.directory}: a rank failed; see above. What is written is kept.")
             time.sleep(0.1)
@@ -287,39 +236,55 @@ def _in_processes(job: Job, plan: Plan, todo: list[int], ranks: int) -> Iterator
 
 def _rank(job: Job, chunks: list[int], rank: int, counts: Any) -> None:
     logging.basicConfig(level=logging.WARNING)
-    dataset = job.dataset()
-    source, plan = job.source(rank, dataset)
-    for written in write_chunks(job.directory, source, dataset, plan, chunks, rank):
-        counts.put(written)
-        parent = multiprocessing.parent_process()
-        if parent is not None and not parent.is_alive():  # killed: somebody may start anew beside this rank
-            return
+    try:
+        source, plan = job.source(rank, job.dataset())
+        for written in write_chunks(job.directory, source, plan, chunks, rank):
+            counts.put(written)
+            parent = multiprocessing.parent_process()
+            if parent is not None and not parent.is_alive():  # killed: somebody may start anew beside this rank
+                return
+    except (ValueError, OSError) as error:
+        counts.put(str(error))
 
 
 def verify(job: Job, count: int, *, seed: int = 0) -> float:
-    """Recompute `count` random records; the largest deviation of a field, relative to its largest entry.
+    """Recompute `count` random records, each without any other; the largest deviation of a field, of its largest entry.
 
     Raises:
         CacheError: a record differs by more than its type explains.
     """
+    if count < 1:
+        raise ValueError(f"--verify {count}: expected at least 1.")
     cache, dataset = TeacherCache(job.directory), job.dataset()
     source, plan = job.source(0, dataset)
     start(job.directory, plan)
     chosen = random.Random(seed).sample(range(plan.systems), min(count, plan.systems))
     worst = 0.0
     for index in tqdm(chosen, unit=" records"):
-        chunk, slot = divmod(index, plan.chunk)
-        fresh, kept = source(_chunk(dataset, plan, chunk))[slot], cache[index]
+        kept = cache[index]
+        fresh = source.alone(index, kept)
         cache.check_system(index, kept, fresh.atoms, fresh.digest, f"dataset.{job.split}")
         for name in plan.fields:
-            scale = max(float(np.abs(fresh.values[name]).max()), 1e-6)
-            deviation = float(np.abs(fresh.values[name] - kept.values[name].astype(np.float64)).max()) / scale
-            if deviation > EQUAL[plan.type_of(name).name]:
+            deviation, limit = _deviation(fresh, kept, name), _limit(plan, name)
+            if deviation > limit:
                 raise CacheError(
                     f"Teacher cache {job.directory}: record {index} differs from the teacher by {deviation:.1e} in {name}, "
-                    f"expected at most {EQUAL[plan.type_of(name).name]:.0e}. Rebuild it."
+                    f"expected at most {limit:.0e}. Rebuild it."
                 )
             worst = max(worst, deviation)
         if plan.has_pairs and not np.array_equal(fresh.pairs, kept.pairs):
             raise CacheError(f"Teacher cache {job.directory}: record {index} has other pairs than the teacher. Rebuild it.")
     return worst
+
+
+def _deviation(fresh: Record, kept: Record, name: str) -> float:
+    """The largest difference of a field, relative to what its rounding goes by."""
+    scale = max(float(np.abs(fresh.values[name]).max()), SMALLEST_SCALE.get(name, 1e-6))
+    if name == keys.ENERGY and keys.ATOM_ENERGIES in fresh.values:  # a sum in which large terms may cancel
+        scale = max(scale, float(np.abs(fresh.values[keys.ATOM_ENERGIES]).sum()))
+    return float(np.abs(fresh.values[name] - kept.values[name].astype(np.float64)).max()) / scale
+
+
+def _limit(plan: Plan, name: str) -> float:
+    limit = EQUAL_ROWS if name == keys.FORCE_JACOBIAN else EQUAL[plan.type_of(name).name]
+    return max(limit, EQUAL.get(plan.precision, 0.0)) if plan.has_pairs else limit

@@ -18,17 +18,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Optional
 
-import torch
-from fairchem.core.common.relaxation.ase_utils import batch_to_atoms
-from fairchem.core.datasets import data_list_collater
-
 from fairchem_crack.arguments import named_values
 from fairchem_crack.bench.command import measure_throughput
 from fairchem_crack.bench.runs import Model
-from fairchem_crack.checks import ASE_SUFFIXES, check_dataset
+from fairchem_crack.checks import ASE_SUFFIXES, check_dataset, check_gpus
 from fairchem_crack.evaluation import CheckpointEvaluator, first_records
 from fairchem_crack.evaluation_runs import Found, evaluate_all, leaderboard, names
 from fairchem_crack.files import write_text
+from fairchem_crack.io.atoms import to_atoms
 from fairchem_crack.leaderboard import Row, Throughput, as_csv, draw, table
 from fairchem_crack.submission import TEST_SPLITS, check_submission, write_submission
 
@@ -104,8 +101,7 @@ def _check(options: argparse.Namespace, roles: dict[Path, str], data: dict[str, 
             raise ValueError(f"--{name.replace('_', '-')} {getattr(options, name)}: expected at least 1.")
     if options.batch_sizes and min(options.batch_sizes) < 1:
         raise ValueError(f"--batch-sizes {min(options.batch_sizes)}: expected at least 1.")
-    if not options.cpu and options.num_gpus > max(torch.cuda.device_count(), 1):
-        raise ValueError(f"--num-gpus {options.num_gpus}: this machine has {torch.cuda.device_count()}.")
+    check_gpus(options.num_gpus, cpu=options.cpu)
     if (options.submission is None) is not (options.test is None):
         raise ValueError("--submission and --test come together: the file, and the four splits to predict.")
     test = splits_of(options.test or [], "--test")
@@ -144,7 +140,7 @@ def _throughput(models: list[Path], data: dict[str, Path], options: argparse.Nam
     if not options.batch_sizes:
         return {}
     records = first_records(next(iter(data.values())), format_of(data, options.format), max(options.batch_sizes))
-    systems = [batch_to_atoms(data_list_collater([record], otf_graph=True))[0] for record in records]
+    systems = [to_atoms(record) for record in records]
     loaded = {str(path): Model(path, cpu=options.cpu) for path in models}
     return measure_throughput(loaded, systems, options.batch_sizes, REPEATS)
 

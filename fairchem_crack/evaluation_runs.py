@@ -15,6 +15,7 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+import torch
 
 from fairchem_crack.evaluation import CheckpointEvaluator
 from fairchem_crack.leaderboard import AVERAGE, COLUMNS, ERRORS, Row
@@ -70,7 +71,7 @@ def evaluate_all(
         devices = context.SimpleQueue()
         for number in range(processes):
             devices.put(number)
-        with ProcessPoolExecutor(processes, context, _start_process, (devices,)) as pool:
+        with ProcessPoolExecutor(processes, context, _start_process, (devices, cpu)) as pool:
             done = list(pool.map(measure, tasks))
     found: dict[Path, Found] = {}
     for task, one in zip(tasks, done):
@@ -83,10 +84,12 @@ def evaluate_all(
 _device = 0  # of this process
 
 
-def _start_process(devices: Any) -> None:
+def _start_process(devices: Any, cpu: bool) -> None:
     """Take a device of one's own, and be as quiet as the parent."""
     global _device
     _device = devices.get()
+    if torch.cuda.is_available() and not cpu:
+        torch.cuda.set_device(_device)  # of what names none, and of the context that it opens
     warnings.filterwarnings("ignore", module="fairchem|torch_geometric")
     logging.disable(logging.WARNING)
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ase.build import bulk, fcc111, molecule
+from ase.constraints import FixAtoms
 from ase.geometry import find_mic
 from ase.io import write
 
@@ -15,6 +17,7 @@ from fairchem_crack.bench import runs, tables
 from fairchem_crack.bench.command import bench, labels, ratios
 from fairchem_crack.bench.runs import Model, ns_per_day, relax
 from fairchem_crack.bench.systems import make_systems, read_systems, slab_size, take
+from fairchem_crack.named_records import free_atoms
 
 sys.path.append(str(Path(__file__).parent / "tools"))
 
@@ -101,6 +104,20 @@ def test_systems_come_from_lmdbs_or_from_what_ase_reads(data, tmp_path):
     write(tmp_path / "systems.extxyz", systems)
     again = read_systems(tmp_path / "systems.extxyz", 3)
     assert len(again) == 3 and np.allclose(again[2].positions, systems[2].positions, atol=1e-6)
+
+
+def test_a_batch_gives_each_system_its_own_pbc_tags_and_fixed_atoms(published):
+    slab = fcc111("Cu", (2, 1, 3), vacuum=0.5)
+    slab.rattle(0.1, seed=1)
+    slab.set_constraint(FixAtoms([0, 3]))
+    model, systems = Model(published[0], cpu=True), [bulk("Cu", cubic=True), slab, molecule("CH3")]
+    batch = model.batch(systems)
+    assert batch.tags.tolist() == [tag for system in systems for tag in system.get_tags()]
+    assert free_atoms(batch).tolist() == [index not in (4, 7) for index in range(batch.num_nodes)]
+    together = model.forward(batch)["forces"].split([len(system) for system in systems])
+    for system, forces in zip(systems, together):
+        system.calc = model.calculator
+        np.testing.assert_allclose(forces, system.get_forces(apply_constraint=False), atol=1e-5)
 
 
 def test_relaxing_counts_the_steps_of_each_system(published):

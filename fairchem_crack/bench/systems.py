@@ -12,10 +12,10 @@ from ase.build import add_adsorbate, fcc111
 from ase.constraints import FixAtoms
 from ase.io import read
 from ase.io.formats import UnknownFileTypeError
-from fairchem.core.common.relaxation.ase_utils import batch_to_atoms
-from fairchem.core.datasets import LmdbDataset, data_list_collater
+from fairchem.core.datasets import LmdbDataset
 
 from fairchem_crack.demo.systems import LATTICE_CONSTANTS
+from fairchem_crack.io.atoms import to_atoms
 
 SITES = ("fcc", "hcp", "bridge", "ontop")
 HEIGHT = 1.3  # A of the adsorbate over the top layer, near O's on all of these metals
@@ -43,7 +43,7 @@ def read_systems(source: Path, count: int) -> list[Atoms]:
         records = [dataset[index] for index in range(min(count, len(dataset)))]
         del dataset
         gc.collect()  # closes the LMDB, which one process may open only once
-        systems = [batch_to_atoms(data_list_collater([record], otf_graph=True))[0] for record in records]
+        systems = [to_atoms(record) for record in records]
     else:
         try:
             systems = list(islice(read(source, ":"), count))

@@ -21,9 +21,9 @@ from ase.calculators.calculator import Calculator
 import fairchem_crack.relaxations
 from fairchem_crack.arguments import named_values
 from fairchem_crack.files import write_text
+from fairchem_crack.io.calculators import calculator_of
 from fairchem_crack.relaxations.metrics import METRICS, Relaxed, Row, System, measure
 from fairchem_crack.relaxations.reading import (
-    calculator_of,
     check_ids,
     listed,
     read_arrays,
@@ -49,7 +49,10 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument(
         "--trajectories", nargs="+", default=[], metavar="NAME=DIR", help="task.relax_opt.traj_dir: the relaxed energies"
     )
-    own.add_argument("--calculator", help="reference forces: a name ASE knows (emt), or package.module:Class")
+    own.add_argument(
+        "--calculator",
+        help="reference forces: a name ASE knows (emt), or package.module:function that makes an ASE calculator",
+    )
     own.add_argument(
         "--forces", nargs="+", default=[], metavar="NAME=FILE", help="reference forces: .npz, or a file that ASE reads"
     )

@@ -6,18 +6,21 @@ Definitions: Chanussot et al., "The Open Catalyst 2020 (OC20) Dataset and Commun
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Optional
 
 import numpy as np
 from ase import Atoms
+from ase.geometry import find_mic
 
 from fairchem_crack.statistics import Interval, error_interval
 
 ENERGY_THRESHOLD = 0.02  # eV, of EwT, as in fairchem's Evaluator
 FORCE_THRESHOLD = 0.05  # eV/A, of FbT (Chanussot et al. 2021)
 FORCE_THRESHOLDS = np.arange(10, 401) / 1000  # eV/A, of AFbT: 0.01 to 0.4 (the same), both ends in, in ADwT's steps of 0.001
+DISTANCE_THRESHOLDS = np.arange(0.01, 0.5, 0.001)  # A, of ADwT, as in fairchem's Evaluator
+PERIODIC = (True, True, True)  # as fairchem takes every system
 METRICS = {  # heading, format
     "energy_mae": ("energy MAE [eV]", "{:.4f}"),
     "energy_within_threshold": ("EwT", "{:.2%}"),
@@ -32,7 +35,7 @@ class System:
     """What the dataset has of a system.
 
     Attributes:
-        atoms: as the relaxation found it, periodic in all directions.
+        atoms: as the relaxation found it, with its own pbc.
         free: (N,) which atoms may move.
         positions: (N, 3) where they end in DFT, in A; None where the dataset does not say.
         energy: of that end, in eV; None where the dataset does not say.
@@ -69,28 +72,35 @@ class Row:
     counted: dict[str, int] = field(default_factory=dict)  # systems of each metric
 
 
-def largest_distance(one: np.ndarray, other: np.ndarray, cell: np.ndarray) -> float:
+def largest_distance(one: np.ndarray, other: np.ndarray, cell: np.ndarray, pbc: Sequence[bool] = PERIODIC) -> float:
     """Largest |D_i| in A over the atoms, D the difference to the nearest image; see `distances`."""
-    return float(distances(one, other, cell).max())
+    return float(distances(one, other, cell, pbc).max())
 
 
-def distances(one: np.ndarray, other: np.ndarray, cell: np.ndarray) -> np.ndarray:
-    """|D_i| in A of each atom, D_i the difference to the nearest image, in all directions as fairchem takes it.
+def distances(one: np.ndarray, other: np.ndarray, cell: np.ndarray, pbc: Sequence[bool] = PERIODIC) -> np.ndarray:
+    """|D_i| in A of each atom, D_i the difference to the nearest image.
+
+    Of a system that is periodic in all directions by fairchem's function, which takes every system for one.
 
     Args:
         one: (N, 3) in A.
         other: (N, 3) in A.
         cell: (3, 3) in A, a lattice vector in each row.
+        pbc: (3,)
 
     Returns:
         (N,)
     """
     from fairchem.core.modules.evaluator import min_diff
 
-    return np.linalg.norm(min_diff(one, other, cell, [True] * 3), axis=1)
+    if all(pbc):
+        return np.linalg.norm(min_diff(one, other, cell, list(PERIODIC)), axis=1)
+    return find_mic(one - other, cell, pbc)[1]
 
 
-def distance_within_thresholds(one: np.ndarray, other: np.ndarray, cell: np.ndarray) -> float:
+def distance_within_thresholds(
+    one: np.ndarray, other: np.ndarray, cell: np.ndarray, pbc: Sequence[bool] = PERIODIC
+) -> float:
     """ADwT of one system: the share of the thresholds that are above the mean distance of its free atoms from DFT's.
 
     mean over t of 1[mean_i |D_i| < t], t = 0.01 to 0.5 A in steps of 0.001; computed by fairchem's function.
@@ -99,6 +109,7 @@ def distance_within_thresholds(one: np.ndarray, other: np.ndarray, cell: np.ndar
         one: (F, 3) the free atoms where the model leaves them, in A.
         other: (F, 3) where DFT does.
         cell: (3, 3) in A, a lattice vector in each row.
+        pbc: (3,); where not all are true, by the same equation without fairchem.
     """
     import torch
     from fairchem.core.modules.evaluator import average_distance_within_threshold
@@ -106,7 +117,9 @@ def distance_within_thresholds(one: np.ndarray, other: np.ndarray, cell: np.ndar
     def rows(values: np.ndarray) -> dict[str, torch.Tensor]:
         return {"positions": torch.tensor(values).float(), "natoms": torch.tensor([len(values)])}  # float32 as when relaxing
 
-    box = {"cell": torch.tensor(cell).float()[None], "pbc": torch.tensor([True] * 3)}
+    if not all(pbc):
+        return float((distances(one, other, cell, pbc).mean() < DISTANCE_THRESHOLDS).mean())
+    box = {"cell": torch.tensor(cell).float()[None], "pbc": torch.tensor(PERIODIC)}
     return float(average_distance_within_threshold(rows(one), {**rows(other), **box})["metric"])
 
 
@@ -177,7 +190,9 @@ def energy(relaxed: Relaxed, systems: Mapping[str, System]) -> tuple[Values, str
 def distance(relaxed: Relaxed, systems: Mapping[str, System]) -> tuple[Values, str]:
     """`distance_within_thresholds` of each system of which the dataset says where it ends; or why there is none."""
     scores = [
-        distance_within_thresholds(found[system.free], system.positions[system.free], system.atoms.cell.array)
+        distance_within_thresholds(
+            found[system.free], system.positions[system.free], system.atoms.cell.array, system.atoms.pbc
+        )
         for found, system in ((found, systems[sid]) for sid, found in relaxed.positions.items())
         if system.positions is not None
     ]
@@ -210,4 +225,4 @@ def mean_distance(positions: np.ndarray, system: System, sid: str) -> float:
     """
     if system.positions is None:
         raise ValueError(f"--within: system {sid} has no pos_relaxed in --data. Leave --within out.")
-    return float(distances(positions, system.positions, system.atoms.cell.array)[system.free].mean())
+    return float(distances(positions, system.positions, system.atoms.cell.array, system.atoms.pbc)[system.free].mean())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import importlib
 import io
 import math
 import zipfile
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from ase import Atoms
-from ase.calculators.calculator import CalculationFailed, Calculator, get_calculator_class
+from ase.calculators.calculator import CalculationFailed, Calculator
 from ase.io import iread, write
 
 from fairchem_crack.checks import ASE_SUFFIXES
@@ -34,8 +33,9 @@ def read_systems(source: Path, key_mapping: Mapping[str, str]) -> dict[str, Syst
         FileNotFoundError: there is no LMDB.
         ValueError: it is no IS2RE dataset.
     """
-    from fairchem.core.common.relaxation.ase_utils import batch_to_atoms
-    from fairchem.core.datasets import LmdbDataset, data_list_collater
+    from fairchem.core.datasets import LmdbDataset
+
+    from fairchem_crack.io.atoms import to_atoms
 
     if not source.exists() or (source.is_dir() and not any(source.glob("*.lmdb"))):
         raise FileNotFoundError(f"--data {source}: no .lmdb file (looked in {Path.cwd()}). Give OC20's IS2RE LMDBs.")
@@ -61,7 +61,7 @@ def read_systems(source: Path, key_mapping: Mapping[str, str]) -> dict[str, Syst
         energy = getattr(record, "energy_relaxed", None) if energy is None else energy
         positions = getattr(record, "pos_relaxed", None)
         systems[sid] = System(
-            batch_to_atoms(data_list_collater([record], otf_graph=True))[0],
+            to_atoms(record),
             free,
             None if positions is None else positions.double().numpy(),
             None if energy is None else float(energy),
@@ -122,27 +122,12 @@ def read_energies(directory: Path, positions: Mapping[str, np.ndarray]) -> dict[
         if not (frames := frames_of(file, "-1:")):
             continue
         last = frames[0]
-        if len(last) != len(ends) or largest_distance(last.positions, ends, last.cell.array) > ONE_STEP:
+        if len(last) != len(ends) or largest_distance(last.positions, ends, last.cell.array, last.pbc) > ONE_STEP:
             raise ValueError(
                 f"{file} ends elsewhere than the relaxed positions of system {sid}. Give the trajectories of that run."
             )
         found[sid] = float(last.get_potential_energy())
     return found
-
-
-def calculator_of(name: str) -> Calculator:
-    """The ASE calculator of a name that ASE knows, or of `package.module:Class`, with its defaults.
-
-    Raises:
-        ValueError: there is none.
-    """
-    module, is_path, attribute = name.partition(":")
-    try:
-        return (getattr(importlib.import_module(module), attribute) if is_path else get_calculator_class(name))()
-    except Exception as error:  # a calculator's own __init__ raises what it likes
-        raise ValueError(
-            f"--calculator {name}: expected a name ASE knows (emt), or package.module:Class; {type(error).__name__}: {error}"
-        ) from error
 
 
 def reference_forces(
@@ -190,7 +175,8 @@ def read_forces(file: Path, positions: Mapping[str, np.ndarray], systems: Mappin
     check_ids(file, {sid: frame.positions for sid, frame in by_sid.items()}, systems)
     forces = {}
     for sid, frame in ((sid, frame) for sid, frame in by_sid.items() if sid in positions):
-        if largest_distance(frame.positions, positions[sid], systems[sid].atoms.cell.array) > SAME_PLACE:
+        atoms = systems[sid].atoms
+        if largest_distance(frame.positions, positions[sid], atoms.cell.array, atoms.pbc) > SAME_PLACE:
             raise ValueError(f"{file}: system {sid} lies elsewhere than relaxed. Give forces at the relaxed positions.")
         if frame.calc is None or "forces" not in frame.calc.results:
             raise ValueError(f"{file}: no forces of system {sid}. Write it when they have been calculated.")

@@ -1,0 +1,118 @@
+"""Systems of datasets as ASE's Atoms, and back: nothing that a calculator or a model reads is lost."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import bulk, fcc111, molecule
+from ase.calculators.emt import EMT
+from ase.constraints import FixAtoms, FixedLine
+from ase.db import connect
+from fairchem.core.preprocessing import AtomsToGraphs
+from torch_geometric.data import Data
+
+from fairchem_crack.cached import digest_of
+from fairchem_crack.io.atoms import atoms_at, to_atoms
+from fairchem_crack.io.datasets import open_dataset
+from fairchem_crack.named_records import NamedRecords, ids_of, listed
+from fairchem_crack.relaxations.metrics import distance_within_thresholds, distances
+
+
+def slab() -> Atoms:
+    system = fcc111("Cu", (2, 1, 3), vacuum=0.5)
+    system.rattle(0.1, seed=1)
+    system.positions[:, 2] -= 3  # beyond the cell, in the direction without images
+    system.set_constraint(FixAtoms([0, 3]))
+    return system
+
+
+def test_a_record_is_taken_as_it_is():
+    system = slab()
+    found = to_atoms(AtomsToGraphs(r_edges=False, r_pbc=True).convert(system))
+    assert found.pbc.tolist() == [True, True, False] and found.constraints[0].index.tolist() == [0, 3]
+    assert found.get_tags().tolist() == system.get_tags().tolist() and found.positions[:, 2].min() < -2
+    np.testing.assert_allclose(found.cell.array, system.cell.array, atol=1e-6)
+    system.calc, found.calc = EMT(), EMT()
+    assert found.get_potential_energy() == pytest.approx(system.get_potential_energy(), abs=1e-5)
+    np.testing.assert_allclose(found.get_forces(), system.get_forces(), atol=1e-4)
+
+
+def test_a_record_has_what_it_has():
+    plain = Data(pos=torch.rand(2, 3), atomic_numbers=torch.tensor([8.0, 1.0]), cell=5 * torch.eye(3)[None])
+    found = to_atoms(plain)
+    assert found.pbc.all() and not found.constraints and not found.has("initial_charges")  # as OC20's, without pbc
+    assert found.get_atomic_numbers().tolist() == [8, 1]
+    del plain.cell
+    assert not to_atoms(plain).pbc.any()
+    plain.pbc, plain.charge, plain.spin = [1, 0, 1], torch.tensor([-1]), 2
+    plain.initial_charges, plain.initial_magmoms = torch.tensor([0.5, -0.5]), np.array([1.0, 2.0])
+    found = to_atoms(plain)
+    assert found.pbc.tolist() == [True, False, True] and found.info == {"charge": -1, "spin": 2}
+    assert found.get_initial_charges().tolist() == [0.5, -0.5] and found.get_initial_magnetic_moments().tolist() == [1, 2]
+
+
+def test_atoms_of_an_ase_dataset_are_those_it_reads(tmp_path):
+    systems = [molecule("CH3"), slab(), bulk("Fe")]
+    systems[1].set_constraint([FixAtoms([0]), FixedLine(2, [0, 0, 1])])
+    systems[2].set_initial_magnetic_moments([2.2])
+    with connect(tmp_path / "data.db") as database:
+        for system in systems:
+            database.write(system, data={"note": system.get_chemical_formula()})
+    options = {"format": "ase_db", "src": str(tmp_path / "data.db"), "val_split_settings": {"sample_n": 2}}
+    dataset = NamedRecords(open_dataset(options), "dataset.val")
+    assert len(dataset) == 2
+    for index in range(2):  # fairchem has drawn them in an order of its own
+        found = atoms_at(dataset, index)
+        original = next(one for one in systems if len(one) == len(found))
+        assert found.positions.tolist() == original.positions.tolist()  # not float32
+        assert found.pbc.tolist() == original.pbc.tolist() and len(found.constraints) == len(original.constraints)
+        assert found.info["note"] == original.get_chemical_formula() and found.calc is None
+        assert found.get_initial_magnetic_moments().tolist() == original.get_initial_magnetic_moments().tolist()
+        assert np.array_equal(found.get_tags(), dataset[index].tags.numpy())  # 1 where none is tagged, as models get them
+
+
+def test_a_digest_tells_boundaries_apart():
+    convert = AtomsToGraphs(r_edges=False, r_pbc=True).convert
+    system = bulk("Cu", cubic=True)
+    periodic, without = convert(system), convert(system)
+    del without.pbc
+    assert digest_of(periodic) == digest_of(without)  # which is periodic, too; as caches of before have it
+    system.pbc = [True, True, False]
+    assert digest_of(convert(system)) != digest_of(periodic)
+    without.cell = None
+    del without.cell
+    assert len(digest_of(without)) == 16
+
+
+def test_distances_know_the_boundaries():
+    cell, one = np.diag([4.0, 4.0, 10.0]), np.array([[0.1, 0.0, 9.0], [1.0, 1.0, 1.0]])
+    other = np.array([[3.9, 0.0, 1.0], [1.0, 1.0, 1.3]])
+    np.testing.assert_allclose(distances(one, other, cell), [np.hypot(0.2, 2), 0.3])
+    np.testing.assert_allclose(distances(one, other, cell, (True, True, False)), [np.hypot(0.2, 8), 0.3])
+    far = np.array([[0.0, 0.0, 0.9]])  # in the 1 A cell that fairchem gives a molecule, an image is 0.1 A away
+    assert distance_within_thresholds(far, 0 * far, np.eye(3)) > 0.5
+    assert distance_within_thresholds(far, 0 * far, np.eye(3), (False,) * 3) == 0
+    near = np.array([[0.0, 0.0, 0.205]])
+    expected = distance_within_thresholds(near, 0 * near, np.eye(3))
+    assert distance_within_thresholds(near, 0 * near, np.eye(3), (True, True, False)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("sid", "expected"),
+    [
+        (torch.tensor([3, 5]), "sid 3, 5"),
+        (torch.tensor([[3], [5]]), "sid [3], [5]"),
+        (["a", 7], "sid a, 7"),
+        ([torch.tensor(3), "mp-1"], "sid 3, mp-1"),
+        (None, "number 0, 1"),
+    ],
+)
+def test_systems_are_listed_by_any_id(batch, sid, expected):
+    del batch.sid
+    batch.natoms = batch.natoms[:2]
+    if sid is not None:
+        batch.sid = sid
+    assert listed(batch) == expected and (ids_of(batch) is None) == (sid is None)
+    assert listed(batch, [1]).endswith(expected.rpartition(" ")[2])
