@@ -123,10 +123,10 @@ def draw(rows: Sequence[Row], throughput: Throughput, file: Path) -> None:
                 at = splits.index(row.split) + 0.8 * ((number + 0.5) / len(models) - 0.5)
                 interval, value = row.intervals[error], row.metrics[error]
                 spread = [[max(value - interval.low, 0)], [max(interval.high - value, 0)]]
-                label = model if row.split == splits[0] else None
+                label = literal(model) if row.split == splits[0] else None
                 axis.bar(at, value, width=0.72 / len(models), color=shades[model], label=label)
                 axis.errorbar(at, value, yerr=spread, color="black", linewidth=0.8, capsize=2)
-        axis.set_xticks(range(len(splits)), splits)
+        axis.set_xticks(range(len(splits)), [literal(split) for split in splits])
         axis.set_ylabel(COLUMNS[error][0].replace("/A]", "/Å]"))
         axis.spines[["top", "right"]].set_visible(False)
     if throughput:
@@ -136,6 +136,11 @@ def draw(rows: Sequence[Row], throughput: Throughput, file: Path) -> None:
     figure.savefig(partial, dpi=150)
     pyplot.close(figure)
     os.replace(partial, file)
+
+
+def literal(name: str) -> str:
+    """A name as matplotlib writes it as it is: `$` begins no formula, a leading underscore hides it from no legend."""
+    return f"{' ' * name.startswith('_')}{name}".replace("$", r"\$")
 
 
 def _draw_speeds(axis: Any, throughput: Throughput, shades: dict[str, tuple]) -> None:

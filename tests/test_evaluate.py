@@ -15,11 +15,12 @@ import torch
 from ase import Atoms
 from ase.db import connect
 from conftest import run_fairchem, stock_config
+from matplotlib.text import Text
 from tools.make_published_checkpoint import write_published_checkpoint
 
 from fairchem_crack.evaluate import evaluate, format_of, names
-from fairchem_crack.leaderboard import COLUMNS
-from fairchem_crack.statistics import MOST_UNITS, Errors, error_interval, gap_closed, gap_closed_interval
+from fairchem_crack.leaderboard import COLUMNS, Row, draw, literal
+from fairchem_crack.statistics import MOST_UNITS, Errors, Interval, error_interval, gap_closed, gap_closed_interval
 
 PUBLISHED = {"num_layers": 1, "sphere_channels": 8, "attn_hidden_channels": 8, "num_heads": 2, "attn_alpha_channels": 8}
 PUBLISHED |= {"attn_value_channels": 4, "ffn_hidden_channels": 8, "lmax_list": [2], "mmax_list": [1], "edge_channels": 8}
@@ -265,3 +266,14 @@ def test_groups_change_the_interval_of_a_gap_little():
     assert (other.high - other.low) / (one.high - one.low) == pytest.approx(2**0.5, rel=0.1)
     assert one.estimate == pytest.approx(gap_closed([Errors(u, d, t[0], np.ones(count))]))
     assert one.low < one.estimate < one.high
+
+
+@pytest.mark.parametrize("name", ["$x^$y", "_best", "$a$", "100 $"])
+def test_names_are_drawn_letter_by_letter(name, tmp_path):
+    one = Interval(1.0, 0.5, 1.5)
+    row = Row(name, "student", name, {"energy_mae": 1.0, "forces_mae": 1.0}, {"energy_mae": one, "forces_mae": one}, {})
+    draw([row], {}, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").stat().st_size > 1000
+    drawn = Text(text=literal(name))
+    assert drawn._preprocess_math(drawn.get_text()) == (literal(name).replace("\\$", "$"), False)  # no formula
+    assert not literal(name).startswith("_") and literal(name).replace("\\$", "$").strip() == name

@@ -34,6 +34,7 @@ SMALL = (4.6, 3.2)
 NARROW = (3.6, 3.4)  # four beside each other
 DPI = 200
 STYLE: Any = {  # of rcParams, whose type lists every key
+    "text.parse_math": False,  # a user's `$` is a letter
     "font.size": 11,
     "axes.labelsize": 11.5,
     "axes.titlesize": 12,

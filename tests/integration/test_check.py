@@ -17,10 +17,12 @@ from conftest import STUDENT_MODEL, TEACHER_MODEL
 from fairchem.core.common.registry import registry
 from fairchem.core.datasets import LmdbDataset, data_list_collater
 
+from fairchem_crack import partition
 from fairchem_crack.check import inputs, models
 from fairchem_crack.checks import distill_faults, term_faults
 from fairchem_crack.cli import main
-from fairchem_crack.measure import loss_bytes
+from fairchem_crack.contrastive import crack_loss
+from fairchem_crack.measure import loss_bytes, peak_growth
 from fairchem_crack.scales import scale_factors
 
 GEMNET_T = {
@@ -277,6 +279,21 @@ def test_memory_estimate_is_that_of_the_benchmark(method):
         pairs = one["pairs"]
         estimate = loss_bytes(pairs=pairs, atoms=pairs / 12.5, width=128, fused=method == "ours") / 2**20
         assert one["peak_mb"] / 1.5 < estimate < one["peak_mb"] * 1.5, one
+
+
+def test_memory_estimate_holds_for_the_tiles_of_a_gpu(monkeypatch):
+    """Their size on the CPU, where memory can be measured without a GPU."""
+    for sizes in (partition.TILE_ENTRIES, partition.SLAB_COLUMNS):
+        monkeypatch.setitem(sizes, "cpu", sizes["cuda"])
+    monkeypatch.setattr(partition, "fused_kernels", lambda: None)
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(800, 128, generator=generator) for _ in range(2))
+    student.requires_grad_(True)
+    pairs = torch.combinations(torch.arange(800))[::40].T.contiguous()
+    work = lambda: crack_loss(student=student, teacher=teacher, pairs=pairs).backward()  # noqa: E731
+    _, peak = peak_growth(work, torch.device("cpu"))
+    estimate = loss_bytes(pairs=pairs.shape[1], atoms=800, width=128, device="cuda", fused=False)
+    assert pairs.shape[1] > 7900 and peak / 1.3 < estimate < peak * 1.3
 
 
 def test_memory_estimate_is_linear_in_pairs_and_atoms():
