@@ -29,7 +29,8 @@ from fairchem.core.datasets.base_dataset import create_dataset
 
 from fairchem_crack import cache_teacher as module
 from fairchem_crack.cache import CacheError, CacheWriter, Record, TeacherCache, encode, finish, written_chunks
-from fairchem_crack.cli import JACOBIAN_ROWS, main
+from fairchem_crack.cli import main
+from fairchem_crack.commands.cache_teacher import JACOBIAN_ROWS
 from fairchem_crack.config import TeacherConfig
 from fairchem_crack.features import attach_features
 from fairchem_crack.relations import unordered_pairs
