@@ -109,6 +109,17 @@ def check_metrics(evaluation_metrics: dict, task: str = "ocp") -> None:
             f"evaluation_metrics.primary_metric: {evaluation_metrics['primary_metric']!r} is none of the metrics. "
             + (suggestion(evaluation_metrics["primary_metric"], names) if names else "Give evaluation_metrics.metrics.")
         )
+    if is_best_when_small(evaluation_metrics["primary_metric"]):
+        raise ValueError(
+            f"evaluation_metrics.primary_metric: {evaluation_metrics['primary_metric']!r} is better when it is smaller, and "
+            "fairchem takes the largest value for the best, unless `mae` is in the name: best_checkpoint.pt would be the "
+            "worst. Take an MAE, `forces_mae` for example, or `energy_forces_within_threshold`."
+        )
+
+
+def is_best_when_small(metric: str) -> bool:
+    """Whether a metric is an error or a loss whose name fairchem does not know for one."""
+    return "mae" not in metric and (metric == "loss" or metric.endswith(("mse", "magnitude_error", "min_diff")))
 
 
 def check_own_terms(own_losses: list[dict], outputs: dict) -> None:

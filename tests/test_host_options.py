@@ -158,6 +158,17 @@ def test_the_ocp_task_has_no_default_metrics():
     check_metrics({"primary_metric": "forces_mae", "metrics": {"forces": ["mae"]}})
 
 
+@pytest.mark.parametrize("metric", ["loss", "forces_mse", "energy_per_atom_mse", "energy_rmse", "forces_magnitude_error"])
+def test_a_metric_whose_worst_value_is_kept_is_refused(metric):
+    """fairchem's `update_best` keeps the largest of what has no `mae` in its name."""
+    of, _, fn = metric.partition("_")
+    metrics = {of: [fn]} if fn else {"forces": ["mae"]}
+    with pytest.raises(ValueError, match=f"primary_metric: '{metric}'.*would be the worst"):
+        check_metrics({"primary_metric": metric, "metrics": metrics})
+    check_metrics({"primary_metric": "forces_mae", "metrics": {"forces": ["mae"]}})
+    check_metrics({"primary_metric": "forces_cosine_similarity", "metrics": {"forces": ["cosine_similarity"]}})
+
+
 def system(**fields) -> Data:
     """Of two atoms."""
     sound = {"pos": torch.zeros(2, 3), "cell": torch.eye(3)[None], "atomic_numbers": torch.ones(2), "natoms": 2}
