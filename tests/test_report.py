@@ -160,10 +160,13 @@ def test_the_projected_student_is_that_of_the_training_checkpoint(findings, run_
     from fairchem.core.datasets import data_list_collater
 
     batch = data_list_collater(systems, otf_graph=True)
-    state = torch.load(training, map_location="cpu", weights_only=False)["crack_distill"]["projection"]
-    expected = student(batch).node_embedding @ state["weight"].T + state["bias"]
+    kept = torch.load(training, map_location="cpu", weights_only=False)["crack_distill"]
+    state, statistics = kept["projection"], kept["channel_statistics"]
+    scaled = (student(batch).node_embedding - state["shift"]) / state["scale"]
+    expected = scaled @ state["trainable.weight"].T + state["trainable.bias"]
     assert torch.allclose(found.student, expected, atol=1e-5) and not found.lacking
-    assert torch.allclose(found.teacher, teacher(batch).node_embedding, atol=1e-5)
+    expected = (teacher(batch).node_embedding - statistics["channel_mean"]) / statistics["channel_std"]
+    assert torch.allclose(found.teacher, expected, atol=1e-4)
     same_system = batch.batch[found.pairs]
     assert torch.equal(same_system[0], same_system[1])
 

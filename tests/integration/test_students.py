@@ -155,6 +155,8 @@ def test_a_warmup_of_less_than_a_step_is_refused(run, two_steps):
 def test_a_checkpoint_of_version_0_1_0_resumes(run, distilled, tmp_path):
     """tests/samples/checkpoint_0.1.0.pt: the `distilled` fixture after 3 of 6 steps, written by commit 068ab12."""
     (tmp_path / "checkpoints" / "run").mkdir(parents=True)
-    steps = run(distilled, checkpoint=SAMPLES / "checkpoint_0.1.0.pt").steps
-    assert [record["step"] for record in steps] == [4, 5, 6]
-    assert all(math.isfinite(record["loss"]) for record in steps)
+    finished = run(distilled, checkpoint=SAMPLES / "checkpoint_0.1.0.pt")
+    assert [record["step"] for record in finished.steps] == [4, 5, 6]
+    assert all(math.isfinite(record["loss"]) for record in finished.steps)
+    state = load(finished.checkpoints / "checkpoint.pt")[keys.CHECKPOINT_KEY]
+    assert state[keys.STATE_FORMAT] == 2 and not state[keys.PROJECTION]["shift"].any()
