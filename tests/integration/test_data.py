@@ -393,7 +393,7 @@ def test_a_process_of_evaluate_sets_its_own_device(monkeypatch, cpu):
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
     monkeypatch.setattr(evaluation_runs, "_device", 0)
     monkeypatch.setattr(evaluation_runs.logging, "disable", lambda level: None)
-    evaluation_runs._start_process(Queue([2]), cpu)
+    evaluation_runs._start_process(Queue([2]), cpu, ())
     assert chosen == ([] if cpu else [2]) and evaluation_runs._device == 2
 
 
