@@ -133,7 +133,7 @@ def test_the_ranks_of_cache_teacher_and_evaluate_import_it(own, monkeypatch, tmp
         cache_teacher._rank(cache_teacher.Job(own, tmp_path), [], 0, None)
     devices = type("Queue", (), {"get": lambda self: 0})()
     monkeypatch.setattr("logging.disable", lambda level: None)
-    evaluation_runs._start_process(devices, ("one", "two"))
+    evaluation_runs._start_process(devices, True, ("one", "two"))
     assert loaded == [(MODULE,), ("one", "two")]
 
 
