@@ -24,6 +24,7 @@ from fairchem_crack import keys
 from fairchem_crack.evaluation_data import without_labels
 from fairchem_crack.features import architecture
 from fairchem_crack.named_records import NAMED
+from fairchem_crack.outputs import predicted
 from fairchem_crack.per_system import PerSystemTrainer
 from fairchem_crack.progress import trained_progress
 from fairchem_crack.teacher import model_config, read_checkpoint
@@ -180,13 +181,8 @@ def _by_property(content: dict, names: Mapping[str, str]) -> dict:
 
 
 def _add_judged(names: Mapping[str, str], model: nn.Module, arguments: tuple, outputs: dict[str, Any]) -> dict[str, Any]:
-    """Forward hook: the judged outputs of a model by their property too; a hydra may keep the outputs of a head apart."""
-    judged = {}
-    for name_of_property, name in names.items():
-        value = outputs.get(name)
-        if value is not None:
-            judged[name_of_property] = value[name_of_property] if isinstance(value, dict) else value
-    return {**outputs, **judged}
+    """Forward hook: the judged outputs of a model by their property too."""
+    return {**outputs, **{property_: predicted(outputs, property_, name) for property_, name in names.items()}}
 
 
 class CheckpointEvaluator:
@@ -234,7 +230,7 @@ class CheckpointEvaluator:
         self._trainer = _Trainer(
             task={},
             model={"name": name, **attributes},
-            outputs=content["config"]["outputs"],
+            outputs=outputs,
             dataset={},
             optimizer={"batch_size": batch_size, "eval_batch_size": batch_size, "num_workers": 0},
             loss_functions=LOSSES,

@@ -19,12 +19,10 @@ def full_precision(device_type: str) -> Iterator[None]:
     Args:
         device_type: "cpu" or "cuda", of the tensors.
     """
-    permitted = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    permitted = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
     try:
         with torch.autocast(device_type, enabled=False):
             yield
     finally:
-        torch.set_float32_matmul_precision(permitted[0])
-        torch.backends.cudnn.allow_tf32 = permitted[1]
+        torch.set_float32_matmul_precision(permitted)
