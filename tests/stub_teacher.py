@@ -23,7 +23,7 @@ class StubTeacher:
         std: (D,) of the node embedding's channels, and of the components of the vector embedding's.
     """
 
-    name, checkpoint, max_atomic_number, cutoff = "stub", Path("stub.pt"), 118, None
+    name, checkpoint, max_atomic_number, cutoff, use_pbc = "stub", Path("stub.pt"), 118, None, True
 
     def __init__(self, mean: Tensor, std: Tensor) -> None:
         self.mean, self.std = mean, std

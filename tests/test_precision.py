@@ -54,10 +54,10 @@ def test_rows_of_the_jacobian_are_in_float32_whatever_the_rest_is(batch, precisi
 def test_full_precision_leaves_the_settings_as_they_were():
     torch.set_float32_matmul_precision("medium")
     try:
-        with torch.autocast("cpu", torch.bfloat16), full_precision(torch.device("cpu")):
-            assert torch.get_float32_matmul_precision() == "highest" and not torch.backends.cudnn.allow_tf32
+        with torch.autocast("cpu", torch.bfloat16), full_precision("cpu"):
+            assert torch.get_float32_matmul_precision() == "highest" and not torch.backends.cuda.matmul.allow_tf32
             assert not torch.is_autocast_cpu_enabled()
-        assert torch.get_float32_matmul_precision() == "medium" and torch.backends.cudnn.allow_tf32
+        assert torch.get_float32_matmul_precision() == "medium" and torch.backends.cuda.matmul.allow_tf32
     finally:
         torch.set_float32_matmul_precision("highest")
 

@@ -46,7 +46,7 @@ def spoil_gradient(monkeypatch):
 
         def spoiled(self, batch, step_now, *more):
             if step_now == step:
-                module = self.student if which == "student" else self.projection
+                module = self.student if which == "student" else self.projections.node
                 first = next(parameter for parameter in module.parameters() if parameter.requires_grad)
                 hook = first.register_hook(lambda gradient: (hook.remove(), gradient * math.inf)[1])
             return loss(self, batch, step_now, *more)
