@@ -50,7 +50,7 @@ def overflow(monkeypatch):
             if step in steps and what == "loss":
                 return value * math.inf
             if step in steps:
-                module = self.student if what == "student" else self.projection
+                module = self.student if what == "student" else self.projections.node
                 first = next(parameter for parameter in module.parameters() if parameter.requires_grad)
                 hook = first.register_hook(lambda gradient: (hook.remove(), gradient * math.inf)[1])
             return value
