@@ -158,5 +158,7 @@ def test_a_checkpoint_of_version_0_1_0_resumes(run, distilled, tmp_path):
     finished = run(distilled, checkpoint=SAMPLES / "checkpoint_0.1.0.pt")
     assert [record["step"] for record in finished.steps] == [4, 5, 6]
     assert all(math.isfinite(record["loss"]) for record in finished.steps)
+    # what commit 7cca9bc resumes with: the converted projection is the same function, in the same unit
+    assert finished.steps[0]["loss_node_embeddings"] == pytest.approx(1.75998, rel=1e-3)
     state = load(finished.checkpoints / "checkpoint.pt")[keys.CHECKPOINT_KEY]
     assert state[keys.STATE_FORMAT] == 2 and not state[keys.PROJECTION]["shift"].any()
