@@ -16,17 +16,16 @@ from fairchem_crack.agreement import energy_agreement, explanation
 from fairchem_crack.boundaries import count_edges
 from fairchem_crack.cached import CachedTeacher
 from fairchem_crack.channels import ChannelStatistics, channel_statistics
-from fairchem_crack.config import CONTRASTIVE, DistillConfig, TermConfig
+from fairchem_crack.config import DistillConfig, TermConfig
 from fairchem_crack.distributed import Gathering
 from fairchem_crack.features import architecture, attach_features
 from fairchem_crack.guard import teacher_faults
-from fairchem_crack.losses import CrackLoss, DistillationLoss, InfoNCELoss
+from fairchem_crack.losses import CrackLoss, build_loss, check_compared
 from fairchem_crack.named_records import check_cells, listed
 from fairchem_crack.outputs import ModelOutputs
 from fairchem_crack.projection import Projections
 from fairchem_crack.projection_state import FORMAT, upgraded
 from fairchem_crack.relations import unordered_pairs
-from fairchem_crack.shapes import check_loss_fits
 from fairchem_crack.teacher import Teacher, TeacherOutputs, own
 from fairchem_crack.terms import COMPARED_AS, COMPARISONS, Step, wanted
 
@@ -175,7 +174,7 @@ class Distillation:
             loss.loss_fn.gathering, self._gathering = self._gathering, None
         with torch.autocast(self.device.type, enabled=False):
             compared = COMPARISONS[term.key].pair(seen, term)
-            _check_compared(term, *compared, systems=len(seen.batch.natoms))
+            check_compared(term, *compared, systems=len(seen.batch.natoms))
             value = loss(*compared, natoms=seen.batch.natoms)
         self.log[keys.LOSS_PREFIX + term.key] = value.item()
         if isinstance(loss.loss_fn, CrackLoss):
@@ -340,47 +339,6 @@ class Distillation:
         """Take every hook off the student and the teacher."""
         self.student_features.close()
         self.teacher.close()
-
-
-def build_loss(term: TermConfig, config: DistillConfig) -> DistillationLoss:
-    """The loss of one term.
-
-    Raises:
-        ValueError: fairchem has no loss `fn`.
-    """
-    try:
-        loss = DistillationLoss(term.fn, reduction=term.reduction)
-    except RuntimeError as error:  # fairchem's registry, which lists losses that take no embeddings too
-        raise ValueError(
-            f"loss_functions, {term.key}.fn: fairchem has no loss `{term.fn}`; expected `{CONTRASTIVE.get(term.key, 'mse')}`"
-            + ("." if term.key in CONTRASTIVE else ", `mae` or `l2mae`.")
-        ) from error
-    if isinstance(loss.loss_fn, CrackLoss):
-        relations = config.relations
-        loss.loss_fn.options = {
-            "temperature": term.temperature,
-            "anchor": relations.anchor,
-            "negatives": relations.negatives,
-            "max_pairs": relations.max_pairs,
-            "false_negative_threshold": relations.false_negative_threshold,
-        }
-    elif isinstance(loss.loss_fn, InfoNCELoss):
-        loss.loss_fn.temperature = term.temperature
-    return loss
-
-
-def _check_compared(term: TermConfig, student: Tensor, teacher: Tensor, *, systems: int) -> None:
-    """Raise ValueError for two tensors of a term of one's own that its loss cannot compare."""
-    where = f"loss_functions, {term.key}"
-    if student.shape != teacher.shape:
-        raise ValueError(
-            f"{where}: compares tensors of unequal shapes, {tuple(student.shape)} of the student and {tuple(teacher.shape)} "
-            "of the teacher."
-        )
-    is_column = student.dim() == 1 or (student.dim() == 2 and student.shape[1] == 1)
-    rows = "B" if len(student) == systems else "N"
-    if student.numel() and term.key not in CONTRASTIVE:
-        check_loss_fits(term.fn, (rows, "1" if is_column else "D"), term.key, f"{where}.fn")
 
 
 def wanted_fields(config: DistillConfig, terms: list[TermConfig]) -> set[str]:

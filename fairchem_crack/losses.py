@@ -11,10 +11,12 @@ from fairchem.core.modules.loss import DDPLoss
 from torch import Tensor, nn
 
 from fairchem_crack import keys
+from fairchem_crack.config import CONTRASTIVE, DistillConfig, TermConfig
 from fairchem_crack.contrastive import CrackTerms, crack_terms
 from fairchem_crack.distributed import Gathering, gather_rows
 from fairchem_crack.precision import full_precision
 from fairchem_crack.relations import has_direction, pair_difference, unit_embedding
+from fairchem_crack.shapes import check_loss_fits
 
 
 @registry.register_loss("crack")
@@ -127,6 +129,47 @@ class DistillationLoss(DDPLoss):
     def _ddp_mean(self, num_samples: int, loss: Tensor) -> Tensor:
         global_samples = distutils.all_reduce(num_samples, device=loss.device)
         return loss * distutils.get_world_size() / max(global_samples, 1)
+
+
+def build_loss(term: TermConfig, config: DistillConfig) -> DistillationLoss:
+    """The loss of one term.
+
+    Raises:
+        ValueError: fairchem has no loss `fn`.
+    """
+    try:
+        loss = DistillationLoss(term.fn, reduction=term.reduction)
+    except RuntimeError as error:  # fairchem's registry, which lists losses that take no embeddings too
+        raise ValueError(
+            f"loss_functions, {term.key}.fn: fairchem has no loss `{term.fn}`; expected `{CONTRASTIVE.get(term.key, 'mse')}`"
+            + ("." if term.key in CONTRASTIVE else ", `mae` or `l2mae`.")
+        ) from error
+    if isinstance(loss.loss_fn, CrackLoss):
+        relations = config.relations
+        loss.loss_fn.options = {
+            "temperature": term.temperature,
+            "anchor": relations.anchor,
+            "negatives": relations.negatives,
+            "max_pairs": relations.max_pairs,
+            "false_negative_threshold": relations.false_negative_threshold,
+        }
+    elif isinstance(loss.loss_fn, InfoNCELoss):
+        loss.loss_fn.temperature = term.temperature
+    return loss
+
+
+def check_compared(term: TermConfig, student: Tensor, teacher: Tensor, *, systems: int) -> None:
+    """Raise ValueError for two tensors of a term of one's own that its loss cannot compare."""
+    where = f"loss_functions, {term.key}"
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"{where}: compares tensors of unequal shapes, {tuple(student.shape)} of the student and {tuple(teacher.shape)} "
+            "of the teacher."
+        )
+    is_column = student.dim() == 1 or (student.dim() == 2 and student.shape[1] == 1)
+    rows = "B" if len(student) == systems else "N"
+    if student.numel() and term.key not in CONTRASTIVE:
+        check_loss_fits(term.fn, (rows, "1" if is_column else "D"), term.key, f"{where}.fn")
 
 
 def _all_pairs(systems: Tensor) -> Tensor:

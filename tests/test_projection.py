@@ -16,7 +16,7 @@ from torch import nn
 from fairchem_crack import keys
 from fairchem_crack.channels import ChannelStatistics, channel_statistics
 from fairchem_crack.config import DistillConfig, TeacherConfig, TermConfig
-from fairchem_crack.distillation import build_loss
+from fairchem_crack.losses import build_loss
 from fairchem_crack.outputs import ModelOutputs
 from fairchem_crack.projection import Projections, build_projection, projection_of
 from fairchem_crack.projection_state import FORMAT, upgraded

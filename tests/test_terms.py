@@ -16,7 +16,6 @@ from torch_geometric.data import Batch, Data
 from fairchem_crack import keys
 from fairchem_crack.channels import channel_statistics
 from fairchem_crack.config import DistillConfig, ScheduleConfig, TeacherConfig, TermConfig
-from fairchem_crack.distillation import build_loss
 from fairchem_crack.jacobian import (
     DISPLACEMENT,
     JacobianRows,
@@ -26,6 +25,7 @@ from fairchem_crack.jacobian import (
     jacobian_rows,
     to_keep,
 )
+from fairchem_crack.losses import build_loss
 from fairchem_crack.outputs import ModelOutputs
 from fairchem_crack.teacher import TeacherOutputs
 from fairchem_crack.terms import COMPARISONS, Step

@@ -29,9 +29,9 @@ from fairchem_crack.checks import (
     term_faults,
 )
 from fairchem_crack.config import DistillConfig, TeacherConfig, parse
-from fairchem_crack.distillation import build_loss
 from fairchem_crack.host_options import check_optim, check_outputs, check_transforms
 from fairchem_crack.io.datasets import SPLITS, dataset_key
+from fairchem_crack.losses import build_loss
 from fairchem_crack.plugins import ADDED_TO_PATH
 from fairchem_crack.trainer import CrackDistillTrainer
 

@@ -25,7 +25,7 @@ from fairchem_crack.commands.cache_teacher import job_of, parser
 from fairchem_crack.commands.flags import read_or_refuse
 from fairchem_crack.commands.train import dotted_path
 from fairchem_crack.config import split_loss_functions
-from fairchem_crack.distillation import build_loss
+from fairchem_crack.losses import build_loss
 from fairchem_crack.plugins import load_plugins
 from fairchem_crack.terms import register_term
 
