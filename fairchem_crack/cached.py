@@ -42,7 +42,7 @@ def open_cache(config: TeacherConfig, device: torch.device) -> TeacherCache:
         )
     if teacher.graph_settings() != cache.plan.graph:
         raise CacheError(
-            f"Teacher cache {config.cache} was made with the relation graph {cache.plan.graph}, the checkpoint has "
+            f"Teacher cache {config.cache} was made with the settings {cache.plan.graph}, the checkpoint has "
             f"{teacher.graph_settings()}. Write another one with `fairchem-crack cache-teacher`."
         )
     return cache

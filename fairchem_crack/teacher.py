@@ -170,12 +170,14 @@ class Teacher:
             yield
 
     def graph_settings(self) -> dict[str, Any]:
-        """What the teacher's edges depend on."""
+        """What cached records depend on besides the weights: what makes the edges, and whose the element references are.
+
+        Version 0.1.0 shared the references among the atoms of a system; its caches of such teachers do not have the entry.
+        """
         names = ("cutoff", "max_neighbors", "use_pbc", "use_pbc_single", "enforce_max_neighbors_strictly")
-        backbone = self.features.backbone
-        return {
-            name: getattr(backbone, name) for name in names if isinstance(getattr(backbone, name, None), (bool, int, float))
-        }
+        values = {name: getattr(self.features.backbone, name, None) for name in names}
+        settings: dict[str, Any] = {name: value for name, value in values.items() if isinstance(value, (bool, int, float))}
+        return {**settings, "element_references": "of each atom"} if self.outputs.references else settings
 
     def close(self) -> None:
         """Take the hooks off the model."""

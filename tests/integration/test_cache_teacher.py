@@ -141,6 +141,7 @@ def test_energies_and_forces_are_those_of_the_stock_calculator(run, stock, disti
     checkpoint = run(stock).checkpoints / "checkpoint.pt"
     distilled["task"]["distill"]["teacher"] = {"checkpoint": str(checkpoint), "use_ema": False}
     cache = cache_teacher(distilled, tmp_path / "cache", "--vectors", "--dtype", "float32")
+    assert cache.plan.graph["element_references"] == "of each atom"  # a cache of 0.1.0, which shared them, is refused
     calculator = OCPCalculator(checkpoint_path=str(checkpoint), cpu=True, seed=0)
     features = attach_features(calculator.trainer._unwrapped_model, "teacher")
     reference = calculator.trainer.elementrefs["energy"].element_references.numpy().reshape(-1)  # eV, of each element
@@ -420,7 +421,7 @@ def test_another_relation_graph(refused, from_cache, teacher_checkpoint, tmp_pat
     checkpoint["config"]["model"]["max_neighbors"] = 5
     torch.save(checkpoint, tmp_path / "other.pt")
     from_cache["task"]["distill"]["teacher"]["checkpoint"] = str(tmp_path / "other.pt")
-    refused(from_cache, "was made with the relation graph .*'max_neighbors': 8.* has .*'max_neighbors': 5")
+    refused(from_cache, "was made with the settings .*'max_neighbors': 8.* has .*'max_neighbors': 5")
 
 
 def test_another_dataset(refused, from_cache, data, tmp_path):
