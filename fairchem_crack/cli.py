@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+import warnings
 
 from fairchem_crack.compiled import check_built_for_cuda, check_installed
 
@@ -57,6 +58,8 @@ def main(arguments: list[str] | None = None) -> None:
             check_built_for_cuda()
     except (ModuleNotFoundError, RuntimeError) as error:
         sys.exit(f"fairchem-crack {name}: {error}")
+    if name != "train":  # which warns as fairchem does; elsewhere the deprecations in its imports are no news
+        warnings.filterwarnings("ignore", module="fairchem|torch_geometric")
     module, _, function = COMMANDS[name][0].partition(":")
     getattr(importlib.import_module(module), function)(arguments[1:])
 
