@@ -21,6 +21,7 @@ from conftest import DATASET, SCN_MODEL, distill_config, run_fairchem, stock_con
 from matplotlib.colors import to_rgb
 
 from fairchem_crack.evaluation import CheckpointEvaluator
+from fairchem_crack.evaluation_data import as_labelled
 from fairchem_crack.report import collect as collect_module
 from fairchem_crack.report import command, drawing, embedding_figures, figures, numbers, relations
 from fairchem_crack.report.collect import Model
@@ -605,3 +606,13 @@ def test_the_choice_of_other_datas_systems_is_not_that_of_the_validation(run_dir
     own = make_request(tmp_path, teacher="t").data["val"]
     other = make_request(tmp_path, teacher="t", data=[str(data / "train")]).data["train"]
     assert own["first_n"] == 2 and not {"first_n", "metadata_path"} & other.keys()
+
+
+def test_labels_of_a_named_output_are_read_by_their_property(data):
+    mapping = {"y": "oc20_energy", "force": "oc20_forces"}
+    named = as_labelled({**DATASET, "key_mapping": mapping}, {"energy": "oc20_energy", "forces": "oc20_forces"})
+    splits = [
+        load_split("val", {**options, "src": str(data / "val_id")}, systems=3, free_atoms_only=True)
+        for options in (DATASET, named)
+    ]
+    assert np.array_equal(splits[0].energy, splits[1].energy) and np.array_equal(splits[0].forces, splits[1].forces)

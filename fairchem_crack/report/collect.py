@@ -17,7 +17,6 @@ from fairchem.core.common.utils import setup_imports
 import fairchem_crack
 from fairchem_crack import keys
 from fairchem_crack.evaluation import check_errors
-from fairchem_crack.outputs import ModelOutputs
 from fairchem_crack.progress import trained_progress
 from fairchem_crack.report.curves import TRAIN, Curve, log_directory, read_curves
 from fairchem_crack.report.numbers import Groups, average, by_adsorbate, by_element, gap_closed, metrics, system_errors
@@ -95,10 +94,8 @@ def collect(request: Request) -> Findings:
     """Run every model over every split and look at what it says."""
     setup_imports()
     device = torch.device("cuda" if torch.cuda.is_available() and not request.cpu else "cpu")
-    outputs = ModelOutputs(str(request.student), request.config.get("outputs"))
-    labels = {outputs[property_].name: property_ for property_ in (keys.ENERGY, keys.FORCES)}
     splits = [
-        load_split(name, options, labels, systems=request.systems, free_atoms_only=request.free_atoms_only)
+        load_split(name, options, systems=request.systems, free_atoms_only=request.free_atoms_only)
         for name, options in request.data.items()
     ]
     named = {"undistilled": request.undistilled, "student": request.student, "teacher": request.teacher, **request.also}

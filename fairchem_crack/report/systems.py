@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +14,11 @@ from ase.formula import Formula
 from fairchem.core.datasets import data_list_collater
 from torch_geometric.data import Batch, Data
 
+from fairchem_crack import keys
 from fairchem_crack.io.datasets import open_dataset
 from fairchem_crack.named_records import NamedRecords, free_atoms
 from fairchem_crack.report.request import SETTINGS
 
-LABELS = {"energy": "energy", "forces": "forces"}  # names in the data
 ADSORBATE = 2  # OC20's tag of its atoms
 
 
@@ -56,14 +56,11 @@ class Split:
         return np.array(chemical_symbols)[self.atomic_numbers]
 
 
-def load_split(
-    name: str, options: dict[str, Any], labels: Mapping[str, str] = LABELS, *, systems: int, free_atoms_only: bool
-) -> Split:
+def load_split(name: str, options: dict[str, Any], *, systems: int, free_atoms_only: bool) -> Split:
     """Read evenly spaced systems of a dataset.
 
     Args:
-        options: fairchem's, of the dataset.
-        labels: the names of energy and forces in it, and which is which.
+        options: fairchem's, of the dataset, by which its systems have `energy` and `forces`.
         systems: at most so many.
         free_atoms_only: leave fixed atoms out of the evaluation, `outputs.forces.eval_on_free_atoms`.
 
@@ -84,16 +81,13 @@ def load_split(
     gc.collect()
     if not chosen:
         raise ValueError(f"{name}: {options['src']} holds no system.")
-    for label in labels:
+    for label in (keys.ENERGY, keys.FORCES):
         if any(label not in system for system in chosen):
             held = ", ".join(f"`{key}`" for key in sorted(chosen[0].keys()))
             raise ValueError(
                 f"{name}: a system of {options['src']} has no `{label}`, without which there is no error to report; it "
                 f"holds {held}. A label of another name is renamed by dataset.train.key_mapping of the training."
             )
-    for system in chosen:
-        for label, property_ in labels.items():
-            system[property_] = system[label]
     batch = data_list_collater(chosen, otf_graph=True)
     return Split(
         name=name,
