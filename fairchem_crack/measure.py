@@ -11,7 +11,7 @@ from typing import Any, Callable, Optional
 
 import torch
 
-from fairchem_crack.partition import SLAB_COLUMNS, TILE_ENTRIES
+from fairchem_crack.tiles import COLUMN_BLOCK, TILE_ENTRIES
 
 WARM_UP = 2  # torch.jit, which PaiNN uses, compiles in the first two runs
 REPEATS = 3  # timed runs after them
@@ -32,9 +32,9 @@ def loss_bytes(*, pairs: float, atoms: float, width: int, device: str = "cpu", f
         device: "cpu" or "cuda", whose tiles differ.
         fused: by the kernels for the CPU, which store no tile.
     """
-    slab = min(SLAB_COLUMNS[device], pairs)
-    tile = 0 if fused else TILE_COPIES[device] * min(TILE_ENTRIES[device], pairs * slab)
-    return 4 * (EMBEDDING_COPIES * (pairs + atoms) * width + 2 * atoms * slab + tile)
+    block = min(COLUMN_BLOCK[device], pairs)
+    tile = 0 if fused else TILE_COPIES[device] * min(TILE_ENTRIES[device], pairs * block)
+    return 4 * (EMBEDDING_COPIES * (pairs + atoms) * width + 2 * atoms * block + tile)
 
 
 def seconds(work: Callable[..., Any], device: torch.device, *, prepare: Optional[Callable[[], Any]] = None) -> float:

@@ -23,6 +23,9 @@ import torch
 import yaml
 from architectures import EQUIFORMER_V2_WIDTHS
 
+# Without a GPU the Triton kernels are interpreted; before Triton is imported, which torch does when it is needed.
+os.environ.setdefault("TRITON_INTERPRET", str(int(not torch.cuda.is_available())))
+
 DATASET = {"format": "lmdb", "key_mapping": {"y": "energy", "force": "forces"}}
 TEACHER_MODEL = {
     **EQUIFORMER_V2_WIDTHS,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fairchem_crack import partition
+from fairchem_crack import tiles
 from fairchem_crack.contrastive import crack_loss, crack_terms
 from fairchem_crack.relations import NEAR, unordered_pairs
 
@@ -109,8 +109,8 @@ def test_any_tile_size_gives_the_same_result(anchor, negatives, max_pairs, slab,
         return terms.loss, terms.top1, terms.entropy, gradient
 
     expected = run()
-    monkeypatch.setitem(partition.TILE_ENTRIES, "cpu", tile)
-    monkeypatch.setitem(partition.SLAB_COLUMNS, "cpu", slab)
+    monkeypatch.setitem(tiles.TILE_ENTRIES, "cpu", tile)
+    monkeypatch.setitem(tiles.COLUMN_BLOCK, "cpu", slab)
     torch.testing.assert_close(run(), expected, rtol=1e-12, atol=1e-12)
 
 

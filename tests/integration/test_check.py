@@ -19,7 +19,7 @@ from conftest import STUDENT_MODEL, TEACHER_MODEL
 from fairchem.core.common.registry import registry
 from fairchem.core.datasets import LmdbDataset, data_list_collater
 
-from fairchem_crack import partition
+from fairchem_crack import tiles
 from fairchem_crack.check import inputs, models
 from fairchem_crack.checks import distill_faults, term_faults
 from fairchem_crack.cli import main
@@ -287,9 +287,9 @@ def test_memory_estimate_is_that_of_the_benchmark(method):
 
 def test_memory_estimate_holds_for_the_tiles_of_a_gpu(monkeypatch):
     """Their size on the CPU, where memory can be measured without a GPU."""
-    for sizes in (partition.TILE_ENTRIES, partition.SLAB_COLUMNS):
+    for sizes in (tiles.TILE_ENTRIES, tiles.COLUMN_BLOCK):
         monkeypatch.setitem(sizes, "cpu", sizes["cuda"])
-    monkeypatch.setattr(partition, "fused_kernels", lambda: None)
+    monkeypatch.setattr(tiles, "fused_kernels", lambda: None)
     generator = torch.Generator().manual_seed(0)
     student, teacher = (torch.randn(800, 128, generator=generator) for _ in range(2))
     student.requires_grad_(True)
