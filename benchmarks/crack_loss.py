@@ -197,14 +197,15 @@ def exponent(rows: list[dict], quantity: str) -> float:
 def tf32_rate() -> float:
     """Floating-point operations a second of this GPU's TF32 matrix products, on random data."""
     matrix = torch.randn(8192, 8192, device="cuda")
-    with mock.patch.object(torch.backends.cuda.matmul, "allow_tf32", True):
-        times = []
-        for _ in range(12):
-            torch.cuda.synchronize()
-            start = time.perf_counter()
-            matrix @ matrix
-            torch.cuda.synchronize()
-            times.append(time.perf_counter() - start)
+    permitted, times = torch.get_float32_matmul_precision(), []
+    torch.set_float32_matmul_precision("high")
+    for _ in range(12):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        matrix @ matrix
+        torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    torch.set_float32_matmul_precision(permitted)
     return 2 * 8192**3 / statistics.median(times[2:])
 
 

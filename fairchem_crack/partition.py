@@ -59,7 +59,7 @@ def partition_sums(
     """
     ids = torch.arange(pairs.shape[1], device=pairs.device)
     problem = Problem(
-        pairs=_of(pairs.T, rows).T,
+        pairs=pairs if rows is None else pairs.index_select(1, rows),
         relations=_of(relations, columns),
         row_relations=_of(relations, rows),
         row_ids=_of(ids, rows),

@@ -15,13 +15,11 @@ order of a pair's atoms, and dL/dx with it. Exponentials are in base 2: `scale` 
 import triton
 import triton.language as tl
 
-# Entries of a tile of one program, and the columns of a tile where a program adds up rows.
-ROW_TILE = 4096
-COLUMN_TILE = 128
-ROWS_AT_ONCE = 16
-ATOM_TILE = 512
-# Programs that share the rows of a column.
-SPLITS = 32
+# The fastest of those tried on an H100: columns of a program that owns an atom; of one that owns columns, and rows it takes
+# at once.
+ATOM_TILE = 1024
+COLUMN_TILE, ROWS_AT_ONCE = 64, 32
+SPLITS = 32  # programs that share the rows of a column
 
 
 @triton.jit
@@ -36,48 +34,41 @@ def _counted(column, first, end, cosine, threshold, row_id, column_id, EXCLUDES:
 @triton.jit
 def row_kernel(
     gram, teacher_gram, i, j, scale, teacher_scale, first, end, row_ids, column_ids, threshold,
-    largest, total, moment, weight, log_sum, num_rows, start, width,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, EXCLUDES: tl.constexpr, WEIGHTED: tl.constexpr,
+    largest, total, moment, weight, log_sum, start, width,
+    COLUMNS: tl.constexpr, EXCLUDES: tl.constexpr, WEIGHTED: tl.constexpr,
 ):  # fmt: skip
-    """Add a block of columns to the sums of ROWS rows; WEIGHTED: only to sum_f w_f x (exp(x - l_f) - exp(-x - l_f))."""
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    is_row = row < num_rows
-    row_first = tl.load(first + row, mask=is_row, other=2147483647)
-    row_end = tl.load(end + row, mask=is_row, other=0)
-    if (tl.min(row_first, 0) < start + width) & (tl.max(row_end, 0) > start):
-        of_i = tl.load(i + row, mask=is_row, other=0)[:, None] * width
-        of_j = tl.load(j + row, mask=is_row, other=0)[:, None] * width
-        column = tl.arange(0, COLUMNS)[None, :]
+    """Add a block of columns to the sums of a row; WEIGHTED: only to sum_f w_f x (exp(x - l_f) - exp(-x - l_f))."""
+    row = tl.program_id(0)
+    row_first, row_end = tl.load(first + row), tl.load(end + row)
+    if (row_first < start + width) & (row_end > start):
+        of_i, of_j = tl.load(i + row) * width, tl.load(j + row) * width
+        column = tl.arange(0, COLUMNS)
         inside = column < width
         x = tl.load(gram + of_i + column, mask=inside, other=0.0) - tl.load(gram + of_j + column, mask=inside, other=0.0)
-        x *= tl.load(scale + row, mask=is_row, other=0.0)[:, None]
-        cosine, row_id, column_id = x, row[:, None], column
+        x *= tl.load(scale + row)
+        cosine, row_id, column_id = x, row, column
         if EXCLUDES:
             cosine = tl.load(teacher_gram + of_i + column, mask=inside, other=0.0)
             cosine -= tl.load(teacher_gram + of_j + column, mask=inside, other=0.0)
-            cosine *= tl.load(teacher_scale + row, mask=is_row, other=0.0)[:, None]
-            row_id = tl.load(row_ids + row, mask=is_row, other=-1)[:, None]
+            cosine *= tl.load(teacher_scale + row)
+            row_id = tl.load(row_ids + row)
             column_id = tl.load(column_ids + start + column, mask=inside, other=-1)
-        counted = (
-            _counted(start + column, row_first[:, None], row_end[:, None], cosine, threshold, row_id, column_id, EXCLUDES)
-            & inside
-        )
-        before = tl.load(moment + row, mask=is_row, other=0.0)
+        counted = _counted(start + column, row_first, row_end, cosine, threshold, row_id, column_id, EXCLUDES) & inside
+        before = tl.load(moment + row)
         if WEIGHTED:
             its_sum = tl.load(log_sum + start + column, mask=inside, other=0.0)
             slope = tl.load(weight + start + column, mask=inside, other=0.0)
             slope *= tl.exp2(x - its_sum) - tl.exp2(-x - its_sum)
-            tl.store(moment + row, before + tl.sum(tl.where(counted, x * slope, 0.0), 1), mask=is_row)
+            tl.store(moment + row, before + tl.sum(tl.where(counted, x * slope, 0.0), 0))
         else:
-            top = tl.load(largest + row, mask=is_row, other=0.0)
-            raised = tl.maximum(top, tl.max(tl.where(counted, tl.abs(x), 0.0), 1))
-            up = tl.where(counted, tl.exp2(x - raised[:, None]), 0.0)
-            down = tl.where(counted, tl.exp2(-x - raised[:, None]), 0.0)
+            top = tl.load(largest + row)
+            raised = tl.maximum(top, tl.max(tl.where(counted, tl.abs(x), 0.0), 0))
+            up = tl.where(counted, tl.exp2(x - raised), 0.0)
+            down = tl.where(counted, tl.exp2(-x - raised), 0.0)
             shrink = tl.exp2(top - raised)
-            sum_before = tl.load(total + row, mask=is_row, other=0.0)
-            tl.store(total + row, sum_before * shrink + tl.sum(up + down, 1), mask=is_row)
-            tl.store(moment + row, before * shrink + tl.sum(x * (up - down), 1), mask=is_row)
-            tl.store(largest + row, raised, mask=is_row)
+            tl.store(total + row, tl.load(total + row) * shrink + tl.sum(up + down, 0))
+            tl.store(moment + row, before * shrink + tl.sum(x * (up - down), 0))
+            tl.store(largest + row, raised)
 
 
 @triton.jit

@@ -7,7 +7,6 @@ import functools
 import logging
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Optional
 
 import torch
@@ -20,7 +19,7 @@ from fairchem_crack.tiles import Problem, TiledSums
 Sides = tuple[bool, bool]
 DEVICE_TYPES = ("cuda",)  # where Triton compiles
 # Entries of H (N, columns) in a block: with its gradient it stays in a GPU's L2 cache, of 40 to 60 MB.
-GRAM_ENTRIES = 1 << 22
+GRAM_ENTRIES = 1 << 23
 LARGEST_BLOCK, SMALLEST_BLOCK = 2048, 128
 LOG2_E = math.log2(math.e)
 # Of the trial: relations, atoms, width, and what a sum and a gradient may differ by, relative to the largest.
@@ -45,13 +44,14 @@ class FusedSums(torch.autograd.Function):
     @staticmethod
     def forward(ctx, unit_student: Tensor, scale: Tensor, problem: Problem):  # noqa: D102
         kernels = _Kernels(unit_student, scale, problem)
-        rows, columns = (_Sums.zeros(scale, size) for size in (len(scale), len(problem.relations)))
+        rows, columns = _Sums.zeros(scale, len(scale)), _Sums.zeros(scale, len(problem.relations))
         for block in kernels.blocks():
             if problem.over_columns:
                 kernels.add_to_rows(block, rows)
             if problem.over_rows:
                 kernels.add_to_columns(block, columns)
-        of_rows, of_columns = rows.finished(), columns.finished()
+        of_rows = rows.finished() if problem.over_columns else _Finished(*rows.values)
+        of_columns = columns.finished() if problem.over_rows else _Finished(*columns.values)
         ctx.save_for_backward(unit_student, scale, of_rows.log_sum, of_rows.mean, of_columns.log_sum)
         ctx.problem = problem
         outputs = tuple(
@@ -111,17 +111,16 @@ class _Block(NamedTuple):
         return self.gram.shape[1]
 
 
-@dataclass
 class _Sums:
-    """Running sums, relative to exp(largest), in base 2."""
+    """Running sums of each anchor: largest |x|, and relative to exp of it, sum of 2 cosh x and of 2 x sinh x. In base 2."""
 
-    largest: Tensor
-    total: Tensor
-    moment: Tensor
+    def __init__(self, values: Tensor) -> None:
+        self.values = values  # (3, ...)
+        self.largest, self.total, self.moment = values
 
     @classmethod
     def zeros(cls, like: Tensor, *shape: int) -> _Sums:
-        return cls(*(like.new_zeros(shape) for _ in range(3)))
+        return cls(like.new_zeros(3, *shape))
 
     def add(self, part: slice, shares: _Sums) -> None:
         """Add shares (S, part) to a part."""
@@ -144,13 +143,14 @@ class _Kernels:
 
         self._kernels, self._problem, self._unit_student = triton_kernels, problem, unit_student
         self._num_rows, self._num_columns = len(scale), len(problem.relations)
-        self._atoms = problem.pairs[0].int(), problem.pairs[1].int()
+        self._atoms = tuple(problem.pairs.int().contiguous())
         self._scale = scale * LOG2_E
-        self._slope = scale.clamp(max=problem.steepest)
         self._excludes = {"EXCLUDES": problem.threshold is not None}
-        self._ids = problem.row_ids.int(), problem.column_ids.int(), problem.threshold or 0.0
-        self._teacher_scale = self._scale  # not read without a threshold
-        if problem.unit_teacher is not None and problem.threshold is not None:
+        self._ids: tuple = (problem.row_ids, problem.column_ids, 0.0)  # these two are not read without a threshold
+        self._teacher_scale = self._scale
+        if problem.threshold is not None:
+            assert problem.unit_teacher is not None
+            self._ids = problem.row_ids.int(), problem.column_ids.int(), problem.threshold
             self._teacher_scale = 1 / torch.linalg.vector_norm(_differences(problem.unit_teacher, problem), dim=1)
 
     def blocks(self) -> Iterator[_Block]:
@@ -170,17 +170,15 @@ class _Kernels:
 
     def add_moments(self, block: _Block, anchors: _Anchors, moment: Tensor) -> None:
         """Of each row, sum_f x_ef dL/dx_ef in base 2, over the columns of a block as anchors."""
-        self._over_rows(block, _Sums(moment, moment, moment), *anchors, WEIGHTED=True)
+        self._over_rows(block, _Sums(moment.expand(3, -1)), *anchors, WEIGHTED=True)
 
     def _over_rows(self, block: _Block, sums: _Sums, weight: Tensor, log_sum: Tensor, **options: bool) -> None:
-        columns = _power_of_two(block.width)
-        rows = max(1, self._kernels.ROW_TILE // columns)
         self._launch(
             self._kernels.row_kernel,
-            (_cdiv(self._num_rows, rows),),
+            (self._num_rows,),
             *(block.gram, block.teacher_gram, *self._atoms, self._scale, self._teacher_scale, *self._columns_of_rows),
-            *(*self._ids, sums.largest, sums.total, sums.moment, weight, log_sum, self._num_rows, block.start, block.width),
-            **{"ROWS": rows, "COLUMNS": columns, **self._excludes, **options},
+            *(*self._ids, sums.largest, sums.total, sums.moment, weight, log_sum, block.start, block.width),
+            **{"COLUMNS": _power_of_two(block.width), **self._excludes, **options},
         )
 
     def add_to_columns(self, block: _Block, sums: _Sums) -> None:
@@ -214,6 +212,11 @@ class _Kernels:
         if min(grid):
             with torch.cuda.device(self._scale.device) if self._scale.is_cuda else contextlib.nullcontext():
                 kernel[grid](*arguments, **options)
+
+    @functools.cached_property
+    def _slope(self) -> Tensor:
+        """(R,) dx_ef/dH_if, bounded."""
+        return self._scale.clamp(max=self._problem.steepest * LOG2_E) / LOG2_E
 
     @functools.cached_property
     def _columns_of_rows(self) -> tuple[Tensor, Tensor]:
