@@ -130,9 +130,13 @@ def compared(step: Step, key: str, **options) -> tuple[Tensor, Tensor]:
     return COMPARISONS[key].pair(step, TermConfig(key, fn, 1.0, **options))
 
 
-def loss_of(step: Step, key: str, fn: str) -> Tensor:
+def part_of(step: Step, key: str, fn: str) -> Part:
     loss = build_loss(TermConfig(key, fn, 1.0), DistillConfig(TeacherConfig("any")))
-    return loss(*COMPARISONS[key].pair(step, TermConfig(key, fn, 1.0)), natoms=step.batch.natoms)
+    return loss.part(*COMPARISONS[key].pair(step, TermConfig(key, fn, 1.0)), natoms=step.batch.natoms)
+
+
+def loss_of(step: Step, key: str, fn: str) -> Tensor:
+    return reduce_parts([part_of(step, key, fn)])[0]
 
 
 @pytest.mark.parametrize("key", [keys.NODE_EMBEDDINGS, keys.RELATIONS, keys.NODE_CONTRAST])
@@ -305,7 +309,12 @@ def rank_main(rank: int, directory: str) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=2)
     step = step_of(SIZES[:1] if rank == 0 else SIZES[1:], seed=rank)
-    torch.save({key: loss_of(step, key, fn).detach() for key, fn in ELEMENTWISE.items()}, Path(directory) / f"{rank}.pt")
+    sent: list[int] = []
+    all_reduce = distributed.all_reduce
+    distributed.all_reduce = lambda tensor, **options: sent.append(tensor.numel()) or all_reduce(tensor, **options)
+    losses = reduce_parts([part_of(step, key, fn) for key, fn in ELEMENTWISE.items()])
+    assert sent == [len(ELEMENTWISE)]  # the counts of all terms, at once
+    torch.save({key: loss.detach() for key, loss in zip(ELEMENTWISE, losses)}, Path(directory) / f"{rank}.pt")
     distributed.barrier()
     os._exit(0)  # gloo's threads, torn down while another rank still ends, abort a process now and then
 
