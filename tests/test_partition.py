@@ -86,6 +86,22 @@ def test_sums_and_gradients_equal_dense_logsumexp(
     assert all(gradient.any() for gradient in gradients)
 
 
+@pytest.mark.parametrize("by_system", [False, True])
+def test_sums_and_gradients_on_a_device_are_those_of_the_cpu(problem, by_system, device):
+    unit, scale, pairs, relations = problem
+    system_of_pair = torch.tensor([0] * 10 + [2] * 10) if by_system else None
+
+    def sums(where):
+        moved = [one.detach().to(where).requires_grad_() for one in (unit, scale)]
+        options = {"rows": None, "columns": None, "over_columns": True, "over_rows": True, "threshold": 0.3}
+        of_pair = None if system_of_pair is None else system_of_pair.to(where)
+        rows, columns = partition_sums(*moved, pairs.to(where), relations.to(where), **options, system_of_pair=of_pair)
+        gradients = torch.autograd.grad(rows.log_sum.sum() + columns.log_sum.square().sum(), moved)
+        return [one.detach().cpu() for one in (*rows, *columns, *gradients)]
+
+    assert close(sums(device), sums("cpu"))
+
+
 class LargestTensor(TorchDispatchMode):
     """Records the most elements of any tensor an operation returns, in forward and backward."""
 
