@@ -153,7 +153,8 @@ class Day:
         """Compile them for this card, in the background; the wheels go to OUT, for the next call's bundle."""
         arch = self.content["capability"]
         command = ["bash", "benchmarks/gpu_wheels.sh", self.options.bundle, self.out, arch]
-        environment = {**os.environ, "PYTHON": sys.executable}
+        cores = max(1, (os.cpu_count() or 1) - 2)  # the parts that run meanwhile need the others
+        environment = {**os.environ, "PYTHON": sys.executable, "MAX_JOBS": str(cores)}
         self.build_log = (self.work / "build.log").open("wb")
         self.build = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=self.build_log, stderr=subprocess.STDOUT)
         self.build_start = time.monotonic()

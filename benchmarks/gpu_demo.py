@@ -18,7 +18,7 @@ import gpu_rows
 TEACHER = "configs/oc20/demo/teacher_equiformer_v2.pt"
 DISTILLED = "painn_crack"
 SYSTEMS, VALIDATION, BATCH = 300, 100, 16
-VALIDATED = re.compile(r"\(INFO\): (energy_mae: .*)$", re.MULTILINE)
+VALIDATED = re.compile(r"(energy_mae: .*, epoch: [\d.]+)$", re.MULTILINE)
 OURS = ("-m", "fairchem_crack.cli")
 
 

@@ -11,6 +11,10 @@ place=$(mktemp -d)
 trap 'rm -rf "$place"' EXIT
 if [ -n "$arch" ]; then export FORCE_ONLY_CUDA=1 TORCH_CUDA_ARCH_LIST=$arch; else export FORCE_ONLY_CPU=1; fi
 export side_by_side=${MAX_JOBS:-$(nproc)} MAX_JOBS=1 CPPFLAGS=-g0 # no debugging symbols
+if [ -n "$arch" ] && [ -z "${CUDA_HOME:-}" ]; then # torch looks beside the nvcc on the PATH, which may stand for one elsewhere
+  CUDA_HOME=$(dirname "$(nvcc --dryrun -c none.cu 2>&1 | sed -n 's/^#\$ _HERE_=//p')")
+  export CUDA_HOME
+fi
 # torch's CUDA headers include those of the libraries, which may lie in pip's packages only
 headers="import glob, sys; print(*(':' + f for p in sys.path for f in glob.glob(p + '/nvidia/cu*/include')), sep='')"
 export CPATH=${CPATH:-}$("$python" -c "$headers")
