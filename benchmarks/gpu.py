@@ -183,8 +183,8 @@ class Day:
         self.replace("gpu.md", report(self.content))
         if all(part["status"] != "running" for part in self.content["parts"].values()):
             with tarfile.open(self.out / "logs.tar.gz", "w:gz") as archive:
-                for file in sorted(self.work.glob("*.log")):
-                    archive.add(file, file.name)
+                for file in sorted((*self.work.glob("*.log"), *self.work.glob("loss/*"))):
+                    archive.add(file, file.relative_to(self.work))
 
     def replace(self, name: str, text: str) -> None:
         """Write a file of OUT beside its place, and put it there."""

@@ -36,11 +36,14 @@ BATCH = 32  # of both students' recipes
 ATOMS = 73  # of a system, near the mean of OC20
 BATCHES = 2  # of different systems
 TOY_TEACHER = {
-    "num_layers": 1,
+    **{"num_layers": 1, "lmax_list": [1], "mmax_list": [1], "max_radius": 5.0},
     **{"sphere_channels": 16, "attn_hidden_channels": 8, "num_heads": 2, "attn_alpha_channels": 8},
     **{"attn_value_channels": 8, "ffn_hidden_channels": 16, "edge_channels": 16, "num_distance_basis": 16},
 }
-TOY_STUDENTS = {"painn": {"hidden_channels": 32, "num_layers": 2}, "gemnet_dT": {"emb_size_edge": 32, "emb_size_atom": 32}}
+TOY_STUDENTS = {
+    "painn": {"hidden_channels": 32, "num_layers": 2, "cutoff": 5.0},
+    "gemnet_dT": {"emb_size_edge": 32, "emb_size_atom": 32, "num_blocks": 1, "num_radial": 8, "cutoff": 4.0},
+}
 
 
 def prepare(options: argparse.Namespace) -> None:
