@@ -7,7 +7,7 @@ import copy
 import gc
 import os
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -264,6 +264,7 @@ def run_fairchem(
     stop_at: int | None = None,
     run_dir: Path | None = None,
     print_every: int = 1,
+    flags_given: Sequence[str] = ("--cpu",),
 ) -> Run:
     import fairchem.core._cli
     import recorder
@@ -272,7 +273,7 @@ def run_fairchem(
 
     file = directory / f"{name}.yml"
     file.write_text(yaml.safe_dump(config))
-    arguments = ["--mode", mode, "--config-yml", str(file), "--cpu", "--timestamp-id", name]
+    arguments = ["--mode", mode, "--config-yml", str(file), *flags_given, "--timestamp-id", name]
     arguments += ["--run-dir", str(run_dir or directory), "--seed", str(seed), "--print-every", str(print_every)]
     arguments += ["--checkpoint", str(checkpoint)] if checkpoint else []
     options: argparse.Namespace

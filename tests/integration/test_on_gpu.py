@@ -1,0 +1,68 @@
+"""Trainings on a GPU take the steps that they take on the CPU; `benchmarks/gpu.sh` runs these."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import yaml
+
+from fairchem_crack import cli, crack_loss
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+ON_GPU: tuple[str, ...] = ()  # fairchem's flags: without --cpu it takes the GPU
+ROUNDING = 2e-3  # of a loss after six steps in float32
+
+
+@pytest.mark.parametrize("anchor", ["student", "teacher", "symmetric"])
+@pytest.mark.parametrize("atoms", [5, 130])
+def test_loss_and_gradient_of_the_gpu_are_those_of_the_cpu(anchor, atoms):
+    generator = torch.Generator().manual_seed(atoms)
+    student, teacher = (torch.randn(atoms, 24, generator=generator) for _ in range(2))
+    pairs = torch.combinations(torch.arange(atoms)).T[:, :3000]
+    found = []
+    for device, dtype in (("cpu", torch.float64), ("cuda", torch.float32)):
+        leaf = student.to(device, dtype).requires_grad_()
+        loss = crack_loss(student=leaf, teacher=teacher.to(device, dtype), pairs=pairs.to(device), anchor=anchor)
+        (gradient,) = torch.autograd.grad(loss, leaf)
+        found.append((loss.item(), gradient.double().cpu()))
+    (exact, exact_gradient), (loss, gradient) = found
+    assert loss == pytest.approx(exact, rel=1e-5)
+    assert (gradient - exact_gradient).norm() < 1e-4 * exact_gradient.norm()
+
+
+@pytest.fixture
+def losses(run):
+    """Callable: the losses of a training with these flags."""
+    return lambda config, name, *flags: run(config, name=name, flags_given=flags).losses()
+
+
+def test_a_distilled_training_takes_the_steps_of_the_cpu(distilled, losses):
+    assert losses(distilled, "gpu", *ON_GPU) == pytest.approx(losses(distilled, "cpu", "--cpu"), rel=ROUNDING)
+
+
+def test_a_training_from_a_cache_of_the_gpu_is_the_online_one(distilled, losses, tmp_path):
+    online = losses(distilled, "online", *ON_GPU)
+    distilled["task"]["distill"]["teacher"]["cache"] = str(tmp_path / "cache")
+    file = tmp_path / "cached.yml"
+    file.write_text(yaml.safe_dump(distilled))
+    cli.main(["cache-teacher", "--config-yml", str(file), "--dtype", "float32"])
+    assert losses(distilled, "cached", *ON_GPU) == pytest.approx(online, rel=ROUNDING)
+
+
+def test_mixed_precision_stays_near_float32(distilled, losses):
+    mixed = losses(distilled, "amp", *ON_GPU, "--amp")
+    assert all(map(math.isfinite, mixed))
+    assert mixed == pytest.approx(losses(distilled, "float32", *ON_GPU), rel=0.1)
+
+
+def test_check_finds_no_problem_on_the_gpu(distilled, tmp_path, capsys):
+    file = tmp_path / "check.yml"
+    file.write_text(yaml.safe_dump(distilled))
+    cli.main(["check", "--config-yml", str(file)])
+    printed = capsys.readouterr().out
+    assert "on cuda" in printed and "No problem found." in printed
