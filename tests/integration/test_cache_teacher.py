@@ -424,6 +424,17 @@ def test_another_relation_graph(refused, from_cache, teacher_checkpoint, tmp_pat
     refused(from_cache, "was made with the settings .*'max_neighbors': 8.* has .*'max_neighbors': 5")
 
 
+def test_another_precision(refused, run, distilled, from_cache, tmp_path):
+    teacher = from_cache["task"]["distill"]["teacher"]
+    teacher["precision"] = "bfloat16"
+    refused(from_cache, "was made in float32, and task.distill.teacher.precision is bfloat16.* Set it to float32, or write")
+    assert cache_teacher(distilled, tmp_path / "rough").plan.precision == "bfloat16"
+    teacher["cache"] = str(tmp_path / "rough")
+    assert len(run(from_cache, name="rough").steps) == 6
+    del teacher["precision"]
+    refused(from_cache, "was made in bfloat16, and task.distill.teacher.precision is auto: a cache for it is in float32")
+
+
 def test_another_dataset(refused, from_cache, data, tmp_path):
     other = copy.deepcopy(from_cache)
     other["dataset"]["train"]["src"] = str(data / "val_ood_ads")
