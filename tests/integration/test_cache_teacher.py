@@ -28,6 +28,7 @@ from fairchem.core.datasets import data_list_collater
 from fairchem.core.datasets.base_dataset import create_dataset
 
 from fairchem_crack import cache_teacher as module
+from fairchem_crack import trainer
 from fairchem_crack.cache import CacheError, CacheWriter, Record, TeacherCache, encode, finish, written_chunks
 from fairchem_crack.cli import main
 from fairchem_crack.commands.cache_teacher import JACOBIAN_ROWS
@@ -346,6 +347,13 @@ def test_loader_workers_read_the_cache(run, from_cache):
     direct = run(from_cache, name="direct")
     from_cache["optim"]["num_workers"] = 1
     assert run(from_cache, name="workers").losses() == direct.losses()
+
+
+def test_reading_ahead_changes_no_step(run, from_cache, monkeypatch):
+    from_cache["optim"].update(max_epochs=2)
+    ahead = run(from_cache, name="ahead")
+    monkeypatch.setattr(trainer, "read_ahead", lambda loader: loader)
+    assert len(ahead.steps) == 12 and run(from_cache, name="plain").losses() == ahead.losses()
 
 
 @pytest.mark.parametrize("change", ["a missing file", "no checkpoint"])
