@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 from typing import Any
@@ -72,7 +73,10 @@ class Distillation:
         widths = (self.student_features, teacher)
         self.projections = Projections(config.projection.kind, compared, *widths, seed=seed, device=device)
         self._parameters = self.projections.parameters()
-        self.optimizer = type(optimizer)(self._parameters, **optimizer.defaults) if self._parameters else None
+        # some optimizers have defaults that are not theirs to be given: `decoupled_weight_decay` of AdamW since torch 2.7
+        accepted = inspect.signature(type(optimizer)).parameters
+        options = {name: value for name, value in optimizer.defaults.items() if name in accepted}
+        self.optimizer = type(optimizer)(self._parameters, **options) if self._parameters else None
         self.losses = {term.key: build_loss(term, config) for term in terms}
         self.log: dict[str, Tensor | float] = {}
         self._said: TeacherOutputs | None = None

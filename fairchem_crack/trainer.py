@@ -50,6 +50,7 @@ from fairchem_crack.initialization import copy_weights
 from fairchem_crack.named_records import NAMED, NamedRecords, listed
 from fairchem_crack.outputs import ModelOutputs
 from fairchem_crack.plugins import imports_of, load_plugins
+from fairchem_crack.read_ahead import read_ahead
 from fairchem_crack.readout import Readout
 from fairchem_crack.resumable import ResumableTrainer
 from fairchem_crack.scales import with_inline_scales
@@ -242,7 +243,7 @@ class CrackDistillTrainer(ResumableTrainer):
         cache = open_cache(config, self.device)
         fields = wanted_fields(self._distill_config, self._terms)
         dataset = CachedDataset(NamedRecords(self.train_dataset, "dataset.train"), cache, "dataset.train", fields)
-        self.train_loader = self.get_dataloader(dataset, self.train_sampler)
+        self.train_loader = read_ahead(self.get_dataloader(dataset, self.train_sampler))
         return CachedTeacher(cache)
 
     def _start_from_teacher(self, blocks: tuple[int, ...]) -> None:
