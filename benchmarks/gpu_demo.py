@@ -36,7 +36,7 @@ class Demo:
     directory: Path
     device: str
     systems: int = SYSTEMS
-    epochs: int = 20
+    epochs: int = 10
 
     def flags(self, student: str = DISTILLED) -> list[str]:
         """What every command with a YAML takes."""
@@ -115,7 +115,7 @@ def main() -> None:
     parser.add_argument("--directory", type=Path, required=True)
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, default=20, help="of the demo's 60")
+    parser.add_argument("--epochs", type=int, default=10, help="of the demo's 60")
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--toy", action="store_true", help="few systems, one epoch: a dry run")
     options = parser.parse_args()

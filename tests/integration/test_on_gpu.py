@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -41,6 +43,13 @@ def losses(run):
     return lambda config, name, *flags: run(config, name=name, flags_given=flags).losses()
 
 
+def command(name: str, config: dict, file: Path, *flags: str) -> None:
+    """Run `fairchem-crack NAME` on a config."""
+    file.write_text(yaml.safe_dump(config))
+    gc.collect()  # closes the LMDBs of the training before it, which a process opens only once
+    cli.main([name, "--config-yml", str(file), *flags])
+
+
 def test_a_distilled_training_takes_the_steps_of_the_cpu(distilled, losses):
     assert losses(distilled, "gpu", *ON_GPU) == pytest.approx(losses(distilled, "cpu", "--cpu"), rel=ROUNDING)
 
@@ -48,9 +57,7 @@ def test_a_distilled_training_takes_the_steps_of_the_cpu(distilled, losses):
 def test_a_training_from_a_cache_of_the_gpu_is_the_online_one(distilled, losses, tmp_path):
     online = losses(distilled, "online", *ON_GPU)
     distilled["task"]["distill"]["teacher"]["cache"] = str(tmp_path / "cache")
-    file = tmp_path / "cached.yml"
-    file.write_text(yaml.safe_dump(distilled))
-    cli.main(["cache-teacher", "--config-yml", str(file), "--dtype", "float32"])
+    command("cache-teacher", distilled, tmp_path / "cached.yml", "--dtype", "float32")
     assert losses(distilled, "cached", *ON_GPU) == pytest.approx(online, rel=ROUNDING)
 
 
@@ -61,8 +68,6 @@ def test_mixed_precision_stays_near_float32(distilled, losses):
 
 
 def test_check_finds_no_problem_on_the_gpu(distilled, tmp_path, capsys):
-    file = tmp_path / "check.yml"
-    file.write_text(yaml.safe_dump(distilled))
-    cli.main(["check", "--config-yml", str(file)])
+    command("check", distilled, tmp_path / "check.yml")
     printed = capsys.readouterr().out
     assert "on cuda" in printed and "No problem found." in printed
