@@ -174,22 +174,20 @@ def host_page(rows: list[dict]) -> list[str]:
 
 
 def demo_page(rows: list[dict]) -> list[str]:
-    """Errors over the seeds, in float32 and mixed precision."""
-    runs = defaultdict(list)
-    for row in rows:
-        if "error" not in row:
-            runs[row["run"].rpartition("-")[0]].append(row)
+    """Errors of the last validations over the seeds, in float32 and mixed precision."""
+    last = {row["run"]: row for row in rows if "error" not in row}
+    kinds = defaultdict(list)
+    for run, row in last.items():
+        kinds[run.rpartition("-")[0]].append(row)
+    names = {"epoch": 1, "energy_mae": 4, "forces_mae": 4, "seconds": 0}
     lines = [
-        [
-            kind,
-            str(len(found)),
-            *(spread([row[name] for row in found], 4) for name in ("energy_mae", "forces_mae")),
-            spread([row["seconds"] for row in found], 0),
-        ]
-        for kind, found in runs.items()
+        [kind, str(len(found)), *(spread([row[name] for row in found], digits) for name, digits in names.items())]
+        for kind, found in kinds.items()
     ]
-    page = table(["training", "seeds", "energy MAE, eV", "force MAE, eV/A", "s, side by side"], lines)
-    return page + [f"\n{row['run']} failed." for row in rows if "error" in row]
+    page = table(["training", "seeds", "epochs", "energy MAE, eV", "force MAE, eV/A", "s, side by side"], lines)
+    return page + [
+        line for row in rows if "error" in row for line in ("", f"{row['run']} failed: `{last_line(row['error'])}`")
+    ]
 
 
 PAGES: dict[str, Callable[[list[dict]], list[str]]] = {

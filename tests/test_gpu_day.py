@@ -84,12 +84,12 @@ def test_the_page_compares_each_method_with_ours():
     assert "| ours | 32000 | 1.0e-07 | 2.0e-07 |" in page
 
 
-def test_the_page_has_the_scatter_of_the_seeds():
-    maes = {"fp32-0": (0.1, 0.05), "fp32-1": (0.2, 0.07), "amp-0": (0.15, 0.06)}
-    rows = [{"run": run, "seconds": 50.0, "energy_mae": one, "forces_mae": two} for run, (one, two) in maes.items()]
-    page = gpu_report.report(content(demo={"rows": [*rows, {"run": "amp-1", "seconds": 1.0, "error": "out of memory"}]}))
-    assert "| fp32 | 2 | 0.1500 [0.1000, 0.2000] | 0.0600 [0.0500, 0.0700] | 50 [50, 50] |" in page
-    assert "| amp | 1 |" in page and "amp-1 failed." in page
+def test_the_page_has_the_scatter_of_the_last_validations():
+    maes = [("fp32-0", 5, 0.9, 0.9), ("fp32-0", 10, 0.1, 0.05), ("fp32-1", 10, 0.2, 0.07), ("amp-0", 10, 0.15, 0.06)]
+    rows = [{"run": run, "seconds": 50.0, "epoch": at, "energy_mae": one, "forces_mae": two} for run, at, one, two in maes]
+    page = gpu_report.report(content(demo={"rows": [*rows, {"run": "amp-1", "error": "Error: out of memory"}]}))
+    assert "| fp32 | 2 | 10.0 [10.0, 10.0] | 0.1500 [0.1000, 0.2000] | 0.0600 [0.0500, 0.0700] | 50 [50, 50] |" in page
+    assert "| amp | 1 |" in page and "amp-1 failed: `Error: out of memory`" in page
 
 
 def test_the_page_says_what_does_not_work_and_why():
