@@ -1,11 +1,18 @@
-"""The page of a GPU day: a pure function of gpu.json, which `benchmarks/gpu.py` fills."""
+"""The page of a GPU day: a pure function of gpu.json, which `benchmarks/gpu.py` fills.
+
+python benchmarks/gpu_report.py OUT/gpu.json          # writes docs/benchmarks/gpu.json and gpu.md, of a card's figures only
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
 import statistics
 from collections import defaultdict
 from collections.abc import Callable
+from pathlib import Path
 
+DOCS = Path(__file__).resolve().parents[1] / "docs/benchmarks"
 KINDS = ("undistilled", "cached", "online")
 GIB = 2**30
 MOST_CACHED = 1.05  # asked: a cached step over an undistilled one
@@ -199,3 +206,22 @@ PAGES: dict[str, Callable[[list[dict]], list[str]]] = {
     "demo": demo_page,
     "ranks": demo_page,
 }
+
+
+def publish(file: Path, directory: Path) -> None:
+    """Write the figures and their page to a directory.
+
+    Raises:
+        ValueError: the figures are of a dry run.
+    """
+    content = json.loads(file.read_text())
+    if content["device"] != "cuda":
+        raise ValueError(f"{file}: the figures are of {content['card']}, a dry run, and not of a GPU.")
+    (directory / "gpu.json").write_text(json.dumps(content, indent=1))
+    (directory / "gpu.md").write_text(report(content), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path)
+    publish(parser.parse_args().file, DOCS)
