@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,11 +23,14 @@ import gpu_rows
 from gpu_report import report
 
 ROOT = Path(__file__).resolve().parents[1]
-EXTENSIONS = """
-import torch, torch_scatter, torch_sparse
-ones, index = torch.ones(4, device="{0}"), torch.tensor([0, 0, 1, 1], device="{0}")
-assert torch_scatter.scatter(ones, index).tolist() == [2.0, 2.0]
-assert torch_sparse.SparseTensor(row=index, col=index, value=ones, sparse_sizes=(2, 2)).nnz() == 4
+TRIALS = {  # what shows that each of the compiled packages loads and runs
+    "torch_scatter": "assert torch_scatter.scatter(ones, index).tolist() == [2.0, 2.0]",
+    "torch_sparse": "torch_sparse.SparseTensor(row=index, col=index, value=ones, sparse_sizes=(2, 2))[index]",
+}
+TRIAL = """
+import torch, {package}
+ones, index = torch.ones(4, device="{device}"), torch.tensor([0, 0, 1, 1], device="{device}")
+{trial}
 """
 PACKAGES = ("torch", "triton", "numpy", "scipy", "torch-geometric", "torch-scatter", "torch-sparse", "fairchem-core", "ase")
 SLOWER = 5  # a dry run on a CPU has so many times the limits of the parts
@@ -94,16 +98,15 @@ class Day:
 
     def run(self, parts: list[Part]) -> None:
         """Run them, one after the other; torch-scatter and torch-sparse are compiled meanwhile if they must."""
-        if any(part.compiled for part in parts) and not self.extensions_work():
-            self.start_build()
-            parts = sorted(parts, key=lambda part: part.compiled)  # meanwhile those that do without
+        if any(part.compiled for part in parts):
+            missing = [package for package in TRIALS if not self.works(package)]
+            self.content["extensions"] = "carried"
+            if missing:
+                self.start_build(missing)
+                parts = sorted(parts, key=lambda part: part.compiled)  # meanwhile those that do without
         for part in parts:
-            self.content["parts"][part.name] = found = {
-                "status": "running",
-                "seconds": 0.0,
-                "limit": part.seconds,
-                "rows": [],
-            }
+            found: dict = {"status": "running", "seconds": 0.0, "limit": part.seconds, "rows": []}
+            self.content["parts"][part.name] = found
             print(f"== {part.name}", flush=True)
             found.update(self.run_part(part))
             print(f"   {found['status']}, {found['seconds']:.0f} s, {len(found['rows'])} rows", flush=True)
@@ -144,40 +147,37 @@ class Day:
             return gpu_rows.read_loss(self.work / "loss", self.work / "loss.log")
         return gpu_rows.read(self.work / f"{part.name}.jsonl")
 
-    def extensions_work(self) -> bool:
-        """Whether torch-scatter and torch-sparse load and run here; what they say is kept."""
-        done = python("-c", EXTENSIONS.format(self.options.device))
-        self.content["extensions"] = "carried" if done.returncode == 0 else "missing"
-        self.content["extensions_error"] = done.stderr[-600:]
+    def works(self, package: str) -> bool:
+        """Whether torch-scatter or torch-sparse loads and runs here; what it says is kept."""
+        done = python("-c", TRIAL.format(package=package, device=self.options.device, trial=TRIALS[package]))
+        (self.work / f"{package}.log").write_text(done.stderr)
         return done.returncode == 0
 
-    def start_build(self) -> None:
+    def start_build(self, packages: list[str]) -> None:
         """Compile them for this card, in the background; the wheels go to OUT, for the next call's bundle."""
-        arch = self.content["capability"]
-        command = ["bash", "benchmarks/gpu_wheels.sh", self.options.bundle, self.out, arch]
+        command = ["bash", "benchmarks/gpu_wheels.sh", self.options.bundle, str(self.out), self.content["capability"]]
         cores = max(1, (os.cpu_count() or 1) - 2)  # the parts that run meanwhile need the others
         environment = {**os.environ, "PYTHON": sys.executable, "MAX_JOBS": str(cores)}
-        self.build_log = (self.work / "build.log").open("wb")
-        self.build = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=self.build_log, stderr=subprocess.STDOUT)
-        self.build_start = time.monotonic()
+        options = {"env": environment, "cwd": ROOT, "stderr": subprocess.STDOUT, "start_new_session": True}
+        with (self.work / "build.log").open("wb") as log:
+            self.build = subprocess.Popen([*command, *packages], stdout=log, **options)
+        self.build_start, self.content["extensions"] = time.monotonic(), "being compiled"
 
     def wait_for_build(self) -> bool:
         """Whether they are there, once the build has ended and its wheels are installed."""
         if self.build is None:
-            return self.content["extensions"] in ("carried", "built")
+            return self.content["extensions"] in ("carried", "compiled here")
         try:
-            failed = self.build.wait(max(0.0, self.end - time.monotonic())) != 0
+            self.build.wait(max(0.0, self.end - time.monotonic()))
         except subprocess.TimeoutExpired:
-            self.build.kill()
-            failed = True
+            os.killpg(self.build.pid, signal.SIGKILL)
         self.content["build_seconds"], self.build = time.monotonic() - self.build_start, None
-        wheels = [str(file) for name in ("scatter", "sparse") for file in self.out.glob(f"torch_{name}-*.whl")]
+        wheels = [str(file) for package in TRIALS for file in self.out.glob(f"{package}-*.whl")]
         target = ["--upgrade", "--target", str(self.options.site)]
-        installed = not failed and python("-m", "pip", "install", "-q", "--no-index", "--no-deps", *target, *wheels)
-        if installed and self.extensions_work():
-            self.content["extensions"] = "built"
-            return True
-        return False
+        python("-m", "pip", "install", "-q", "--no-index", "--no-deps", *target, *wheels)
+        works = all(self.works(package) for package in TRIALS)
+        self.content["extensions"] = "compiled here" if works else "missing, see build.log"
+        return works
 
     def write(self) -> None:
         """The three files of OUT, each put in its place whole."""
@@ -206,14 +206,15 @@ def machine(device: str) -> dict:
 
     card = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {platform.machine()}"
     capability = ".".join(map(str, torch.cuda.get_device_capability())) if device == "cuda" else ""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    ask = ["git", "rev-parse", "--short", "HEAD"]
+    git = subprocess.run(ask, cwd=ROOT, capture_output=True, text=True) if shutil.which("git") else None
     return {
         "device": device,
         "card": card,
         "capability": capability,
         "gpus": torch.cuda.device_count() if device == "cuda" else 0,
         "cores": os.cpu_count(),
-        "commit": commit,
+        "commit": git.stdout.strip() if git else "",
         "versions": versions(),
     }
 

@@ -49,9 +49,10 @@ class Demo:
 
     @property
     def schedule(self) -> list[str]:
-        """The overrides of a training's length; it is validated at its end."""
+        """The overrides of a training's length; it is validated half-way and at its end."""
         steps = self.epochs * -(-self.systems // BATCH)
-        return [f"--optim.max_epochs={self.epochs}", f"--optim.total_steps={steps}", f"--optim.eval_every={steps}"]
+        every = max(1, steps // 2)
+        return [f"--optim.max_epochs={self.epochs}", f"--optim.total_steps={steps}", f"--optim.eval_every={every}"]
 
     @property
     def cache(self) -> str:
@@ -90,22 +91,26 @@ def validation(log: str) -> dict[str, float]:
 
 
 def train_all(demo: Demo, runs: dict[str, list[str]], rows: Path) -> bool:
-    """Train side by side, and write a row as each ends; whether all of them did well."""
+    """Train side by side, and write a row for each validation and each failure; whether all of them did well."""
     begun = time.monotonic()
     logs = {name: demo.directory / f"{name}.log" for name in runs}
     processes = {name: start(demo.train(name, *flags), logs[name]) for name, flags in runs.items()}
-    well = True
+    last: dict[str, dict[str, float]] = {name: {} for name in runs}
+    failed = False
     while processes:
         time.sleep(0.5)
-        for name in [name for name, process in processes.items() if process.poll() is not None]:
-            text = logs[name].read_text(errors="replace")
-            found = validation(text)
-            failed = processes.pop(name).returncode != 0 or not found
-            well = well and not failed
-            row = {"seconds": time.monotonic() - begun, **found, **({"error": text[-1000:]} if failed else {})}
-            gpu_rows.append(rows, run=name, epochs=demo.epochs, systems=demo.systems, **row)
-            print(name, row, flush=True)
-    return well
+        ended = [name for name, process in processes.items() if process.poll() is not None]
+        for name in processes:
+            found = validation(logs[name].read_text(errors="replace"))
+            if found != last[name]:
+                last[name] = found
+                gpu_rows.append(rows, run=name, systems=demo.systems, seconds=time.monotonic() - begun, **found)
+                print(name, found, flush=True)
+        for name in ended:
+            if processes.pop(name).returncode != 0 or not last[name]:
+                failed = True
+                gpu_rows.append(rows, run=name, error=logs[name].read_text(errors="replace")[-1000:])
+    return not failed
 
 
 def main() -> None:

@@ -1,11 +1,18 @@
-"""The page of a GPU day: a pure function of gpu.json, which `benchmarks/gpu.py` fills."""
+"""The page of a GPU day: a pure function of gpu.json, which `benchmarks/gpu.py` fills.
+
+python benchmarks/gpu_report.py OUT/gpu.json          # writes docs/benchmarks/gpu.json and gpu.md, of a card's figures only
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
 import statistics
 from collections import defaultdict
 from collections.abc import Callable
+from pathlib import Path
 
+DOCS = Path(__file__).resolve().parents[1] / "docs/benchmarks"
 KINDS = ("undistilled", "cached", "online")
 GIB = 2**30
 MOST_CACHED = 1.05  # asked: a cached step over an undistilled one
@@ -174,22 +181,20 @@ def host_page(rows: list[dict]) -> list[str]:
 
 
 def demo_page(rows: list[dict]) -> list[str]:
-    """Errors over the seeds, in float32 and mixed precision."""
-    runs = defaultdict(list)
-    for row in rows:
-        if "error" not in row:
-            runs[row["run"].rpartition("-")[0]].append(row)
+    """Errors of the last validations over the seeds, in float32 and mixed precision."""
+    last = {row["run"]: row for row in rows if "error" not in row}
+    kinds = defaultdict(list)
+    for run, row in last.items():
+        kinds[run.rpartition("-")[0]].append(row)
+    names = {"epoch": 1, "energy_mae": 4, "forces_mae": 4, "seconds": 0}
     lines = [
-        [
-            kind,
-            str(len(found)),
-            *(spread([row[name] for row in found], 4) for name in ("energy_mae", "forces_mae")),
-            spread([row["seconds"] for row in found], 0),
-        ]
-        for kind, found in runs.items()
+        [kind, str(len(found)), *(spread([row[name] for row in found], digits) for name, digits in names.items())]
+        for kind, found in kinds.items()
     ]
-    page = table(["training", "seeds", "energy MAE, eV", "force MAE, eV/A", "s, side by side"], lines)
-    return page + [f"\n{row['run']} failed." for row in rows if "error" in row]
+    page = table(["training", "seeds", "epochs", "energy MAE, eV", "force MAE, eV/A", "s, side by side"], lines)
+    return page + [
+        line for row in rows if "error" in row for line in ("", f"{row['run']} failed: `{last_line(row['error'])}`")
+    ]
 
 
 PAGES: dict[str, Callable[[list[dict]], list[str]]] = {
@@ -201,3 +206,22 @@ PAGES: dict[str, Callable[[list[dict]], list[str]]] = {
     "demo": demo_page,
     "ranks": demo_page,
 }
+
+
+def publish(file: Path, directory: Path) -> None:
+    """Write the figures and their page to a directory.
+
+    Raises:
+        ValueError: the figures are of a dry run.
+    """
+    content = json.loads(file.read_text())
+    if content["device"] != "cuda":
+        raise ValueError(f"{file}: the figures are of {content['card']}, a dry run, and not of a GPU.")
+    (directory / "gpu.json").write_text(json.dumps(content, indent=1))
+    (directory / "gpu.md").write_text(report(content), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path)
+    publish(parser.parse_args().file, DOCS)

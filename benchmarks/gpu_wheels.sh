@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# Compile torch-scatter and torch-sparse: PYTHON=python3 bash benchmarks/gpu_wheels.sh SOURCES WHEELS [ARCH]
-# ARCH is the compute capability of the one card they are for, 9.0 for example; without it they are for the CPU only.
+# Compile torch-scatter and torch-sparse: PYTHON=python3 bash benchmarks/gpu_wheels.sh SOURCES WHEELS ARCH [torch_sparse]
+# ARCH is the compute capability of the one card they are for, 9.0 for example; "" is for the CPU only.
 #
 # Their own setup.py builds its sixteen extensions one after the other. Here each is built in a copy of the source that has
 # no other, $MAX_JOBS of them side by side (all cores by default), and the wheel is packed of what they make.
 set -euo pipefail
-sources=$1 wheels=$2 arch=${3:-}
+sources=$1 wheels=$2 arch=$3
+shift 3
+[ $# -gt 0 ] || set -- torch_scatter torch_sparse
 export python=${PYTHON:-python3} place
 place=$(mktemp -d)
 trap 'rm -rf "$place"' EXIT
@@ -28,7 +30,8 @@ build() { # PACKAGE EXTENSION, as torch_scatter-2.1.2 and segment_coo
 export -f build
 
 packages=()
-for archive in "$sources"/torch_scatter-*.tar.gz "$sources"/torch_sparse-*.tar.gz; do
+for module in "$@"; do
+  archive=$(ls "$sources/$module"-*.tar.gz)
   tar xzf "$archive" -C "$place"
   packages+=("$(basename "$archive" .tar.gz)")
   sed -i "s/, use_ninja=False//; s/'-O3'/'-O1'/" "$place/${packages[-1]}/setup.py" # the work is on the GPU

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 from pathlib import Path
 
@@ -84,12 +85,12 @@ def test_the_page_compares_each_method_with_ours():
     assert "| ours | 32000 | 1.0e-07 | 2.0e-07 |" in page
 
 
-def test_the_page_has_the_scatter_of_the_seeds():
-    maes = {"fp32-0": (0.1, 0.05), "fp32-1": (0.2, 0.07), "amp-0": (0.15, 0.06)}
-    rows = [{"run": run, "seconds": 50.0, "energy_mae": one, "forces_mae": two} for run, (one, two) in maes.items()]
-    page = gpu_report.report(content(demo={"rows": [*rows, {"run": "amp-1", "seconds": 1.0, "error": "out of memory"}]}))
-    assert "| fp32 | 2 | 0.1500 [0.1000, 0.2000] | 0.0600 [0.0500, 0.0700] | 50 [50, 50] |" in page
-    assert "| amp | 1 |" in page and "amp-1 failed." in page
+def test_the_page_has_the_scatter_of_the_last_validations():
+    maes = [("fp32-0", 5, 0.9, 0.9), ("fp32-0", 10, 0.1, 0.05), ("fp32-1", 10, 0.2, 0.07), ("amp-0", 10, 0.15, 0.06)]
+    rows = [{"run": run, "seconds": 50.0, "epoch": at, "energy_mae": one, "forces_mae": two} for run, at, one, two in maes]
+    page = gpu_report.report(content(demo={"rows": [*rows, {"run": "amp-1", "error": "Error: out of memory"}]}))
+    assert "| fp32 | 2 | 10.0 [10.0, 10.0] | 0.1500 [0.1000, 0.2000] | 0.0600 [0.0500, 0.0700] | 50 [50, 50] |" in page
+    assert "| amp | 1 |" in page and "amp-1 failed: `Error: out of memory`" in page
 
 
 def test_the_page_says_what_does_not_work_and_why():
@@ -114,6 +115,22 @@ def test_a_part_that_was_cut_off_shows_its_rows_and_the_end_of_its_log():
 def test_a_day_without_rows_has_a_page():
     page = gpu_report.report(content(**{name: {"status": "not run: no time left"} for name in gpu_report.PAGES}))
     assert page.count("not run: no time left") == len(gpu_report.PAGES)
+
+
+def test_only_the_figures_of_a_card_become_a_page_of_the_docs(tmp_path):
+    file = tmp_path / "of_the_day.json"
+    file.write_text(json.dumps({**content(), "device": "cpu", "card": "CPU, x86_64"}))
+    with pytest.raises(ValueError, match="the figures are of CPU, x86_64, a dry run, and not of a GPU"):
+        gpu_report.publish(file, tmp_path)
+    file.write_text(json.dumps(content()))
+    gpu_report.publish(file, tmp_path)
+    assert (tmp_path / "gpu.md").read_text() == gpu_report.report(json.loads((tmp_path / "gpu.json").read_text()))
+
+
+@pytest.mark.skipif(not (gpu_report.DOCS / "gpu.json").exists(), reason="no figures of a GPU yet")
+def test_the_page_of_the_docs_is_made_of_its_figures():
+    figures = json.loads((gpu_report.DOCS / "gpu.json").read_text())
+    assert gpu_report.report(figures) == (gpu_report.DOCS / "gpu.md").read_text(encoding="utf-8")
 
 
 def test_the_last_validation_of_a_log_is_its_result():
