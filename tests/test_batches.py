@@ -20,7 +20,7 @@ def system(fixed: list[int], pbc: tuple[bool, bool, bool]) -> Data:
 def test_a_batch_knows_its_free_atoms_and_pbc(second, differ, device):
     systems = [system([1, 0, 0], (True,) * 3), system([1, 1], (True,) * 3), system([0], second)]
     batch = to_device(Batch.from_data_list(systems), device)
-    assert batch.pos.device == torch.device(device)
+    assert batch.pos.device.type == torch.device(device).type
     assert free_rows(batch).tolist() == [1, 2, 5]
     assert movable_rows(batch).tolist() == [0, 1, 2, 5]
     assert pbc_differ(batch) is differ

@@ -28,7 +28,7 @@ DEVICE = pytest.param("cuda", marks=pytest.mark.gpu) if torch.cuda.is_available(
 def device(request, monkeypatch):
     """Where the kernels run: float32 on it is theirs."""
     monkeypatch.setattr(triton_sums, "DEVICE_TYPES", (request.param,))
-    return torch.device(request.param)
+    return torch.device(request.param, 0 if request.param == "cuda" else None)
 
 
 @pytest.fixture
