@@ -16,7 +16,14 @@ sys.path.append(str(ROOT / "benchmarks"))
 
 @pytest.mark.parametrize(
     "name, module",
-    [("crack_loss", "crack_loss"), ("scaling", "scaling"), ("screening", "screening_report"), ("step", "step_report")],
+    [
+        ("crack_loss", "crack_loss"),
+        ("crack_loss_gpu", "crack_loss"),
+        ("gpu", "gpu_report"),
+        ("scaling", "scaling"),
+        ("screening", "screening_report"),
+        ("step", "step_report"),
+    ],
 )
 def test_the_page_is_made_of_its_figures(name, module):
     content = json.loads((PAGES / f"{name}.json").read_text())

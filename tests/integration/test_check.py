@@ -274,14 +274,15 @@ def test_every_fault_of_the_terms_is_found():
 
 
 @pytest.mark.parametrize("method", ["ours", "unfused"])
-def test_memory_estimate_is_that_of_the_benchmark(method):
+@pytest.mark.parametrize("device, page", [("cpu", "crack_loss"), ("cuda", "crack_loss_gpu")])
+def test_memory_estimate_is_that_of_the_benchmark(device, page, method):
     """Peaks measured by benchmarks/crack_loss.py, D = 128, N = P / 12.5."""
-    report = Path(__file__).parents[2] / "docs/benchmarks/crack_loss.json"
+    report = Path(__file__).parents[2] / f"docs/benchmarks/{page}.json"
     measured = [one for one in json.loads(report.read_text())["results"] if one["method"] == method]
     assert measured
     for one in measured:
-        pairs = one["pairs"]
-        estimate = loss_bytes(pairs=pairs, atoms=pairs / 12.5, width=128, fused=method == "ours") / 2**20
+        pairs, options = one["pairs"], {"width": 128, "device": device, "fused": method == "ours"}
+        estimate = loss_bytes(pairs=pairs, atoms=pairs / 12.5, **options) / 2**20
         assert one["peak_mb"] / 1.5 < estimate < one["peak_mb"] * 1.5, one
 
 
