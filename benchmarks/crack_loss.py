@@ -34,8 +34,7 @@ WIDTH, TEMPERATURE = 128, 0.15
 ATOMS_PER_SYSTEM, PAIRS_PER_ATOM = 80, 12.5
 SIZES = {"cpu": (1000, 2000, 4000, 8000, 16000, 32000), "cuda": (2000, 4000, 8000, 16000, 32000, 64000)}
 REPEATS = {"cpu": 5, "cuda": 20}
-# P x P x D products of kernels that multiply relations: of the logits forward and backward and of their gradient, each TF32 in
-# three parts.
+# P x P x D products of kernels that multiply relations: logits forward and backward, their gradient; each three of TF32.
 KERNEL_PRODUCTS = 3 * 3
 # Matrices of (2P)^2 that the dense formula holds at its peak: logits, their log-softmax, its gradient.
 DENSE_MATRICES = 3
