@@ -73,7 +73,8 @@ class CrackLoss(nn.Module):
         """
         valid = pair_difference(unit_embedding(student), pairs)[2]  # what other ranks cannot see
         gathering, self.gathering = self.gathering or Gathering(teacher), None
-        all_pairs = Gathering((pairs[:, valid] + gathering.first).T.contiguous())
+        own_pairs = (pairs[:, valid] + gathering.first).T.contiguous()
+        all_pairs = Gathering(own_pairs)
         teachers, first, own = gathering.rows(), gathering.first, len(student)
         if self.options.get("anchor", "student") == "student":
             students = torch.cat((teachers[:first], student, teachers[first + own :]))  # theirs are never looked at
@@ -81,7 +82,7 @@ class CrackLoss(nn.Module):
             students = gather_rows(student)
         joined = all_pairs.rows().T.contiguous()
         anchors = torch.zeros(joined.shape[1], dtype=torch.bool, device=pairs.device)
-        anchors[all_pairs.first : all_pairs.first + int(valid.sum())] = True
+        anchors[all_pairs.first : all_pairs.first + len(own_pairs)] = True
         terms = crack_terms(
             student=students, teacher=teachers, pairs=joined, anchors=anchors, generator=self.generator, **self.options
         )

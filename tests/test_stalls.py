@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import recorder
 import torch
-from conftest import TERMS, with_terms, write_cache, write_edited
+from conftest import TERMS, pretended_gpu, with_terms, write_cache, write_edited
 from fairchem.core.common.utils import setup_imports
 
 from fairchem_crack import CrackDistillTrainer, trainer
@@ -30,14 +30,12 @@ pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="counted on a 
 
 def stalls_of_a_step(config: dict, directory: Path, monkeypatch) -> tuple[list[str], list[str]]:
     """The stalls of one training step: those of lines of ours, and all."""
-    from pretend_cuda import PretendCuda
-
     monkeypatch.setattr(trainer, "check_built_for_cuda", lambda cpu: None)
     setup_imports()
     gc.collect()  # a former run's data set closes its LMDB when collected; one process opens it only once
     options = {key: value for key, value in config.items() if key not in ("trainer", "optim")}
     names = {"identifier": "", "timestamp_id": "run", "run_dir": str(directory), "name": "ocp"}
-    with PretendCuda() as gpu:
+    with pretended_gpu() as gpu:
         after_step: list[Counter] = []
 
         def end_step(_, values: dict, step: int, split: str = "") -> None:
