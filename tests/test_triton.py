@@ -40,16 +40,16 @@ def no_trial_before():
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    """130 relations are three blocks of columns, the last one not whole."""
-    monkeypatch.setattr(triton_sums, "LARGEST_BLOCK", 64)
-    monkeypatch.setattr(triton_sums, "SMALLEST_BLOCK", 64)
-    monkeypatch.setattr(triton_kernels, "SPLITS", 8)
+    """70 relations are three blocks of columns, the last one not whole."""
+    monkeypatch.setattr(triton_sums, "LARGEST_BLOCK", 32)
+    monkeypatch.setattr(triton_sums, "SMALLEST_BLOCK", 32)
+    monkeypatch.setattr(triton_kernels, "SPLITS", 4)
 
 
-def make_problem(num_pairs, width, seed=0):
-    """Float64 embeddings of two systems of 20 atoms, student and teacher correlated; 190 pairs in the first system."""
-    generator = torch.Generator().manual_seed(seed)
-    systems = torch.arange(40) // 20
+def make_problem(num_pairs, width, atoms=20):
+    """Float64 embeddings of systems of so many atoms, 40 in all, student and teacher correlated."""
+    generator = torch.Generator().manual_seed(0)
+    systems = torch.arange(40) // atoms
     pairs = torch.triu_indices(40, 40, 1)
     pairs = pairs[:, systems[pairs[0]] == systems[pairs[1]]][:, :num_pairs]
     teacher, other = torch.randn(2, 40, width, dtype=torch.float64, generator=generator)
@@ -95,10 +95,10 @@ def test_value_and_gradient_equal_the_double_loop(device, anchor, negatives, thr
 @all_thresholds
 @all_negatives
 @all_anchors
-@pytest.mark.parametrize("max_pairs", [None, 77])
+@pytest.mark.parametrize("max_pairs", [None, 33])
 def test_every_option_over_several_programs(device, anchor, negatives, threshold, max_pairs, small_blocks):
     options = {"anchor": anchor, "negatives": negatives, "false_negative_threshold": threshold}
-    assert_kernels_compute_what_torch_computes(device, make_problem(130, 7), **options, max_pairs=max_pairs)
+    assert_kernels_compute_what_torch_computes(device, make_problem(70, 7, atoms=8), **options, max_pairs=max_pairs)
 
 
 @pytest.mark.parametrize("num_pairs", [0, 1, 2, 64, 65, 191, 300])
@@ -180,14 +180,14 @@ def test_differentiating_twice_raises(device):
 
 
 def test_no_tensor_of_pairs_by_pairs_or_atoms_by_pairs(device, small_blocks):
-    num_atoms, width = 24, 3
+    num_atoms, width = 14, 3
     pairs = torch.triu_indices(num_atoms, num_atoms, 1)
     limit = num_atoms * triton_sums.LARGEST_BLOCK  # H; the rows' shares of each column's sums are as large
     student, teacher = torch.randn(2, num_atoms, width, generator=torch.Generator().manual_seed(0)).to(device)
     crack_loss(student=student, teacher=teacher, pairs=pairs.to(device), anchor="symmetric")  # the trial
     with LargestTensor() as largest:
         crack_loss(student=student.requires_grad_(), teacher=teacher, pairs=pairs.to(device), anchor="symmetric").backward()
-    assert largest.numel == limit < num_atoms * pairs.shape[1] / 4
+    assert largest.numel == limit < num_atoms * pairs.shape[1] / 2
 
 
 def fails_to_compile(*_, **__):
