@@ -15,7 +15,11 @@ sys.path.append(str(ROOT / "benchmarks"))
 
 
 @pytest.mark.parametrize(
-    "name, module", [("scaling", "scaling"), ("screening", "screening_report"), ("step", "step_report")]
+    "name, module",
+    [
+        *[("scaling", "scaling"), ("screening", "screening_report"), ("step", "step_report")],
+        *[("read_ahead", "read_ahead"), ("teacher", "teacher_report")],
+    ],
 )
 def test_the_page_is_made_of_its_figures(name, module):
     content = json.loads((PAGES / f"{name}.json").read_text())
