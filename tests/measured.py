@@ -119,6 +119,8 @@ CANDIDATES = {name: len(METHODS.tuning["coefficients"]["painn"][name]) for name 
 LOSS = {(row["method"], row["pairs"]): row for row in load("crack_loss")["results"]}
 LOSS_ON_GPU = {(row["method"], row["pairs"]): row for row in load("crack_loss_gpu")["results"]}
 STEP = load("step")["students"]["painn"]
+PRECISION = load("teacher")["precision"]["mean"]
+READ_AHEAD = load("read_ahead")
 TRUE_SIZE = {row["name"]: row["step"]["seconds"] for row in load("true_size")["results"]}
 SCREENING = load("screening")
 DEMO = SCREENING["demo"]
@@ -164,3 +166,8 @@ def is_within(name: str, value: float) -> bool:
 
 def relaxations_per_hour(name: str) -> float:
     return 3600 * DEMO["starts"] / sum(DEMO["relaxed"][name]["seconds"])
+
+
+def waiting(way: str) -> float:
+    """Milliseconds of a step."""
+    return 1000 * median(one["waiting"] for one in READ_AHEAD["rounds"][way])

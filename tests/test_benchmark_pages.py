@@ -20,9 +20,11 @@ sys.path.append(str(ROOT / "benchmarks"))
         ("crack_loss", "crack_loss"),
         ("crack_loss_gpu", "crack_loss"),
         ("gpu", "gpu_report"),
+        ("read_ahead", "read_ahead"),
         ("scaling", "scaling"),
         ("screening", "screening_report"),
         ("step", "step_report"),
+        ("teacher", "teacher_report"),
     ],
 )
 def test_the_page_is_made_of_its_figures(name, module):

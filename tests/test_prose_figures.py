@@ -26,6 +26,8 @@ from measured import (
     MAIN,
     OC20,
     OOD,
+    PRECISION,
+    READ_AHEAD,
     SINGLE,
     SIZES,
     STEP,
@@ -49,6 +51,7 @@ from measured import (
     taken_off_forces,
     throughput,
     tuned_steps,
+    waiting,
 )
 from prose import ROOT, Claim, find, is_printed_as, uncovered, units
 
@@ -142,6 +145,16 @@ CLAIMS = [
         "docs/architectures.md",
         "A 31M teacher makes a step of PaiNN h512 about # times as long, a 153M one # times.",
         [online_over_undistilled("eqV2_31M"), online_over_undistilled("eqV2_153M")],
+    ),
+    Claim(
+        "docs/running.md",
+        "bfloat16 moves the energies of the demo's EquiformerV2 by # eV and its forces by # eV/Å, whose errors are # and #",
+        [PRECISION[name] for name in ("energy", "forces", "energy float32 labels", "forces float32 labels")],
+    ),
+    Claim(
+        "docs/cache.md",
+        "A step of the demo's PaiNN waited # ms for its # systems, and waits # ms",
+        [waiting("in the step"), READ_AHEAD["batch_size"], waiting("ahead")],
     ),
     # docs/accuracy.md, in its order
     Claim(
