@@ -18,8 +18,8 @@ from fairchem.core.common.utils import load_config, setup_imports
 from fairchem.core.trainers.ocp_trainer import OCPTrainer
 from step_runs import Clock, begin, build_trainer, endless, take_step
 
-from fairchem_crack.files import write_text
-from fairchem_crack.trainer import CrackDistillTrainer
+from fairchem_crack.io.files import write_text
+from fairchem_crack.training.trainer import CrackDistillTrainer
 
 COLUMNS = ("student", "teacher", "method", "round", "seconds")
 WARM_UP = 3  # rounds; torch.jit, which PaiNN uses, compiles in its first two runs

@@ -14,8 +14,8 @@ from accuracy_page import curve_file, page
 from accuracy_runs import COSTS, SPLITS, TEACHER, Run, Workspace
 from accuracy_summary import Group, Results, choices, compared, curves, hours, in_order, summary
 
-from fairchem_crack.files import write_text
-from fairchem_crack.statistics import Interval
+from fairchem_crack.evaluation.intervals import Interval
+from fairchem_crack.io.files import write_text
 
 SOURCES = ("accuracy.csv", "tuning.csv", COSTS, "errors.npz")  # what the figures come from
 DECIMALS = 6  # of the JSON: an error below 1 ueV is none, and the last digits of a sum depend on the processor

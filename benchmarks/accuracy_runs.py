@@ -21,7 +21,7 @@ import numpy as np
 import yaml
 
 from fairchem_crack import keys
-from fairchem_crack.files import write_text
+from fairchem_crack.io.files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 COMPARISON = Path(__file__).with_name("accuracy.yml")
@@ -260,7 +260,7 @@ def work(run: Run, comparison: Comparison, workspace: Workspace, *, splits: list
         cost = train(run, workspace, device=device)
         checkpoint = workspace.checkpoint(run, "best_checkpoint.pt")
     from fairchem_crack.demo.summary import DATASET
-    from fairchem_crack.evaluation import CheckpointEvaluator
+    from fairchem_crack.evaluation.s2ef.evaluator import CheckpointEvaluator
 
     evaluator = CheckpointEvaluator(checkpoint, DATASET, cpu=device == "cpu")
     rows, errors = [], {}

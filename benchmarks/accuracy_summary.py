@@ -22,7 +22,7 @@ from accuracy_runs import (
     run_of,
 )
 
-from fairchem_crack.statistics import Errors, Interval, gap_closed_interval, t_interval
+from fairchem_crack.evaluation.intervals import Errors, Interval, gap_closed_interval, t_interval
 
 MEAN = "mean of the four"
 GAPS = {"energy": "energy_mae", "forces": "forces_mae"}

@@ -28,7 +28,8 @@ from torch.nn.functional import cross_entropy, normalize
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fairchem_crack import crack_loss, tiles, triton_sums
+from fairchem_crack import crack_loss
+from fairchem_crack.loss import tiles, triton_sums
 
 WIDTH, TEMPERATURE = 128, 0.15
 ATOMS_PER_SYSTEM, PAIRS_PER_ATOM = 80, 12.5

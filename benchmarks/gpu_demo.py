@@ -19,7 +19,7 @@ TEACHER = "configs/oc20/demo/teacher_equiformer_v2.pt"
 DISTILLED = "painn_crack"
 SYSTEMS, VALIDATION, BATCH = 300, 100, 16
 VALIDATED = re.compile(r"(energy_mae: .*, epoch: [\d.]+)$", re.MULTILINE)
-OURS = ("-m", "fairchem_crack.cli")
+OURS = ("-m", "fairchem_crack.commands.cli")
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from architectures import MODELS, build
 
-from fairchem_crack.bench.systems import make_systems
+from fairchem_crack.evaluation.speed.systems import make_systems
 
 STOCK = ("-c", "from fairchem.core._cli import main; main()", "--mode")
 CALCULATOR = """

@@ -26,10 +26,10 @@ import make_published_checkpoint
 from step_report import KINDS, TEACHER
 from step_runs import CACHE, Clock, begin, build_trainer, endless, take_step, training_config, write_dataset
 
-from fairchem_crack.bench.systems import make_systems
-from fairchem_crack.cache import finish, start
-from fairchem_crack.cache_teacher import Job, write_chunks
-from fairchem_crack.measure import peak_growth
+from fairchem_crack.commands.cache_teacher.job import Job, write_chunks
+from fairchem_crack.evaluation.speed.systems import make_systems
+from fairchem_crack.evaluation.time_and_memory import peak_growth
+from fairchem_crack.teacher.cache import finish, start
 
 STUDENTS = ("painn", "gemnet_dT")
 BATCH = 32  # of both students' recipes

@@ -24,8 +24,8 @@ import torch
 from fairchem.core.common.utils import load_config, setup_imports
 from step_runs import build_trainer
 
-from fairchem_crack.read_ahead import ReadAhead
-from fairchem_crack.trainer import CrackDistillTrainer
+from fairchem_crack.teacher.read_ahead import ReadAhead
+from fairchem_crack.training.trainer import CrackDistillTrainer
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs/oc20/demo"
 WAYS = {"in the step": "read in the step", "ahead": "read ahead"}

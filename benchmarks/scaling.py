@@ -37,10 +37,10 @@ from step_runs import begin, build_trainer, take_step
 from torch import distributed as dist
 
 from fairchem_crack import keys
-from fairchem_crack.cache_teacher import Job, cache_teacher
+from fairchem_crack.commands.cache_teacher.job import Job, cache_teacher
 from fairchem_crack.config import split_loss_functions
 from fairchem_crack.demo.prepare import METADATA_FILE, prepare_demo
-from fairchem_crack.trainer import CrackDistillTrainer
+from fairchem_crack.training.trainer import CrackDistillTrainer
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs/oc20/demo"
 TEACHER = CONFIGS / "teacher_equiformer_v2.pt"

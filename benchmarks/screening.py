@@ -45,10 +45,10 @@ from screening_runs import (
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fairchem_crack.bench.command import machine
-from fairchem_crack.bench.runs import RELAXES_IN_BATCHES, Model
-from fairchem_crack.bench.systems import make_systems
-from fairchem_crack.files import write_text
+from fairchem_crack.evaluation.speed.command import machine
+from fairchem_crack.evaluation.speed.runs import RELAXES_IN_BATCHES, Model
+from fairchem_crack.evaluation.speed.systems import make_systems
+from fairchem_crack.io.files import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 TEACHER = ROOT / "configs/oc20/demo/teacher_equiformer_v2.pt"

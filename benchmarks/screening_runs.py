@@ -17,8 +17,8 @@ from ase.md.verlet import VelocityVerlet
 from ase.optimize import BFGS
 from scipy.stats import spearmanr
 
-from fairchem_crack.bench.runs import Model, forward_seconds, relax, warm_up
 from fairchem_crack.demo.systems import Catalyst, catalysts, clean_slab, reference_energy
+from fairchem_crack.evaluation.speed.runs import Model, forward_seconds, relax, warm_up
 
 # Heights in A at which the adsorbate starts over the top layer, by the coordination of the site.
 SITES = {

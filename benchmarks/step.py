@@ -33,7 +33,7 @@ import make_published_checkpoint
 from step_cache import measure_cache
 from step_runs import CACHE, measure_steps, write_dataset
 
-from fairchem_crack.bench.systems import make_systems, read_systems
+from fairchem_crack.evaluation.speed.systems import make_systems, read_systems
 
 STUDENTS = {"painn": 5, "gemnet_dT": 3}  # and how many rounds it is measured for
 SYSTEMS, ATOMS = 8, 73  # of about so many atoms each, near the mean of OC20

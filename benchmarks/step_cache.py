@@ -11,10 +11,10 @@ import torch
 from step_runs import CACHE, Clock, teacher_clock, training_config
 
 from fairchem_crack import keys
-from fairchem_crack.cache import CacheWriter, Plan, Record, TeacherCache, finish, start
-from fairchem_crack.cache_teacher import Job, write_chunks
-from fairchem_crack.cached import CachedDataset
-from fairchem_crack.measure import peak_growth
+from fairchem_crack.commands.cache_teacher.job import Job, write_chunks
+from fairchem_crack.evaluation.time_and_memory import peak_growth
+from fairchem_crack.teacher.cache import CacheWriter, Plan, Record, TeacherCache, finish, start
+from fairchem_crack.teacher.cached import CachedDataset
 
 RECORDS = 1024  # of the cache whose size and speed are measured; the records of the systems over and over
 

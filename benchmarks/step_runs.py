@@ -24,8 +24,8 @@ from torch_geometric.data import Batch
 
 from fairchem_crack.config import split_loss_functions
 from fairchem_crack.demo.prepare import DATA_FILE, MAP_SIZE, METADATA_FILE, oc20_record
-from fairchem_crack.teacher import Teacher
-from fairchem_crack.trainer import CrackDistillTrainer
+from fairchem_crack.teacher.frozen import Teacher
+from fairchem_crack.training.trainer import CrackDistillTrainer
 
 CONFIG = str(Path(__file__).resolve().parents[1] / "configs/oc20/s2ef/200k/{}_from_eqV2-31M.yml")
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}

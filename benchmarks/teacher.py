@@ -35,10 +35,10 @@ from torch.overrides import TorchFunctionMode
 from torch_geometric.data import Batch
 
 from fairchem_crack import keys
+from fairchem_crack.adapters.outputs import predicted
 from fairchem_crack.config import TeacherConfig
-from fairchem_crack.outputs import predicted
-from fairchem_crack.relations import relation_vectors, unordered_pairs
-from fairchem_crack.teacher import Teacher, TeacherOutputs, _OfItsSystemAlone, load_teacher, own
+from fairchem_crack.loss.relations import relation_vectors, unordered_pairs
+from fairchem_crack.teacher.frozen import Teacher, TeacherOutputs, _OfItsSystemAlone, load_teacher, own
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs/oc20/demo"
 TEACHER = CONFIGS / "teacher_equiformer_v2.pt"

@@ -36,11 +36,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "tools"))
 import make_published_checkpoint
 
 from fairchem_crack import crack_loss, keys
-from fairchem_crack.bench.systems import make_systems
+from fairchem_crack.adapters.outputs import ModelOutputs
 from fairchem_crack.config import DistillConfig, TeacherConfig, parse, split_loss_functions
-from fairchem_crack.distillation import Distillation
-from fairchem_crack.outputs import ModelOutputs
-from fairchem_crack.teacher import load_teacher
+from fairchem_crack.evaluation.speed.systems import make_systems
+from fairchem_crack.teacher.frozen import load_teacher
+from fairchem_crack.training.distillation import Distillation
 
 TEACHERS = ("eqV2_31M", "eqV2_83M", "eqV2_153M", "escn_L6_M3_Lay20")
 STUDENT = "painn_h512"

@@ -9,10 +9,10 @@ __version__ = "0.1.0"
 
 # Imported on first use: the loss needs torch alone, the trainer needs fairchem.
 _HOMES = {
-    "crack_loss": "fairchem_crack.contrastive",
-    "crack_terms": "fairchem_crack.contrastive",
-    "unordered_pairs": "fairchem_crack.relations",
-    "CrackDistillTrainer": "fairchem_crack.trainer",
+    "crack_loss": "fairchem_crack.loss.crack",
+    "crack_terms": "fairchem_crack.loss.crack",
+    "unordered_pairs": "fairchem_crack.loss.relations",
+    "CrackDistillTrainer": "fairchem_crack.training.trainer",
 }
 __all__ = sorted(_HOMES)
 

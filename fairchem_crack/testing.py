@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch_geometric.data import Batch
 
-from fairchem_crack.features import Features, attach_features
-from fairchem_crack.teacher import Teacher
+from fairchem_crack.adapters import Features, attach_features
+from fairchem_crack.teacher.frozen import Teacher
 
 ROUNDING = 1e-5  # of sums of float32, relative
 

@@ -72,7 +72,7 @@ GPU = pytest.param("cuda", marks=pytest.mark.gpu) if HAS_GPU else "pretended"
 @contextmanager
 def pretended_gpu() -> Iterator[pretend_cuda.PretendCuda]:
     """A pretended GPU, for which Triton compiles nothing: the CRACK loss is computed by torch's operations."""
-    from fairchem_crack import triton_sums
+    from fairchem_crack.loss import triton_sums
 
     with mock.patch.object(triton_sums, "DEVICE_TYPES", ()), pretend_cuda.PretendCuda() as gpu:
         yield gpu
@@ -200,7 +200,7 @@ def with_terms(config: dict, terms: dict) -> dict:
 
 def write_cache(config: dict, directory: Path) -> Path:
     """A teacher cache with all fields, of the config's training data."""
-    from fairchem_crack.cli import main
+    from fairchem_crack.commands.cli import main
 
     file = directory / "cached.yml"
     file.write_text(yaml.safe_dump(config))

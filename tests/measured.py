@@ -14,7 +14,7 @@ from accuracy_runs import COMPARISON, Run, Workspace, load_comparison
 from accuracy_summary import Group, Results
 from screening_report import ratio
 
-from fairchem_crack.statistics import t_interval
+from fairchem_crack.evaluation.intervals import t_interval
 
 ROOT = Path(__file__).parents[1]
 

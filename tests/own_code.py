@@ -10,7 +10,7 @@ from fairchem.core.common.registry import registry
 from torch import nn
 
 from fairchem_crack import CrackDistillTrainer, keys
-from fairchem_crack.terms import register_term
+from fairchem_crack.training.terms import register_term
 
 
 @dataclass(frozen=True)

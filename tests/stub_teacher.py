@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from fairchem_crack import keys
+from fairchem_crack.adapters.outputs import ModelOutputs
 from fairchem_crack.config import DistillConfig, TeacherConfig, TermConfig
-from fairchem_crack.distillation import Distillation
-from fairchem_crack.jacobian import JacobianRows, draw_coordinates
-from fairchem_crack.outputs import ModelOutputs
-from fairchem_crack.teacher import TeacherOutputs
+from fairchem_crack.teacher.force_jacobian import JacobianRows, draw_coordinates
+from fairchem_crack.teacher.frozen import TeacherOutputs
+from fairchem_crack.training.distillation import Distillation
 
 
 class StubTeacher:

@@ -286,7 +286,7 @@ def test_an_interrupted_append_leaves_the_rows_that_were_there(tmp_path, monkeyp
     def full(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr("fairchem_crack.files.os.replace", full)
+    monkeypatch.setattr("fairchem_crack.io.files.os.replace", full)
     with pytest.raises(OSError, match="disk full"):
         workspace.append([row_of(UNDISTILLED, "val_id", 0.1, 0.05)])
     assert workspace.table.read_bytes() == before

@@ -17,11 +17,11 @@ from stub_teacher import distillation_of, plain_teacher
 from torch_geometric.data import Batch, Data
 
 from fairchem_crack import keys
-from fairchem_crack.agreement import EnergyAgreement, energy_agreement, explanation
-from fairchem_crack.check.sample import examine_agreement
+from fairchem_crack.adapters.outputs import ModelOutputs
+from fairchem_crack.commands.check.sample import examine_agreement
 from fairchem_crack.config import TermConfig
-from fairchem_crack.outputs import ModelOutputs
 from fairchem_crack.testing import collate, slabs
+from fairchem_crack.training.agreement import EnergyAgreement, energy_agreement, explanation
 
 REFERENCES = {1: -3.4, 8: -430.0, 29: -1800.0, 46: -3900.0}  # eV
 

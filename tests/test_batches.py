@@ -7,8 +7,8 @@ import torch
 from torch_geometric.data import Batch, Data
 
 from fairchem_crack import keys
-from fairchem_crack.batches import free_rows, movable_rows, to_device
-from fairchem_crack.boundaries import pbc_differ
+from fairchem_crack.io.batches import free_rows, movable_rows, to_device
+from fairchem_crack.io.boundaries import pbc_differ
 
 
 def system(fixed: list[int], pbc: tuple[bool, bool, bool]) -> Data:

@@ -13,11 +13,11 @@ from ase.constraints import FixAtoms
 from ase.geometry import find_mic
 from ase.io import write
 
-from fairchem_crack.bench import runs, tables
-from fairchem_crack.bench.command import bench, labels, ratios
-from fairchem_crack.bench.runs import Model, ns_per_day, relax
-from fairchem_crack.bench.systems import make_systems, read_systems, slab_size, take
-from fairchem_crack.named_records import free_atoms
+from fairchem_crack.evaluation.speed import runs, tables
+from fairchem_crack.evaluation.speed.command import bench, labels, ratios
+from fairchem_crack.evaluation.speed.runs import Model, ns_per_day, relax
+from fairchem_crack.evaluation.speed.systems import make_systems, read_systems, slab_size, take
+from fairchem_crack.io.named_records import free_atoms
 
 sys.path.append(str(Path(__file__).parent / "tools"))
 

@@ -17,9 +17,9 @@ from fairchem.core.preprocessing import AtomsToGraphs
 from torch import nn
 from torch_geometric.data import Batch
 
-from fairchem_crack.boundaries import OwnBoundaries, as_pbc, count_edges, pbc_of, set_option
-from fairchem_crack.relations import unordered_pairs
-from fairchem_crack.teacher import Teacher
+from fairchem_crack.io.boundaries import OwnBoundaries, as_pbc, count_edges, pbc_of, set_option
+from fairchem_crack.loss.relations import unordered_pairs
+from fairchem_crack.teacher.frozen import Teacher
 
 CONVERT = AtomsToGraphs(r_edges=False, r_pbc=True).convert
 FIELDS = ("energy", "forces")

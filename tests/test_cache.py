@@ -24,7 +24,8 @@ from torch.utils.data import DataLoader, Dataset
 from torch_geometric.data import Data
 
 from fairchem_crack import keys
-from fairchem_crack.cache import (
+from fairchem_crack.keys import NODE_EMBEDDING
+from fairchem_crack.teacher.cache import (
     FORMAT,
     HEADER,
     PLAN,
@@ -39,8 +40,7 @@ from fairchem_crack.cache import (
     system_digest,
     written_chunks,
 )
-from fairchem_crack.cached import CachedDataset, CachedTeacher, digest_of
-from fairchem_crack.keys import NODE_EMBEDDING
+from fairchem_crack.teacher.cached import CachedDataset, CachedTeacher, digest_of
 
 NODE = [NODE_EMBEDDING]
 TEACHER_EMBEDDING = keys.TEACHER_PREFIX + NODE_EMBEDDING

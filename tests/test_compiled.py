@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fairchem_crack import cli
-from fairchem_crack.compiled import PACKAGES, check_built_for_cuda, check_installed
-from fairchem_crack.trainer import CrackDistillTrainer
+from fairchem_crack.commands import cli
+from fairchem_crack.training.compiled import PACKAGES, check_built_for_cuda, check_installed
+from fairchem_crack.training.trainer import CrackDistillTrainer
 
 
 @pytest.fixture

@@ -3,8 +3,9 @@ import typing
 
 import pytest
 
-from fairchem_crack import config, contrastive
+from fairchem_crack import config
 from fairchem_crack.config import DistillConfig, TermConfig, parse, split_loss_functions
+from fairchem_crack.loss import crack as contrastive
 
 CRACK = {"fn": "crack", "coefficient": 10, "temperature": 0.15}
 MSE = {"fn": "mse", "coefficient": 10}

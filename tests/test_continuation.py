@@ -14,8 +14,8 @@ from fairchem.core.common.data_parallel import StatefulDistributedSampler
 
 from fairchem_crack import keys
 from fairchem_crack.config import DistillConfig, parse, split_loss_functions
-from fairchem_crack.continuation import Resumed, compare, differences
-from fairchem_crack.identity import content_of, joined, of_distillation, of_training, recorded
+from fairchem_crack.training.continuation import Resumed, compare, differences
+from fairchem_crack.training.identity import content_of, joined, of_distillation, of_training, recorded
 
 SYSTEMS = 12
 

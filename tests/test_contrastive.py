@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fairchem_crack import tiles
-from fairchem_crack.contrastive import crack_loss, crack_terms
-from fairchem_crack.relations import NEAR, unordered_pairs
+from fairchem_crack.loss import tiles
+from fairchem_crack.loss.crack import crack_loss, crack_terms
+from fairchem_crack.loss.relations import NEAR, unordered_pairs
 
 all_anchors = pytest.mark.parametrize("anchor", ["student", "teacher", "symmetric"])
 all_negatives = pytest.mark.parametrize("negatives", ["batch", "system"])

@@ -343,7 +343,7 @@ def trained(run, stock):
 
 @pytest.mark.slow
 def test_evaluation_gives_what_stock_fairchem_logged(trained, data):
-    from fairchem_crack.evaluation import CheckpointEvaluator
+    from fairchem_crack.evaluation.s2ef.evaluator import CheckpointEvaluator
 
     best = min(trained.validations, key=lambda record: record["forces_mae"])
     assert len(trained.validations) == 2
@@ -358,7 +358,7 @@ def test_evaluation_gives_what_stock_fairchem_logged(trained, data):
 
 @pytest.mark.slow
 def test_the_summary_reports_each_checkpoints_metrics(trained, data, tmp_path, capsys):
-    from fairchem_crack.evaluation import CheckpointEvaluator
+    from fairchem_crack.evaluation.s2ef.evaluator import CheckpointEvaluator
 
     best, last = (trained.checkpoints / name for name in ("best_checkpoint.pt", "checkpoint.pt"))
     for name in ("undistilled-3", "crack-3"):

@@ -14,9 +14,9 @@ from torch import distributed, multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 from torch_geometric.data import Data
 
-from fairchem_crack.cache import CacheWriter, Plan, Record, TeacherCache, finish
-from fairchem_crack.cached import CachedDataset, CachedTeacher, digest_of
-from fairchem_crack.contrastive import ANCHORS
+from fairchem_crack.loss.crack import ANCHORS
+from fairchem_crack.teacher.cache import CacheWriter, Plan, Record, TeacherCache, finish
+from fairchem_crack.teacher.cached import CachedDataset, CachedTeacher, digest_of
 
 WIDTH = 6
 WORLDS = {  # atoms of each system of each rank; the one atom has no pair
@@ -125,7 +125,7 @@ def projection() -> torch.nn.Linear:
 
 
 def loss_of(options: dict, projected: torch.Tensor, teacher: torch.Tensor, pairs: torch.Tensor, natoms: torch.Tensor):
-    from fairchem_crack.losses import DistillationLoss
+    from fairchem_crack.training.losses import DistillationLoss
 
     loss = DistillationLoss("crack", reduction="mean")
     loss.loss_fn.options, loss.loss_fn.pairs = options, pairs

@@ -44,10 +44,11 @@ from fairchem.core.datasets import LmdbDataset, data_list_collater
 from fairchem.core.models.base import GraphModelMixin
 from torch import nn
 
-from fairchem_crack import cli, keys
-from fairchem_crack.bench.runs import RELAXES_IN_BATCHES
-from fairchem_crack.cache import TeacherCache
-from fairchem_crack.features import base
+from fairchem_crack import keys
+from fairchem_crack.adapters import base
+from fairchem_crack.commands import cli
+from fairchem_crack.evaluation.speed.runs import RELAXES_IN_BATCHES
+from fairchem_crack.teacher.cache import TeacherCache
 
 ROOT = Path(__file__).parents[1]
 NAMES = ("evaluate", "use", "cache", "architectures", "loss", "terms", "running", "development")

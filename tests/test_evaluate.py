@@ -18,9 +18,9 @@ from conftest import run_fairchem, stock_config
 from matplotlib.text import Text
 from tools.make_published_checkpoint import write_published_checkpoint
 
-from fairchem_crack.evaluate import evaluate, names
-from fairchem_crack.leaderboard import COLUMNS, Row, draw, literal
-from fairchem_crack.statistics import MOST_UNITS, Errors, Interval, error_interval, gap_closed, gap_closed_interval
+from fairchem_crack.evaluation.intervals import MOST_UNITS, Errors, Interval, error_interval, gap_closed, gap_closed_interval
+from fairchem_crack.evaluation.s2ef.command import evaluate, names
+from fairchem_crack.evaluation.s2ef.leaderboard import COLUMNS, Row, draw, literal
 
 PUBLISHED = {"num_layers": 1, "sphere_channels": 8, "attn_hidden_channels": 8, "num_heads": 2, "attn_alpha_channels": 8}
 PUBLISHED |= {"attn_value_channels": 4, "ffn_hidden_channels": 8, "lmax_list": [2], "mmax_list": [1], "edge_channels": 8}
@@ -211,7 +211,7 @@ def test_bad_input_is_named(models, data, change, part):
 
 
 def test_a_submission_is_checked_before_anything_runs(models, data, monkeypatch):
-    monkeypatch.setattr("fairchem_crack.evaluate.evaluate_all", lambda *_, **__: pytest.fail("a model ran"))
+    monkeypatch.setattr("fairchem_crack.evaluation.s2ef.command.evaluate_all", lambda *_, **__: pytest.fail("a model ran"))
     flags = ["--checkpoint", str(models["student"]), "--cpu", "--data", f"val_id={data / 'val_id'}", "--submission"]
     test = [f"{name}={data / 'val_id'}" for name in ("id", "ood_ads", "ood_cat", "ood_all")]
     with pytest.raises(SystemExit, match="expected the splits id, ood_ads, ood_cat, ood_both"):

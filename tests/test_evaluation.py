@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import DATASET, write_edited
 
-from fairchem_crack.evaluation import CheckpointEvaluator, SystemErrors
+from fairchem_crack.evaluation.s2ef.evaluator import CheckpointEvaluator, SystemErrors
 
 
 def test_forces_are_summed_by_system():

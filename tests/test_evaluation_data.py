@@ -17,11 +17,11 @@ from conftest import DATASET, stock_config
 from fairchem.core.common.relaxation.ase_utils import batch_to_atoms
 from fairchem.core.datasets import LmdbDataset, data_list_collater
 
-from fairchem_crack.bench.runs import Model
-from fairchem_crack.evaluate import evaluate
-from fairchem_crack.evaluation import CheckpointEvaluator, first_records, judged_outputs
-from fairchem_crack.evaluation_data import as_labelled, format_of, given_options, options_for, validation_options
-from fairchem_crack.report.predict import AsFairchem
+from fairchem_crack.evaluation.report.predict import AsFairchem
+from fairchem_crack.evaluation.s2ef.command import evaluate
+from fairchem_crack.evaluation.s2ef.data import as_labelled, format_of, given_options, options_for, validation_options
+from fairchem_crack.evaluation.s2ef.evaluator import CheckpointEvaluator, first_records, judged_outputs
+from fairchem_crack.evaluation.speed.runs import Model
 
 NAMES = {"energy": "energy", "forces": "forces"}
 STRESS = {

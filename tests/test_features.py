@@ -8,7 +8,7 @@ from architectures import MODELS, build
 from fairchem.core.common.registry import registry
 from torch import nn
 
-from fairchem_crack.features import Features, architecture, attach_features, base, register_features
+from fairchem_crack.adapters import Features, architecture, attach_features, base, register_features
 from fairchem_crack.testing import FeaturesConformance, collate, hooks, slabs
 
 # Largest deviation of a moved system's embedding over its largest entry: 4e-6 measured, and 6e-4 for GemNet-OC, whose

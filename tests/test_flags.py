@@ -10,13 +10,13 @@ import pytest
 import yaml
 from fairchem.core.common import utils
 
-from fairchem_crack import cli, evaluate
-from fairchem_crack.bench import command as bench_command
-from fairchem_crack.commands import cache_teacher
+from fairchem_crack.commands import cache_teacher, cli
 from fairchem_crack.commands.flags import examine_overrides, parser_of, read, read_or_refuse
-from fairchem_crack.relaxations import command as relaxations_command
-from fairchem_crack.report import command as report_command
-from fairchem_crack.spelling import BLOCKS, misspelt_names
+from fairchem_crack.evaluation.relaxations import command as relaxations_command
+from fairchem_crack.evaluation.report import command as report_command
+from fairchem_crack.evaluation.s2ef import command as evaluate
+from fairchem_crack.evaluation.speed import command as bench_command
+from fairchem_crack.training.spelling import BLOCKS, misspelt_names
 
 CONFIG = {
     "trainer": "fairchem_crack.CrackDistillTrainer",

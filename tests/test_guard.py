@@ -12,12 +12,12 @@ from fairchem.core.modules.normalization.element_references import LinearReferen
 from fairchem.core.modules.normalization.normalizer import Normalizer
 from torch import nn
 
-from fairchem_crack import scales
-from fairchem_crack.checks import check_normalizers
-from fairchem_crack.evaluation import check_errors
-from fairchem_crack.guard import SkippedSteps, compared, drop_unless_finite, faults, teacher_faults
-from fairchem_crack.losses import DistillationLoss
-from fairchem_crack.submission import TEST_SPLITS, write_submission
+from fairchem_crack.evaluation.s2ef.evaluator import check_errors
+from fairchem_crack.evaluation.s2ef.submission import TEST_SPLITS, write_submission
+from fairchem_crack.training import scale_factors as scales
+from fairchem_crack.training.config_checks import check_normalizers
+from fairchem_crack.training.guard import SkippedSteps, compared, drop_unless_finite, faults, teacher_faults
+from fairchem_crack.training.losses import DistillationLoss
 
 OUTPUTS = {
     "energy": {"level": "system"},

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch_geometric.data import Batch, Data
 
-from fairchem_crack.check.fields import field_faults
-from fairchem_crack.checks import check_metrics, check_not_fitted_to_labels, check_own_terms
+from fairchem_crack.commands.check.fields import field_faults
 from fairchem_crack.config import DistillConfig, TeacherConfig
-from fairchem_crack.host_options import (
+from fairchem_crack.training.config_checks import check_metrics, check_not_fitted_to_labels, check_own_terms
+from fairchem_crack.training.host_options import (
     all_outputs,
     check_free_atoms,
     check_lambda,

@@ -8,8 +8,8 @@ import pytest
 import torch
 from architectures import build
 
-from fairchem_crack.initialization import copy_weights
 from fairchem_crack.testing import collate, slabs
+from fairchem_crack.training.init_from_teacher import copy_weights
 
 
 @pytest.mark.parametrize("teacher_form", ["equiformer_v2", "equiformer_v2 hydra"])

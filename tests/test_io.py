@@ -13,11 +13,11 @@ from ase.db import connect
 from fairchem.core.preprocessing import AtomsToGraphs
 from torch_geometric.data import Data
 
-from fairchem_crack.cached import digest_of
+from fairchem_crack.evaluation.relaxations.metrics import distance_within_thresholds, distances
 from fairchem_crack.io.atoms import atoms_at, to_atoms
 from fairchem_crack.io.datasets import open_dataset
-from fairchem_crack.named_records import NamedRecords, ids_of, listed
-from fairchem_crack.relaxations.metrics import distance_within_thresholds, distances
+from fairchem_crack.io.named_records import NamedRecords, ids_of, listed
+from fairchem_crack.teacher.cached import digest_of
 
 
 def slab() -> Atoms:

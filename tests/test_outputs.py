@@ -14,10 +14,10 @@ from fairchem.core.modules.normalization.normalizer import Normalizer
 from torch import Tensor
 
 from fairchem_crack import keys
+from fairchem_crack.adapters.outputs import ModelOutputs, Output, predicted
 from fairchem_crack.config import TeacherConfig, TermConfig
-from fairchem_crack.outputs import ModelOutputs, Output, predicted
-from fairchem_crack.teacher import TeacherOutputs, load_teacher
-from fairchem_crack.terms import COMPARISONS, Step
+from fairchem_crack.teacher.frozen import TeacherOutputs, load_teacher
+from fairchem_crack.training.terms import COMPARISONS, Step
 
 MEAN, RMSD = -0.7, 2.5  # of a normalizer
 NUMBERS = [1, 8, 8, 29, 1]  # of two systems, of 3 and 2 atoms

@@ -7,10 +7,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fairchem_crack import tiles
-from fairchem_crack.contrastive import crack_loss, crack_terms
-from fairchem_crack.partition import partition_sums
-from fairchem_crack.relations import relation_vectors, unit_embedding
+from fairchem_crack.loss import tiles
+from fairchem_crack.loss.crack import crack_loss, crack_terms
+from fairchem_crack.loss.partition import partition_sums
+from fairchem_crack.loss.relations import relation_vectors, unit_embedding
 
 ROWS, COLUMNS = torch.tensor([0, 2, 3, 9, 14, 19]), torch.tensor([1, 2, 9, 10, 18])
 

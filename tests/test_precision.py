@@ -10,10 +10,10 @@ from architectures import MODELS, build
 from stub_teacher import distillation_of, plain_teacher, terms_of
 
 from fairchem_crack import keys
-from fairchem_crack.features import attach_features
-from fairchem_crack.outputs import predicted
-from fairchem_crack.precision import full_precision
-from fairchem_crack.teacher import Teacher
+from fairchem_crack.adapters import attach_features
+from fairchem_crack.adapters.outputs import predicted
+from fairchem_crack.loss.precision import full_precision
+from fairchem_crack.teacher.frozen import Teacher
 from fairchem_crack.testing import collate, slabs
 
 ALL = (keys.ENERGY, keys.FORCES, keys.NODE_EMBEDDING)

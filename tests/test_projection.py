@@ -14,15 +14,15 @@ from stub_teacher import StubTeacher, distillation_of, plain_teacher, terms_of
 from torch import nn
 
 from fairchem_crack import keys
-from fairchem_crack.channels import ChannelStatistics, channel_statistics
+from fairchem_crack.adapters.outputs import ModelOutputs
 from fairchem_crack.config import DistillConfig, TeacherConfig, TermConfig
-from fairchem_crack.losses import build_loss
-from fairchem_crack.outputs import ModelOutputs
-from fairchem_crack.projection import Projections, build_projection, projection_of
-from fairchem_crack.projection_state import FORMAT, upgraded
-from fairchem_crack.teacher import TeacherOutputs
-from fairchem_crack.terms import COMPARISONS, Step
+from fairchem_crack.teacher.channels import ChannelStatistics, channel_statistics
+from fairchem_crack.teacher.frozen import TeacherOutputs
 from fairchem_crack.testing import collate, slabs
+from fairchem_crack.training.losses import build_loss
+from fairchem_crack.training.projection import Projections, build_projection, projection_of
+from fairchem_crack.training.projection_state import FORMAT, upgraded
+from fairchem_crack.training.terms import COMPARISONS, Step
 
 SAMPLES = Path(__file__).parent / "samples"
 WIDTH, OF_STUDENT = 6, 4

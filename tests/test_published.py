@@ -9,7 +9,7 @@ import torch
 from tools.make_published_checkpoint import PUBLISHED, TARGET_MEAN, TARGET_STD, write_published_checkpoint
 
 from fairchem_crack.config import TeacherConfig
-from fairchem_crack.teacher import Teacher, load_teacher
+from fairchem_crack.teacher.frozen import Teacher, load_teacher
 
 CPU = torch.device("cpu")
 SMALL_ESCN = {"num_layers": 2, "sphere_channels": 8, "hidden_channels": 8, "lmax_list": [2], "mmax_list": [1]}

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
 
-from fairchem_crack.read_ahead import ReadAhead, read_ahead
+from fairchem_crack.teacher.read_ahead import ReadAhead, read_ahead
 
 SYSTEMS, BATCH = 10, 3
 LONG = 60  # seconds, after which a test fails

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fairchem_crack.readout import Readout
+from fairchem_crack.training.readout import Readout
 
 
 def test_all_numbers_are_read_at_once(gpu, monkeypatch):

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from fairchem_crack.relations import pair_difference, relation_vectors, unit_embedding, unordered_pairs
+from fairchem_crack.loss.relations import pair_difference, relation_vectors, unit_embedding, unordered_pairs
 
 
 def pairs_of(*edges, num_atoms=9):

@@ -24,15 +24,15 @@ from fairchem.core.common.relaxation.ase_utils import batch_to_atoms
 from fairchem.core.datasets import LmdbDataset, data_list_collater
 from fairchem.core.modules.evaluator import Evaluator
 
-from fairchem_crack.relaxations.command import evaluate_relaxations
-from fairchem_crack.relaxations.metrics import (
+from fairchem_crack.evaluation.relaxations.command import evaluate_relaxations
+from fairchem_crack.evaluation.relaxations.metrics import (
     FORCE_THRESHOLDS,
     METRICS,
     distance_within_thresholds,
     forces_below_thresholds,
     largest_force,
 )
-from fairchem_crack.relaxations.reading import read_systems
+from fairchem_crack.evaluation.relaxations.reading import read_systems
 
 TIGHT = 0.005  # eV/A: EMT's ends are below every threshold of FbT and AFbT
 

@@ -20,18 +20,18 @@ from ase.data import chemical_symbols
 from conftest import DATASET, SCN_MODEL, distill_config, run_fairchem, stock_config
 from matplotlib.colors import to_rgb
 
-from fairchem_crack.evaluation import CheckpointEvaluator
-from fairchem_crack.evaluation_data import as_labelled
-from fairchem_crack.report import collect as collect_module
-from fairchem_crack.report import command, drawing, embedding_figures, figures, numbers, relations
-from fairchem_crack.report.collect import Model
-from fairchem_crack.report.curves import read_curves
-from fairchem_crack.report.drawing import digits
-from fairchem_crack.report.predict import Embeddings, Prediction, embed, load_model
-from fairchem_crack.report.request import ROLES, further_names, make_request
-from fairchem_crack.report.sections import columns, sections, tables, tiles
-from fairchem_crack.report.systems import Split, load_split
-from fairchem_crack.statistics import Interval
+from fairchem_crack.evaluation.intervals import Interval
+from fairchem_crack.evaluation.report import collect as collect_module
+from fairchem_crack.evaluation.report import command, drawing, embedding_figures, figures, numbers, relations
+from fairchem_crack.evaluation.report.collect import Model
+from fairchem_crack.evaluation.report.curves import read_curves
+from fairchem_crack.evaluation.report.drawing import digits
+from fairchem_crack.evaluation.report.predict import Embeddings, Prediction, embed, load_model
+from fairchem_crack.evaluation.report.request import ROLES, further_names, make_request
+from fairchem_crack.evaluation.report.sections import columns, sections, tables, tiles
+from fairchem_crack.evaluation.report.systems import Split, load_split
+from fairchem_crack.evaluation.s2ef.data import as_labelled
+from fairchem_crack.evaluation.s2ef.evaluator import CheckpointEvaluator
 
 CPU = torch.device("cpu")
 SPLITS = ("val_id", "val_ood_both")

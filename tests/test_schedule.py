@@ -8,7 +8,7 @@ import pytest
 import torch
 from fairchem.core.modules.scheduler import LRScheduler
 
-from fairchem_crack.schedule import check_length, learning_rates, schedule_notes
+from fairchem_crack.training.schedule import check_length, learning_rates, schedule_notes
 
 LR = 1e-3
 

@@ -12,7 +12,8 @@ import torch
 from conftest import TERMS, pretended_gpu, with_terms, write_cache, write_edited
 from fairchem.core.common.utils import setup_imports
 
-from fairchem_crack import CrackDistillTrainer, trainer
+from fairchem_crack import CrackDistillTrainer
+from fairchem_crack.training import trainer
 
 STEP = 3  # that is counted: nothing is set up, validated or saved in it
 CACHED = {

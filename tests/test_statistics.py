@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from fairchem_crack.statistics import Errors, gap_closed, gap_closed_interval, t_interval
+from fairchem_crack.evaluation.intervals import Errors, gap_closed, gap_closed_interval, t_interval
 
 
 def test_the_t_interval_of_three_values():

@@ -13,9 +13,9 @@ from conftest import SCN_MODEL, STUDENT_MODEL, TEACHER_MODEL
 from torch.overrides import TorchFunctionMode, _len_torch_function_stack
 
 from fairchem_crack import keys
-from fairchem_crack import teacher as teacher_module
 from fairchem_crack.config import TeacherConfig
-from fairchem_crack.teacher import Teacher, _OfItsSystemAlone, load_teacher
+from fairchem_crack.teacher import frozen as teacher_module
+from fairchem_crack.teacher.frozen import Teacher, _OfItsSystemAlone, load_teacher
 from fairchem_crack.testing import collate, slabs
 
 CPU = torch.device("cpu")

@@ -14,9 +14,10 @@ from torch import Tensor, distributed, multiprocessing, nn
 from torch_geometric.data import Batch, Data
 
 from fairchem_crack import keys
-from fairchem_crack.channels import ChannelStatistics, channel_statistics
+from fairchem_crack.adapters.outputs import ModelOutputs
 from fairchem_crack.config import DistillConfig, ScheduleConfig, TeacherConfig, TermConfig
-from fairchem_crack.jacobian import (
+from fairchem_crack.teacher.channels import ChannelStatistics, channel_statistics
+from fairchem_crack.teacher.force_jacobian import (
     DISPLACEMENT,
     JacobianRows,
     choose_rows,
@@ -25,10 +26,9 @@ from fairchem_crack.jacobian import (
     jacobian_rows,
     to_keep,
 )
-from fairchem_crack.losses import Part, build_loss, reduce_parts
-from fairchem_crack.outputs import ModelOutputs
-from fairchem_crack.teacher import TeacherOutputs
-from fairchem_crack.terms import COMPARISONS, Step
+from fairchem_crack.teacher.frozen import TeacherOutputs
+from fairchem_crack.training.losses import Part, build_loss, reduce_parts
+from fairchem_crack.training.terms import COMPARISONS, Step
 
 WIDTH, VECTORS, OF_STUDENT = 5, 4, 3
 SIZES = (4, 1, 6)

@@ -11,8 +11,8 @@ import yaml
 from torch.distributed.launcher import api
 
 import fairchem_crack
-from fairchem_crack.cli import main
 from fairchem_crack.commands import train
+from fairchem_crack.commands.cli import main
 
 PACKAGE = Path(fairchem_crack.__file__).parent
 
@@ -36,7 +36,7 @@ def test_several_ranks_are_launched_on_a_free_port(arguments, monkeypatch):
     assert (launch.nproc_per_node, launch.min_nodes, launch.max_nodes, launch.max_restarts) == (2, 1, 1, 0)
     assert (launch.rdzv_backend, launch.rdzv_endpoint) == ("c10d", "localhost:0")
     assert function is fairchem.core._cli.runner_wrapper
-    assert config["trainer"] == "fairchem_crack.trainer.CrackDistillTrainer" and config["world_size"] == 2
+    assert config["trainer"] == "fairchem_crack.training.trainer.CrackDistillTrainer" and config["world_size"] == 2
     assert config["optim"]["num_workers"] == 0 and config["optim"]["batch_size"] == 1
     assert fairchem.core._cli.LaunchConfig is api.LaunchConfig
 
@@ -48,7 +48,7 @@ def test_a_rank_and_a_job_are_fairchems_to_start(arguments, monkeypatch, flags):
     main([*arguments, *flags])
     ((options, overrides),) = started
     assert options.mode == "train" and options.submit is bool(flags)
-    assert overrides == ["--optim.num_workers=3", "--trainer=fairchem_crack.trainer.CrackDistillTrainer"]
+    assert overrides == ["--optim.num_workers=3", "--trainer=fairchem_crack.training.trainer.CrackDistillTrainer"]
 
 
 def test_no_rank_is_refused(arguments):

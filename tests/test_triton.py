@@ -10,11 +10,13 @@ import torch
 from test_contrastive import make_batch
 from test_partition import LargestTensor
 
-from fairchem_crack import triton_sums
-from fairchem_crack.contrastive import crack_loss, crack_terms
-from fairchem_crack.relations import NEAR
+from fairchem_crack.loss import triton_sums
+from fairchem_crack.loss.crack import crack_loss, crack_terms
+from fairchem_crack.loss.relations import NEAR
 
-triton_kernels = pytest.importorskip("fairchem_crack.triton_kernels", reason="Triton comes with torch's wheels for Linux")
+triton_kernels = pytest.importorskip(
+    "fairchem_crack.loss.triton_kernels", reason="Triton comes with torch's wheels for Linux"
+)
 
 all_anchors = pytest.mark.parametrize("anchor", ["student", "teacher", "symmetric"])
 all_negatives = pytest.mark.parametrize("negatives", ["batch", "system"])
@@ -213,8 +215,8 @@ true_finished = triton_sums._Sums.finished
 def test_torch_computes_where_the_kernels_fail_the_trial(device, monkeypatch, caplog, no_trial_before, replacement, reason):
     if replacement is None:
         monkeypatch.setitem(sys.modules, "triton", None)
-        monkeypatch.delitem(sys.modules, "fairchem_crack.triton_kernels", raising=False)
-        monkeypatch.delattr("fairchem_crack.triton_kernels", raising=False)
+        monkeypatch.delitem(sys.modules, "fairchem_crack.loss.triton_kernels", raising=False)
+        monkeypatch.delattr("fairchem_crack.loss.triton_kernels", raising=False)
     elif replacement is fails_to_compile:
         monkeypatch.setattr(triton_sums._Kernels, "_launch", replacement)
     else:

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from fairchem_crack.commands.flags import parser_of, read_or_refuse
-from fairchem_crack.files import write_text
-from fairchem_crack.scales import fit_scale_factors
+from fairchem_crack.io.files import write_text
+from fairchem_crack.training.scale_factors import fit_scale_factors
 
 
 def fit_scales(arguments: list[str]) -> None:

@@ -15,7 +15,7 @@ from fairchem.core.common.utils import build_config, create_dict_from_args, merg
 
 from fairchem_crack.config import suggestion
 from fairchem_crack.plugins import imports_of, load_plugins
-from fairchem_crack.spelling import BLOCKS, SETTINGS, misspelt_names, nearest
+from fairchem_crack.training.spelling import BLOCKS, SETTINGS, misspelt_names, nearest
 
 OVERRIDE = re.compile(r"--([\w.\-]+)=([^=]*)", re.DOTALL)
 NOT_PYTHON = {"true": "True", "false": "False", "null": "None"}  # fairchem takes them as text, which counts as true

@@ -11,9 +11,9 @@ from fairchem.core.common.registry import registry
 from fairchem.core.common.utils import setup_logging
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-import fairchem_crack.trainer  # noqa: F401, registers trainer and loss
-from fairchem_crack.checks import check_gpus
+import fairchem_crack.training.trainer  # noqa: F401, registers trainer and loss
 from fairchem_crack.commands.flags import parser_of, read_or_refuse
+from fairchem_crack.training.config_checks import check_gpus
 
 
 def train(arguments: list[str]) -> None:

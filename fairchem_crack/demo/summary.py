@@ -10,8 +10,8 @@ from pathlib import Path
 from statistics import mean
 
 from fairchem_crack.demo.prepare import SPLITS
-from fairchem_crack.evaluation import CheckpointEvaluator
-from fairchem_crack.files import write_text
+from fairchem_crack.evaluation.s2ef.evaluator import CheckpointEvaluator
+from fairchem_crack.io.files import write_text
 
 MODELS = ("undistilled", "crack", "teacher")
 COLUMNS = {  # of summary.json: heading, format

@@ -15,7 +15,7 @@ from ase.constraints import FixAtoms
 from torch.utils.data import Dataset
 from torch_geometric.data import Data
 
-from fairchem_crack.boundaries import as_pbc
+from fairchem_crack.io.boundaries import as_pbc
 
 INFO = ("charge", "spin")  # of a whole system: fields of a record that calculators read from `Atoms.info`
 

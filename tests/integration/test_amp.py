@@ -12,8 +12,8 @@ import torch
 from conftest import same_weights
 
 from fairchem_crack import keys
-from fairchem_crack.distillation import Distillation
-from fairchem_crack.trainer import CrackDistillTrainer
+from fairchem_crack.training.distillation import Distillation
+from fairchem_crack.training.trainer import CrackDistillTrainer
 
 SCALE = 2.0**16
 

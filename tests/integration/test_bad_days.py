@@ -13,9 +13,9 @@ from conftest import TEACHER_MODEL, same_weights, write_edited
 from fairchem.core.datasets import LmdbDataset
 from fairchem.core.trainers.ocp_trainer import OCPTrainer
 
-from fairchem_crack import trainer
-from fairchem_crack.distillation import Distillation
-from fairchem_crack.teacher import Teacher
+from fairchem_crack.teacher.frozen import Teacher
+from fairchem_crack.training import trainer
+from fairchem_crack.training.distillation import Distillation
 
 
 @pytest.fixture

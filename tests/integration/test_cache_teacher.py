@@ -27,15 +27,15 @@ from fairchem.core.common.utils import setup_imports
 from fairchem.core.datasets import data_list_collater
 from fairchem.core.datasets.base_dataset import create_dataset
 
-from fairchem_crack import cache_teacher as module
-from fairchem_crack import trainer
-from fairchem_crack.cache import CacheError, CacheWriter, Record, TeacherCache, encode, finish, written_chunks
-from fairchem_crack.cli import main
-from fairchem_crack.commands.cache_teacher import JACOBIAN_ROWS
+from fairchem_crack.adapters import attach_features
+from fairchem_crack.commands.cache_teacher import job as module
+from fairchem_crack.commands.cache_teacher.command import JACOBIAN_ROWS
+from fairchem_crack.commands.cli import main
 from fairchem_crack.config import TeacherConfig
-from fairchem_crack.features import attach_features
-from fairchem_crack.relations import unordered_pairs
-from fairchem_crack.teacher import load_teacher
+from fairchem_crack.loss.relations import unordered_pairs
+from fairchem_crack.teacher.cache import CacheError, CacheWriter, Record, TeacherCache, encode, finish, written_chunks
+from fairchem_crack.teacher.frozen import load_teacher
+from fairchem_crack.training import trainer
 
 STUDENTS = {"painn": None, "gemnet_t": MODELS["gemnet_t"]}
 FLOAT32 = 1e-5  # the teacher ran on other batches: the last bits of its sums differ

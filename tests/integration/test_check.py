@@ -19,13 +19,13 @@ from conftest import STUDENT_MODEL, TEACHER_MODEL
 from fairchem.core.common.registry import registry
 from fairchem.core.datasets import LmdbDataset, data_list_collater
 
-from fairchem_crack import tiles
-from fairchem_crack.check import inputs, models
-from fairchem_crack.checks import distill_faults, term_faults
-from fairchem_crack.cli import main
-from fairchem_crack.contrastive import crack_loss
-from fairchem_crack.measure import loss_bytes, peak_growth
-from fairchem_crack.scales import scale_factors
+from fairchem_crack.commands.check import inputs, models
+from fairchem_crack.commands.cli import main
+from fairchem_crack.evaluation.time_and_memory import loss_bytes, peak_growth
+from fairchem_crack.loss import tiles
+from fairchem_crack.loss.crack import crack_loss
+from fairchem_crack.training.config_checks import distill_faults, term_faults
+from fairchem_crack.training.scale_factors import scale_factors
 
 GEMNET_T = {
     "name": "gemnet_t",
@@ -225,7 +225,10 @@ def test_scale_factors(check, distilled, tmp_path, capsys):
 def test_as_a_command(command, distilled):
     del distilled["evaluation_metrics"]["primary_metric"]
     done = subprocess.run(
-        [sys.executable, "-m", "fairchem_crack.cli", *command(distilled)], capture_output=True, text=True, timeout=600
+        [sys.executable, "-m", "fairchem_crack.commands.cli", *command(distilled)],
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
     assert done.returncode == 1, done.stderr
     assert done.stdout.splitlines()[-2] == "1 problem:"

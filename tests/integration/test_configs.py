@@ -15,7 +15,7 @@ from fairchem.core.common.registry import registry
 from fairchem.core.common.utils import load_config, setup_imports
 from tools.make_published_checkpoint import write_published_checkpoint
 
-from fairchem_crack.check.command import check_config
+from fairchem_crack.commands.check.sections import check_config
 from fairchem_crack.config import DistillConfig, parse, split_loss_functions
 
 CONFIGS = Path(__file__).parents[2] / "configs"

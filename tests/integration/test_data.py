@@ -22,11 +22,11 @@ from ase.db import connect
 from conftest import DATASET
 from fairchem.core.common.relaxation.ase_utils import OCPCalculator
 
-from fairchem_crack import cache_teacher as module
-from fairchem_crack import evaluation_runs
-from fairchem_crack.boundaries import OwnBoundaries
-from fairchem_crack.cache import TeacherCache, encode
-from fairchem_crack.cli import main
+from fairchem_crack.commands.cache_teacher import job as module
+from fairchem_crack.commands.cli import main
+from fairchem_crack.evaluation.s2ef import runs as evaluation_runs
+from fairchem_crack.io.boundaries import OwnBoundaries
+from fairchem_crack.teacher.cache import TeacherCache, encode
 
 ASE = {"format": "ase_db", "a2g_args": {"r_energy": True, "r_forces": True}}
 

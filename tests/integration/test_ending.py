@@ -11,9 +11,9 @@ from conftest import same_weights
 from fairchem.core.trainers.ocp_trainer import OCPTrainer
 
 from fairchem_crack import keys
-from fairchem_crack.evaluation import CheckpointEvaluator
-from fairchem_crack.progress import Progress, progress_of
-from fairchem_crack.trainer import CrackDistillTrainer
+from fairchem_crack.evaluation.s2ef.evaluator import CheckpointEvaluator
+from fairchem_crack.io.progress import Progress, progress_of
+from fairchem_crack.training.trainer import CrackDistillTrainer
 
 STEPS = 6
 

@@ -23,8 +23,8 @@ from fairchem.core.datasets import LmdbDataset
 from launcher import TREE
 
 from fairchem_crack import keys
-from fairchem_crack.cache import CacheError, TeacherCache
-from fairchem_crack.cli import main
+from fairchem_crack.commands.cli import main
+from fairchem_crack.teacher.cache import CacheError, TeacherCache
 
 pytestmark = pytest.mark.slow
 

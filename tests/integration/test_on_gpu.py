@@ -10,7 +10,8 @@ import pytest
 import torch
 import yaml
 
-from fairchem_crack import cli, crack_loss
+from fairchem_crack import crack_loss
+from fairchem_crack.commands import cli
 
 pytestmark = [
     pytest.mark.gpu,

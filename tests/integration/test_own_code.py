@@ -17,17 +17,20 @@ import torch
 import yaml
 from fairchem.core.common.registry import registry
 
-from fairchem_crack import cache_teacher, config, evaluation_runs, keys, plugins, shapes, terms
-from fairchem_crack.check.context import TrainerParts, parts_of
-from fairchem_crack.cli import main
+from fairchem_crack import config, keys, plugins, shapes
 from fairchem_crack.commands import fit_scales
-from fairchem_crack.commands.cache_teacher import job_of, parser
+from fairchem_crack.commands.cache_teacher import job as cache_teacher
+from fairchem_crack.commands.cache_teacher.command import job_of, parser
+from fairchem_crack.commands.check.context import TrainerParts, parts_of
+from fairchem_crack.commands.cli import main
 from fairchem_crack.commands.flags import read_or_refuse
 from fairchem_crack.commands.train import dotted_path
 from fairchem_crack.config import split_loss_functions
-from fairchem_crack.losses import build_loss
+from fairchem_crack.evaluation.s2ef import runs as evaluation_runs
 from fairchem_crack.plugins import load_plugins
-from fairchem_crack.terms import register_term
+from fairchem_crack.training import terms
+from fairchem_crack.training.losses import build_loss
+from fairchem_crack.training.terms import register_term
 
 OWN_CODE = Path(__file__).parents[1] / "own_code.py"
 MODULE = "my_own_code"
@@ -167,7 +170,7 @@ def test_commands_without_a_yaml_import_what_a_flag_names(own, command, argument
 def test_a_trainer_is_handed_on_by_its_path(own):
     load_plugins([MODULE])
     assert dotted_path("own_distill") == f"{MODULE}.OwnTrainer"
-    assert dotted_path("crack_distill") == "fairchem_crack.trainer.CrackDistillTrainer"
+    assert dotted_path("crack_distill") == "fairchem_crack.training.trainer.CrackDistillTrainer"
     assert dotted_path("ocp") is dotted_path("a.b") is dotted_path(None) is None
 
 

@@ -25,8 +25,8 @@ from fairchem.core.modules.exponential_moving_average import ExponentialMovingAv
 from fairchem.core.trainers import base_trainer
 from submitit.helpers import DelayedSubmission
 
-from fairchem_crack.distillation import Distillation
-from fairchem_crack.trainer import CrackDistillTrainer
+from fairchem_crack.training.distillation import Distillation
+from fairchem_crack.training.trainer import CrackDistillTrainer
 
 pytestmark = pytest.mark.slow
 

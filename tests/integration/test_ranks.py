@@ -22,7 +22,7 @@ from launcher import ALONE, PORT, SCRIPT, launch
 from torch_geometric.data import Data
 
 from fairchem_crack import keys
-from fairchem_crack.progress import progress_of
+from fairchem_crack.io.progress import progress_of
 
 TESTS = Path(__file__).parents[1]
 

@@ -14,8 +14,8 @@ import yaml
 from conftest import TEACHER_MODEL
 from forked_ranks import Launch, launch_forked
 
-from fairchem_crack.cli import main
-from fairchem_crack.trainer import CrackDistillTrainer
+from fairchem_crack.commands.cli import main
+from fairchem_crack.training.trainer import CrackDistillTrainer
 
 pytestmark = pytest.mark.slow
 

@@ -16,7 +16,7 @@ import yaml
 from architectures import MODELS, build
 from conftest import STUDENT_MODEL, TEACHER_MODEL, same_weights, stock_config
 
-from fairchem_crack.scales import scale_factors
+from fairchem_crack.training.scale_factors import scale_factors
 
 # Runs stock fairchem commands and OCPCalculator; `import fairchem_crack` fails as on a machine without it.
 WITHOUT_US = """
@@ -47,7 +47,7 @@ except ImportError:
 # The same with everything of this package imported and registered.
 WITH_US = """
 import json, sys
-import fairchem_crack.trainer, fairchem_crack.check.command, fairchem_crack.cache_teacher, fairchem_crack.testing
+import fairchem_crack.training.trainer, fairchem_crack.commands.check.sections, fairchem_crack.commands.cache_teacher.job, fairchem_crack.testing
 from fairchem.core._cli import main
 [sys.argv] = json.loads(sys.argv[1])
 main()

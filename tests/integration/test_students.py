@@ -11,7 +11,8 @@ import torch
 from architectures import MODELS, build
 from conftest import TEACHER_MODEL, same_weights
 
-from fairchem_crack import keys, trainer
+from fairchem_crack import keys
+from fairchem_crack.training import trainer
 
 pytestmark = pytest.mark.slow
 

@@ -16,11 +16,12 @@ import yaml
 from architectures import GEMNET_T
 from conftest import DATASET, TEACHER_MODEL, TERMS, with_terms, write_cache
 
-from fairchem_crack import keys, terms
-from fairchem_crack.cli import main
+from fairchem_crack import keys
+from fairchem_crack.commands.cli import main
 from fairchem_crack.config import TeacherConfig
-from fairchem_crack.evaluation import CheckpointEvaluator
-from fairchem_crack.teacher import Teacher, load_teacher
+from fairchem_crack.evaluation.s2ef.evaluator import CheckpointEvaluator
+from fairchem_crack.teacher.frozen import Teacher, load_teacher
+from fairchem_crack.training import terms
 
 GEMNET = {"name": "gemnet_t", **GEMNET_T, "max_neighbors": 20}
 
@@ -236,7 +237,7 @@ def test_a_term_of_ones_own_is_trained(run, distilled, monkeypatch):
     def embedding_lengths(step, term):
         return step.projected.norm(dim=1), step.teacher.node_embedding.norm(dim=1)
 
-    monkeypatch.setattr("fairchem_crack.distillation.COMPARISONS", terms.COMPARISONS)
+    monkeypatch.setattr("fairchem_crack.training.distillation.COMPARISONS", terms.COMPARISONS)
     finished = run(with_terms(distilled, {"embedding_lengths": {"fn": "mae", "coefficient": 2}}))
     for step in finished.steps:
         own = step["loss_energy"] + 10 * step["loss_forces"]

@@ -1,0 +1,242 @@
+"""What an adapter promises, how it reads a model, and how the right one is found.
+
+An adapter is attached to a model before its forward and read after it. Add an architecture by subclassing `Features`
+and registering the class under the model's fairchem name, `@register_features("my_model")`; then let
+`fairchem_crack.testing.FeaturesConformance` check it.
+"""
+
+from __future__ import annotations
+
+import abc
+import difflib
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any, Callable, Optional
+
+import torch
+from fairchem.core.common.registry import registry
+from fairchem.core.models.base import HydraModel
+from torch import Tensor, nn
+from torch_geometric.data import Batch
+
+_ADAPTERS: dict[str, type[Features]] = {}
+Context = Callable[[], AbstractContextManager]
+
+
+class _EverythingRead(Exception):
+    """Leaves a forward from which nothing more is wanted."""
+
+
+class Features(abc.ABC):
+    """Reads node embeddings, atom energies and edges from each forward of one model.
+
+    Attributes:
+        width: D, channels of the invariant node embedding.
+        vector_width: channels of the l=1 node embedding; 0 for a model that has none.
+        has_gradient_forces: the model's forward needs autograd for its forces.
+        has_position_gradients: autograd has the whole derivative of its outputs with respect to the positions.
+        max_atomic_number: the largest atomic number the model can represent.
+        makes_edges: methods of the backbone that make its graph and the frames of its edges; () stands for its forward.
+        rotations: modules whose `set_wigner` rotates the edges.
+        backbone: the model; of a hydra, its backbone.
+    """
+
+    width: int
+    vector_width: int = 0
+    has_gradient_forces: bool = False
+    has_position_gradients: bool = True
+    max_atomic_number: int
+    makes_edges: tuple[str, ...] = ()
+    rotations: Sequence[nn.Module] = ()
+
+    def __init__(self, model: nn.Module, energies: Sequence[str] = ("energy",)) -> None:
+        """Attach the adapter to a model.
+
+        Args:
+            energies: the names of its outputs of property energy; of a hydra with several heads, they tell whose it reads.
+        """
+        self.model = model
+        self._energies = energies
+        self.backbone: nn.Module = model.backbone if isinstance(model, HydraModel) else model
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._values: dict[str, Tensor] = {}
+        self._awaited: set[str] = set()
+        self._batch: Optional[Batch] = None
+        self._handles.append(model.register_forward_pre_hook(lambda _, args: self._begin(args[0])))
+        self.attach()
+
+    @abc.abstractmethod
+    def attach(self) -> None:
+        """Set the widths and `max_atomic_number`, and say what to read by `on_input`, `on_output` and `on_energies`."""
+
+    def on_input(self, module: nn.Module, read: Callable[[tuple], dict[str, Tensor]]) -> None:
+        """Keep what `read(positional arguments)` names, at each call of `module`."""
+        self._handles.append(module.register_forward_pre_hook(lambda _, args: self._keep(read(args))))
+
+    def on_output(self, module: nn.Module, read: Callable[[Any], dict[str, Tensor]]) -> None:
+        """Keep what `read(output)` names, at each call of `module`."""
+        self._handles.append(module.register_forward_hook(lambda _, __, output: self._keep(read(output))))
+
+    def on_energies(self, module: nn.Module, read: Callable[[Any], Tensor], *, mean: bool = False) -> None:
+        """Add `read(output)`, (N, 1), to the atom energies, at each call of `module`.
+
+        Args:
+            mean: the model averages over the atoms of a system where others sum.
+        """
+
+        def add(_: nn.Module, __: tuple, output: Any) -> None:
+            energies = read(output)
+            if mean:
+                energies = energies / self.batch.natoms[self.batch.batch][:, None]
+            # out of place: some models add later blocks to the tensor read here
+            self._values["atom_energies"] = energies + self._values.get("atom_energies", 0.0)
+
+        self._handles.append(module.register_forward_hook(add))
+
+    def owner(self, name: str) -> nn.Module:
+        """The module that has the output block called `name`: the model, or the head of a hydra.
+
+        Of several heads that have it, the one whose energy is the model's: by its name, or where the heads' outputs are
+        passed through by the output's, of which the last one counts.
+        """
+        if not isinstance(self.model, HydraModel):
+            return self.backbone
+        heads = {key: head for key, head in self.model.output_heads.items() if getattr(head, name, None) is not None}
+        if not heads:
+            return self.backbone
+        passed = self.model.pass_through_head_outputs
+        outputs = {key: getattr(head, "output_name", "energy") if passed else key for key, head in heads.items()}
+        return [*heads.values(), *(heads[key] for key, output in outputs.items() if output in self._energies)][-1]
+
+    def _begin(self, batch: Batch) -> None:
+        self.clear()
+        self._batch = batch
+
+    def _keep(self, values: dict[str, Tensor]) -> None:
+        self._values.update(values)
+        if self._awaited and self._awaited <= self._values.keys():
+            raise _EverythingRead
+
+    @contextmanager
+    def stopping_after(self, *names: str) -> Iterator[None]:
+        """Within this context the model's forward ends as soon as these have been read: its later blocks cost nothing.
+
+        For what one call gives at once: node and vector embedding, edges.
+        """
+        self._awaited = set(names)
+        try:
+            yield
+        except _EverythingRead:
+            pass
+        finally:
+            self._awaited = set()
+
+    @contextmanager
+    def making_edges(self, settled: Context, exact: Context) -> Iterator[None]:
+        """Within this context the model makes its edges within `settled()`, and these and their rotations within `exact()`.
+
+        An adapter without `makes_edges` has `settled()` for all of it.
+        """
+        with ExitStack() as stack:
+            if not self.makes_edges:
+                stack.enter_context(settled())
+            for name in self.makes_edges:
+                stack.enter_context(calling_within(self.backbone, name, settled, exact))
+            for rotation in self.rotations:
+                stack.enter_context(calling_within(rotation, "set_wigner", exact))
+            yield
+
+    @property
+    def batch(self) -> Batch:
+        """The batch of the current forward."""
+        assert self._batch is not None
+        return self._batch
+
+    @property
+    def node_embedding(self) -> Tensor:
+        """(N, D) invariant node embedding of the last forward."""
+        return self._values["node_embedding"]
+
+    @property
+    def vector_embedding(self) -> Tensor:
+        """(N, 3, vector_width) l=1 node embedding, components x, y, z."""
+        return self._values["vector_embedding"]
+
+    @property
+    def atom_energies(self) -> Tensor:
+        """(N, 1) contributions whose sum over a system is the model's (normalised) energy."""
+        return self._values["atom_energies"]
+
+    @property
+    def edge_index(self) -> Tensor:
+        """(2, E) edges the model passed messages along."""
+        return self._values["edge_index"]
+
+    def clear(self) -> None:
+        """Forget the last forward, so that its graph can be freed."""
+        self._values.clear()
+        self._batch = None
+
+    def close(self) -> None:
+        """Remove every hook: the model is as it was."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self.clear()
+
+
+@contextmanager
+def calling_within(owner: object, method: str, *contexts: Context) -> Iterator[None]:
+    """Within this context each call of a method of `owner` is made within these."""
+    original = getattr(owner, method)
+
+    def call(*args: Any, **options: Any) -> Any:
+        with ExitStack() as stack:
+            for context in contexts:
+                stack.enter_context(context())
+            return original(*args, **options)
+
+    setattr(owner, method, call)
+    try:
+        yield
+    finally:
+        delattr(owner, method)  # which hid the method of its class
+
+
+def register_features(*model_names: str) -> Callable[[type[Features]], type[Features]]:
+    """Class decorator: use this adapter for the fairchem models, or backbones of a hydra, registered by these names."""
+
+    def register(cls: type[Features]) -> type[Features]:
+        _ADAPTERS.update(dict.fromkeys(model_names, cls))
+        return cls
+
+    return register
+
+
+def architecture(model: nn.Module) -> str:
+    """The name under which the class of `model`, or of a hydra's backbone, is registered with fairchem."""
+    cls = type(model.backbone) if isinstance(model, HydraModel) else type(model)
+    registered: dict[str, type] = registry.mapping["model_name_mapping"]
+    return next((name for name, one in registered.items() if one is cls), cls.__name__)
+
+
+def attach_features(model: nn.Module, role: str, energies: Sequence[str] = ("energy",)) -> Features:
+    """The adapter for `model`'s architecture, attached to it.
+
+    Args:
+        role: what the messages call the model.
+        energies: see `Features`.
+
+    Raises:
+        ValueError: no adapter is registered for this architecture.
+    """
+    name = architecture(model)
+    if name not in _ADAPTERS:
+        nearest = difflib.get_close_matches(name, _ADAPTERS, n=1)
+        hint = f" Did you mean `{nearest[0]}`?" if nearest else ""
+        raise ValueError(
+            f"The {role} is a `{name}`, whose node embeddings fairchem-crack does not know; it knows "
+            f"{', '.join(f'`{known}`' for known in sorted(_ADAPTERS))}.{hint} "
+            "An adapter of your own needs a few lines: see fairchem_crack.adapters.Features."
+        )
+    return _ADAPTERS[name](model, energies)

@@ -1,0 +1,1 @@
+"""Fill a teacher cache: the command, and its work."""

@@ -1,0 +1,293 @@
+"""`fairchem-crack cache-teacher`: run a teacher once over a dataset, on any number of ranks, and keep what it says.
+
+The systems of a chunk always go through the teacher together, whichever rank runs it and however often the command was
+interrupted: a record depends on the teacher and the dataset alone. fairchem's balanced sampler would put other systems
+together with another number of ranks.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import multiprocessing
+import random
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from fairchem_crack import keys
+from fairchem_crack.config import TeacherConfig, parse, split_loss_functions
+from fairchem_crack.io.datasets import load_split
+from fairchem_crack.io.named_records import NamedRecords
+from fairchem_crack.plugins import imports_of, load_plugins
+from fairchem_crack.teacher.cache import (
+    HEADER,
+    CacheError,
+    CacheWriter,
+    Plan,
+    Record,
+    TeacherCache,
+    encode,
+    finish,
+    start,
+    written_chunks,
+)
+from fairchem_crack.teacher.cache_sources import CalculatorSource, Source, TeacherSource, sample_digest
+from fairchem_crack.teacher.frozen import Teacher, load_teacher
+from fairchem_crack.training.config_checks import check_gpus
+from fairchem_crack.training.terms import wanted
+
+SAMPLE_CHUNKS = 2  # run before the start, to estimate the cache's size
+FREE = 1.1  # of the estimated size must be free on the disk
+
+# Accepted deviation of a recomputed field, of its largest entry: by the type that it is kept or computed in.
+EQUAL = {"float16": 2e-3, "float32": 1e-4, "float64": 1e-4, "bfloat16": 5e-2}
+EQUAL_ROWS = 1e-2  # of the Jacobian: a difference of forces, divided by twice 0.01 A
+SMALLEST_SCALE = {keys.ENERGY: 1.0, keys.FORCES: 1.0, keys.FORCE_JACOBIAN: 1.0}  # eV, eV/A, eV/A^2: rounding does not shrink
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every rank needs to know; it is sent to processes.
+
+    Attributes:
+        config: of the training, as `build_config` makes it.
+        directory: of the cache.
+        split: of the config's dataset.
+        dtype: of the embeddings.
+        has_vectors: keep the l=1 embedding too.
+        jacobian_rows: rows of the Jacobian of the forces to keep of each system; each costs two runs of the teacher.
+        chunk: systems that go through the teacher together, and are read together.
+        calculator: "module:function" that makes an ASE calculator, in the teacher's place.
+        cpu: even where there is a GPU.
+    """
+
+    config: dict
+    directory: Path
+    split: str = "train"
+    dtype: str = "float16"
+    has_vectors: bool = False
+    chunk: int = 16
+    calculator: Optional[str] = None
+    cpu: bool = False
+    jacobian_rows: int = 0
+
+    def __post_init__(self) -> None:
+        for option, value, least in (("--chunk", self.chunk, 1), ("--jacobian-rows", self.jacobian_rows, 0)):
+            if value < least:
+                raise ValueError(f"{option} {value}: expected at least {least}.")
+
+    def dataset(self) -> NamedRecords:
+        """The split as training loads it."""
+        dataset = NamedRecords(load_split(self.config, self.split), f"dataset.{self.split}")
+        if not len(dataset):
+            raise ValueError(f"dataset.{self.split}: holds no system.")
+        return dataset
+
+    def source(self, rank: int, dataset: NamedRecords) -> tuple[Source, Plan]:
+        """What makes the records, and the plan of their cache."""
+        if self.calculator is not None:
+            calculator = CalculatorSource(self.calculator, dataset)
+            return calculator, calculator.plan()
+        device = torch.device("cpu" if self.cpu or not torch.cuda.is_available() else f"cuda:{rank}")
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # of what names no device, and of the context that it opens
+        given = parse(TeacherConfig, self.config["task"]["distill"]["teacher"], "task.distill.teacher")
+        teacher = load_teacher(replace(given, cache=None), device)
+        plan = self._plan(teacher, dataset, given.cache_precision)
+        return TeacherSource(teacher, dataset, device, plan), plan
+
+    def _plan(self, teacher: Teacher, dataset: NamedRecords, precision: str) -> Plan:
+        fields: tuple[str, ...] = (keys.ENERGY, keys.FORCES, keys.ATOM_ENERGIES, keys.NODE_EMBEDDING)
+        if self.has_vectors:
+            if not teacher.vector_width:
+                raise ValueError(f"the teacher, `{teacher.name}`, has no l=1 embedding, for --vectors or a term.")
+            fields += (keys.VECTOR_EMBEDDING,)
+        if self.jacobian_rows:
+            fields += (keys.FORCE_JACOBIAN,)
+        return Plan(
+            teacher=teacher.name,
+            fingerprint=teacher.fingerprint(),
+            systems=len(dataset),
+            sample=sample_digest(dataset),
+            width=teacher.width,
+            vector_width=teacher.vector_width if self.has_vectors else 0,
+            max_atomic_number=teacher.max_atomic_number,
+            dtype=self.dtype,
+            chunk=self.chunk,
+            fields=fields,
+            jacobian_rows=self.jacobian_rows,
+            precision=precision,
+            graph=teacher.graph_settings(),
+        )
+
+
+def _chunk(plan: Plan, chunk: int) -> range:
+    first = chunk * plan.chunk
+    return range(first, min(first + plan.chunk, plan.systems))
+
+
+def needs_of_terms(config: dict) -> set[str]:
+    """What the distillation terms of a training's config read from a cache, fields of `TeacherOutputs`."""
+    _, terms = split_loss_functions(config.get("loss_functions") or [])
+    return set().union(*(wanted(term) for term in terms if term.coefficient > 0))
+
+
+def cache_teacher(job: Job, *, ranks: int = 1) -> TeacherCache:
+    """Fill the cache, or what is missing of it, and finish it.
+
+    Raises:
+        CacheError: the directory holds another cache, or a record is not finite.
+        OSError: the disk cannot hold it.
+        ValueError: there is no such data, or there are fewer GPUs than ranks.
+    """
+    if job.calculator is None:
+        check_gpus(ranks, cpu=job.cpu)
+    dataset = job.dataset()
+    source, plan = job.source(0, dataset)
+    job.directory.mkdir(parents=True, exist_ok=True)
+    start(job.directory, plan)
+    if (job.directory / HEADER).is_file():
+        print(f"Teacher cache {job.directory} is complete; nothing to do.")
+        return TeacherCache(job.directory)
+    done = written_chunks(job.directory)
+    todo = [chunk for chunk in range(plan.chunks) if chunk not in done]
+    print(f"{plan.systems} systems in {plan.chunks} chunks, {len(done)} of them there. Kept: {plan.contents}.", flush=True)
+    if todo:
+        todo = _write_sample(job.directory, source, plan, todo)
+    there = min((plan.chunks - len(todo)) * plan.chunk, plan.systems)
+    with tqdm(total=plan.systems, initial=there, unit=" systems") as bar:
+        if ranks == 1 or len(todo) < ranks:
+            for written in write_chunks(job.directory, source, plan, todo, 0):
+                bar.update(written)
+        else:
+            del dataset, source  # each process opens its own
+            gc.collect()  # a teacher's hooks are in cycles with it
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            for written in _in_processes(job, plan, todo, ranks):
+                bar.update(written)
+    finish(job.directory, plan)
+    return TeacherCache(job.directory)
+
+
+def _write_sample(directory: Path, source: Source, plan: Plan, todo: list[int]) -> list[int]:
+    """Write some chunks, estimate the rest by them, raise OSError unless the disk can hold it; return the rest."""
+    chosen = todo[:: max(1, len(todo) // SAMPLE_CHUNKS)][:SAMPLE_CHUNKS]
+    writer, written, systems = CacheWriter(directory, plan, 0), 0, 0
+    try:
+        for chunk in chosen:
+            records = source(_chunk(plan, chunk))
+            writer.write(chunk, records)
+            written, systems = written + sum(len(encode(record, plan, 0)) for record in records), systems + len(records)
+    finally:
+        writer.close()
+    rest = [chunk for chunk in todo if chunk not in chosen]
+    needed = written / systems * len(rest) * plan.chunk
+    free = shutil.disk_usage(directory).free
+    print(f"About {needed / 2**20:,.1f} MB more to write to {directory}; {free / 2**20:,.0f} MB are free.", flush=True)
+    if needed * FREE > free:
+        raise OSError(
+            f"Teacher cache {directory}: about {needed / 2**30:.1f} GB are needed and {free / 2**30:.1f} GB are free. "
+            "Give another directory, or make room."
+        )
+    return rest
+
+
+def write_chunks(directory: Path, source: Source, plan: Plan, chunks: Sequence[int], shard: int) -> Iterator[int]:
+    """Write these chunks to one shard; how many systems each has, as they are written."""
+    writer = CacheWriter(directory, plan, shard)
+    try:
+        for chunk in chunks:
+            indices = _chunk(plan, chunk)
+            writer.write(chunk, source(indices))
+            yield len(indices)
+    finally:
+        writer.close()
+
+
+def _in_processes(job: Job, plan: Plan, todo: list[int], ranks: int) -> Iterator[int]:
+    """Systems written, as they come; ranks share the chunks in turn, large systems and small."""
+    context = multiprocessing.get_context("spawn")
+    counts: Any = context.SimpleQueue()
+    processes = [context.Process(target=_rank, args=(job, todo[rank::ranks], rank, counts)) for rank in range(ranks)]
+    for process in processes:
+        process.start()
+    try:
+        while any(process.is_alive() for process in processes) or not counts.empty():
+            while not counts.empty():
+                written = counts.get()
+                if isinstance(written, str):
+                    raise CacheError(written)
+                yield written
+            if any(process.exitcode for process in processes):
+                raise CacheError(f"Teacher cache {job.directory}: a rank failed; see above. What is written is kept.")
+            time.sleep(0.1)
+    finally:
+        for process in processes:
+            process.terminate()
+            process.join()
+
+
+def _rank(job: Job, chunks: list[int], rank: int, counts: Any) -> None:
+    logging.basicConfig(level=logging.WARNING)
+    try:
+        load_plugins(imports_of(job.config.get("task")))
+        source, plan = job.source(rank, job.dataset())
+        for written in write_chunks(job.directory, source, plan, chunks, rank):
+            counts.put(written)
+            parent = multiprocessing.parent_process()
+            if parent is not None and not parent.is_alive():  # killed: somebody may start anew beside this rank
+                return
+    except (ValueError, OSError) as error:
+        counts.put(str(error))
+
+
+def verify(job: Job, count: int, *, seed: int = 0) -> float:
+    """Recompute `count` random records, each without any other; the largest deviation of a field, of its largest entry.
+
+    Raises:
+        CacheError: a record differs by more than its type explains.
+    """
+    if count < 1:
+        raise ValueError(f"--verify {count}: expected at least 1.")
+    cache, dataset = TeacherCache(job.directory), job.dataset()
+    source, plan = job.source(0, dataset)
+    start(job.directory, plan)
+    chosen = random.Random(seed).sample(range(plan.systems), min(count, plan.systems))
+    worst = 0.0
+    for index in tqdm(chosen, unit=" records"):
+        kept = cache[index]
+        fresh = source.alone(index, kept)
+        cache.check_system(index, kept, fresh.atoms, fresh.digest, f"dataset.{job.split}")
+        for name in plan.fields:
+            deviation, limit = _deviation(fresh, kept, name), _limit(plan, name)
+            if deviation > limit:
+                raise CacheError(
+                    f"Teacher cache {job.directory}: record {index} differs from the teacher by {deviation:.1e} in {name}, "
+                    f"expected at most {limit:.0e}. Rebuild it."
+                )
+            worst = max(worst, deviation)
+        if plan.has_pairs and not np.array_equal(fresh.pairs, kept.pairs):
+            raise CacheError(f"Teacher cache {job.directory}: record {index} has other pairs than the teacher. Rebuild it.")
+    return worst
+
+
+def _deviation(fresh: Record, kept: Record, name: str) -> float:
+    """The largest difference of a field, relative to what its rounding goes by."""
+    scale = max(float(np.abs(fresh.values[name]).max()), SMALLEST_SCALE.get(name, 1e-6))
+    if name == keys.ENERGY and keys.ATOM_ENERGIES in fresh.values:  # a sum in which large terms may cancel
+        scale = max(scale, float(np.abs(fresh.values[keys.ATOM_ENERGIES]).sum()))
+    return float(np.abs(fresh.values[name] - kept.values[name].astype(np.float64)).max()) / scale
+
+
+def _limit(plan: Plan, name: str) -> float:
+    limit = EQUAL_ROWS if name == keys.FORCE_JACOBIAN else EQUAL[plan.type_of(name).name]
+    return max(limit, EQUAL.get(plan.precision, 0.0)) if plan.has_pairs else limit

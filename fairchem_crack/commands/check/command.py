@@ -1,0 +1,32 @@
+"""`fairchem-crack check`: options in, the list of problems out."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+
+from fairchem_crack.commands.check.sections import check_config
+from fairchem_crack.commands.flags import parser_of, read
+
+
+def check(arguments: list[str]) -> None:
+    """Print what training would do; exit with status 1 and the list of all problems if there is one."""
+    warnings.filterwarnings("ignore", module="fairchem|torch_geometric")
+    handler = logging.StreamHandler()
+    handler.addFilter(lambda record: "fairchem_crack" in record.pathname)  # fairchem's warnings come when training
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", handlers=[handler])
+    try:
+        given = read(parser_of("check", "Takes the flags and overrides of the training."), arguments)
+    except (ValueError, OSError) as error:
+        sys.exit(f"fairchem-crack check: {error}")
+    for warning in given.warnings:
+        print(f"WARNING: {warning}")
+    problems = check_config(given.config, str(given.flags.config_yml), given.problems)
+    if not problems:
+        print("\nNo problem found.")
+        return
+    print(f"\n{len(problems)} problem{'s'[: len(problems) > 1]}:")
+    for problem in problems:
+        print(f"- {problem}")
+    sys.exit(1)

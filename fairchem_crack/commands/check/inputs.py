@@ -1,0 +1,245 @@
+"""The sections of `fairchem-crack check` that look at what is given: the options, the data, the labels."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import fairchem.core
+import torch
+from fairchem.core.common.registry import registry
+from torch_geometric.data import Data
+
+from fairchem_crack.commands.check.context import Check, TrainerParts, parts_of
+from fairchem_crack.commands.check.fields import field_faults
+from fairchem_crack.config import DistillConfig, TeacherConfig, parse
+from fairchem_crack.io.boundaries import OPTION, as_pbc, kinds
+from fairchem_crack.io.datasets import SPLITS, dataset_key
+from fairchem_crack.plugins import ADDED_TO_PATH
+from fairchem_crack.training.config_checks import (
+    check_dataset,
+    check_gpus,
+    check_has_validation,
+    check_metrics,
+    check_not_fitted_to_labels,
+    check_own_terms,
+    check_run_dir,
+    distill_faults,
+    missing_distill,
+    term_faults,
+)
+from fairchem_crack.training.host_options import check_optim, check_outputs, check_transforms
+from fairchem_crack.training.losses import build_loss
+from fairchem_crack.training.trainer import CrackDistillTrainer
+
+TRAINER = "fairchem_crack.CrackDistillTrainer"
+STOCK_IMPORTS = Path(fairchem.core.__path__[0]).parent / "experimental/.include"  # what fairchem imports by itself
+
+
+def examine_config(check: Check) -> str:
+    """The options of this package, and those of fairchem that it leaves to a traceback."""
+    config = check.config
+    with check.collecting("trainer"):
+        check.trainer_class = registry.get_trainer_class(config.get("trainer", "ocp"))
+    faults, check.own_losses, terms = term_faults(config.get("loss_functions") or [])
+    check.problems += faults
+    for term in terms:
+        with check.collecting():
+            build_loss(term, DistillConfig(TeacherConfig("any")))
+            check.terms += [term] if term.coefficient > 0 else []
+    is_distilling = any(term.coefficient > 0 for term in terms) or bool(faults)
+    if is_distilling:
+        _distill_block(check)
+    with check.collecting():
+        check_run_dir(config.get("run_dir"))
+    with check.collecting("logger"):
+        _examine_logger(config.get("logger", "wandb"))
+    if torch.cuda.device_count() and not config.get("submit"):  # else the training runs on another machine
+        with check.collecting():
+            check_gpus(config.get("world_size") or 1, cpu=config.get("cpu", False))
+    with check.collecting():
+        check_optim(config.get("optim") or {})
+    with check.collecting():
+        check_metrics(config.get("evaluation_metrics") or {}, _task_name(config))
+    with check.collecting():
+        check_has_validation((config.get("dataset") or {}).get("val") or {}, config.get("optim") or {})
+    outputs, sound = config.get("outputs") or {}, []
+    with check.collecting():
+        check_outputs(outputs)
+    with check.collecting():
+        check_transforms((config.get("dataset") or {}).get("train") or {}, outputs)
+    for own in check.own_losses:
+        with check.collecting():
+            check_own_terms([own], outputs)
+            sound.append(own)
+    check.own_losses = sound
+    coefficients = [f"{key} {options.get('coefficient')}" for own in check.own_losses for key, options in own.items()]
+    coefficients += [f"{term.key} {term.coefficient:g}" for term in check.terms]
+    line = f"loss: {', '.join(coefficients)}" + ("" if is_distilling else "; no distillation term, so plain training")
+    return line + _unknown_to_fairchem(str(config.get("trainer", "ocp")), check.trainer_class)
+
+
+def _examine_logger(logger: Any) -> None:
+    name = logger.get("name") if isinstance(logger, dict) else logger
+    if not name:
+        raise ValueError("logger: expected the name of one, such as `tensorboard`, or a mapping with its `name`.")
+    if name != "wandb_singleton":
+        registry.get_logger_class(name)
+
+
+def _unknown_to_fairchem(name: str, trainer: type) -> str:
+    """What to say of a trainer that `fairchem-crack` finds, and the stock command does not."""
+    if "." in name:
+        file = getattr(sys.modules.get(trainer.__module__), "__file__", None)
+        if file is None or str(Path(file).parent) not in ADDED_TO_PATH:
+            return ""
+        return f"; `fairchem` finds `{name}` only with PYTHONPATH={Path(file).parent}, `fairchem-crack train` finds it"
+    if trainer.__module__.startswith("fairchem.") or (trainer is CrackDistillTrainer and STOCK_IMPORTS.is_file()):
+        return ""
+    where = " in an editable install" if trainer is CrackDistillTrainer else ""
+    return f"; `fairchem` does not know the short trainer name{where}, `fairchem-crack train` does"
+
+
+def _distill_block(check: Check) -> None:
+    if not issubclass(check.trainer_class, CrackDistillTrainer):
+        trainer = check.config.get("trainer")
+        check.problems.append(
+            f"trainer: {trainer!r} cannot compute the distillation terms of loss_functions; expected `{TRAINER}`, or a "
+            "subclass of it."
+        )
+    if not check.own_losses:
+        check.problems.append("loss_functions: has distillation terms alone; the student needs its own too, `energy` say.")
+    task = check.config.get("task") or {}
+    if "distill" not in task:
+        check.problems.append(missing_distill(task))
+        return
+    block = task["distill"]
+    faults = distill_faults(block)
+    check.problems += [fault for fault in faults if fault not in check.problems]
+    if not faults:
+        check.distill = parse(DistillConfig, block, "task.distill")
+        with check.collecting():
+            check_not_fitted_to_labels(check.distill, (check.config.get("dataset") or {}).get("train") or {})
+    if not any(fault.startswith(("task.distill:", "task.distill.teacher")) for fault in faults):
+        check.teacher_config = parse(TeacherConfig, block["teacher"], "task.distill.teacher")
+
+
+def examine_data(check: Check) -> str:
+    """Each split, and the sample of it that the other sections look at."""
+    with check.collecting("config"):
+        check.trainer = _trainer(check)
+    trainer, sizes = check.need("trainer"), []
+    for split in SPLITS:
+        options = trainer.config[dataset_key(split)]
+        if "src" not in options:
+            continue
+        with check.collecting():
+            check_dataset(split, options, options.get("format", trainer.config["dataset"].get("format", "lmdb")))
+            with check.collecting(f"dataset.{split}"):
+                dataset = trainer.load_split(split)
+            sizes.append(f"{split} {len(dataset)}")
+            if len(dataset) == 0:
+                check.problems.append(f"dataset.{split}: holds no system.")
+            check.take_sample(split, dataset)
+    if "src" not in trainer.config["dataset"]:
+        check.problems.append("dataset.train.src: missing; training needs data.")
+    return f"systems in {', '.join(sizes)}{_several_pbc(check)}" if sizes else ""
+
+
+def _several_pbc(check: Check) -> str:
+    """What becomes of systems that differ in pbc."""
+    met = {tuple(as_pbc(system.pbc).tolist()) for systems in check.samples.values() for system in systems if "pbc" in system}
+    if len(met) < 2:
+        return ""
+    return (
+        f"; of several pbc ({', '.join(kinds(torch.tensor(sorted(met))))}): the graph of each system is built by itself, as "
+        f"by model.{OPTION}: True, which fairchem's own trainer needs on such data"
+    )
+
+
+def _trainer(check: Check) -> TrainerParts:
+    config = check.config
+    return parts_of(check.trainer_class)(  # without a distillation term, of which it would load the teacher
+        task={key: value for key, value in (config.get("task") or {}).items() if key != "distill"},
+        model=config.get("model") or {},
+        outputs=config.get("outputs") or {},
+        dataset=config.get("dataset") or {},
+        optimizer={**(config.get("optim") or {}), "num_workers": 0},
+        loss_functions=check.own_losses,
+        evaluation_metrics=config.get("evaluation_metrics") or {},
+        identifier="",
+        local_rank=0,
+        timestamp_id="check",
+        run_dir=tempfile.gettempdir(),
+        name=_task_name(config),
+        is_debug=True,  # writes no files
+        seed=config.get("seed"),
+        logger="none",
+        amp=config.get("amp", False),
+        cpu=config.get("cpu", False),
+    )
+
+
+def _task_name(config: dict) -> str:
+    """What fairchem calls the task of a trainer, by which it chooses metrics where a YAML gives none."""
+    return "s2ef" if config.get("trainer") in ("forces", "equiformerv2_forces") else "ocp"
+
+
+def examine_labels(check: Check) -> str:
+    """Whether the systems hold what `outputs` names, in the shapes that fairchem takes; predicting needs no labels."""
+    trainer, said = check.need("trainer"), []
+    for split, systems in check.samples.items():
+        with check.collecting(f"dataset.{split}"):
+            _examine_fields(check, split, systems)
+            _examine_free_atoms(check, split, systems)
+    for split, systems in check.samples.items():
+        lacking = {name: sum(name not in system for system in systems) for name in trainer.output_targets}
+        present = [name for name, count in lacking.items() if count == 0]
+        said.append(f"{split}: {', '.join(present) or 'none'}")
+        is_labelled = split == "train" and check.distill is not None and check.distill.labels == "teacher"
+        for name, count in lacking.items():
+            if count and split in ("train", "val") and not is_labelled:
+                held = ", ".join(f"`{key}`" for key in sorted(systems[0].keys()))
+                check.problems.append(
+                    f"dataset.{split}: {count} of a sample of {len(systems)} systems have no `{name}`, which outputs.{name} "
+                    f"asks for; they hold {held}. A label of another name is renamed by dataset.train.key_mapping."
+                )
+    return "; ".join(said)
+
+
+def _examine_fields(check: Check, split: str, systems: list[Data]) -> None:
+    """One problem for each kind of fault in the fields of a split, by the first system that has it."""
+    outputs = check.need("trainer").output_targets if split in ("train", "val") else {}
+    by_mse = {name for own in check.own_losses for name, options in own.items() if options.get("fn") == "mse"}
+    first: dict[str, str] = {}
+    count: Counter[str] = Counter()
+    for index, system in enumerate(systems):
+        for kind, fault in field_faults(system, outputs, by_mse):
+            first.setdefault(kind, f"dataset.{split}: {fault}; of a sample of {len(systems)} systems, number {index}")
+            count[kind] += 1
+    check.problems += [said + (f" and {count[kind] - 1} more" if count[kind] > 1 else "") for kind, said in first.items()]
+    if first:
+        check.unsound.add(split)
+
+
+def _examine_free_atoms(check: Check, split: str, systems: list[Data]) -> None:
+    """Batches without a free atom: the mean over their forces is that of nothing, which ends a training of fairchem."""
+    flag = "train_on_free_atoms" if split == "train" else "eval_on_free_atoms"
+    outputs = check.need("trainer").output_targets
+    if split not in ("train", "val") or not any(options.get(flag) for options in outputs.values()):
+        return
+    fixed = [system for system in systems if "fixed" in system and bool((system.fixed != 0).all())]
+    if not fixed:
+        return
+    message = (
+        f"dataset.{split}: all atoms are fixed in {len(fixed)} of a sample of {len(systems)} systems, and {flag} is true"
+    )
+    optim = check.config.get("optim") or {}
+    batch_size = check.batch_size if split == "train" else optim.get("eval_batch_size", check.batch_size)
+    if batch_size == 1 or len(fixed) == len(systems):
+        check.problems.append(f"{message}: their batches have no force to compare. Leave such systems out.")
+    else:
+        check.warnings.append(f"{message}: a batch of only such systems would end the training. Leave them out.")

@@ -1,0 +1,136 @@
+"""The sections of `fairchem-crack check` that make something: student, optimizer, teacher."""
+
+from __future__ import annotations
+
+from typing import Optional
+
+from torch import nn
+
+from fairchem_crack import keys
+from fairchem_crack.adapters import attach_features
+from fairchem_crack.commands.check.context import Check
+from fairchem_crack.config import TeacherConfig
+from fairchem_crack.evaluation.time_and_memory import megabytes
+from fairchem_crack.io.named_records import NamedRecords
+from fairchem_crack.teacher.cached import CachedDataset, CachedTeacher, open_cache
+from fairchem_crack.teacher.frozen import Teacher, load_teacher
+from fairchem_crack.training.distillation import Distillation, wanted_fields
+from fairchem_crack.training.init_from_teacher import copy_weights
+from fairchem_crack.training.scale_factors import scale_factors
+from fairchem_crack.training.schedule import check_length, schedule_notes
+
+
+def examine_student(check: Check) -> str:
+    """Built with random weights, as training starts it."""
+    trainer = check.need("trainer")
+    with check.collecting("model"):
+        trainer.load_model()
+        check.student = trainer._unwrapped_model
+    student, width = check.need("student"), None
+    if check.terms:
+        with check.collecting():
+            features = attach_features(student, "student", trainer.model_outputs().names(keys.ENERGY))
+            width, check.student_has_adapter = features.width, True
+            features.close()
+    return _facts(trainer.config["model"]["name"], student, "D_s", width)
+
+
+def examine_training(check: Check) -> str:
+    """fairchem's losses, normalizers, optimizer and schedule."""
+    trainer, config = check.need("trainer"), check.config.get("optim") or {}
+    if check.student is None:
+        trainer.model = nn.Linear(1, 1)  # a stand-in: what is examined here does not depend on the student
+    with check.collecting("loss_functions"):
+        trainer.load_loss()
+    if check.samples.get("train"):
+        with check.collecting("dataset.train.transforms"):
+            trainer.load_references_and_normalizers()
+    with check.collecting("optim"):
+        trainer.load_optimizer()
+        trainer.load_extras()
+        check.optimizer = None if check.student is None else trainer.optimizer
+    line = f"{config.get('max_epochs')} epochs, batches of {check.batch_size} systems on each of {check.ranks} ranks"
+    line += (", mixed precision" if trainer.scaler else "") + _end(check)
+    if check.optimizer is None or check.steps is None:
+        return line
+    with check.collecting():
+        check_length(trainer.scheduler, check.steps)
+        line += f"\n{'':<9} ".join(["", *schedule_notes(trainer.scheduler, check.steps)])
+    return line
+
+
+def _end(check: Check) -> str:
+    """How many steps there are; whether the last one is a multiple of `eval_every` and `checkpoint_every`."""
+    config = check.config.get("optim") or {}
+    if check.steps is None or not isinstance(config.get("max_epochs"), int):
+        return ""
+    of_epoch = check.steps // config["max_epochs"] or 1
+    eval_every = config.get("eval_every") or of_epoch
+    checkpoint_every = config.get("checkpoint_every") or eval_every
+    intervals = {"validated": eval_every, "saved": of_epoch if checkpoint_every == -1 else checkpoint_every}
+    beyond = [f"{done} every {interval}" for done, interval in intervals.items() if check.steps % interval]
+    return f"; {check.steps} steps" + (f", {' and '.join(beyond)} and after the last one, too" if beyond else "")
+
+
+def examine_scales(check: Check) -> str:
+    """Scale factors of the student: fitted ones come from `model.scale_file`."""
+    factors = scale_factors(check.need("student"))
+    unfitted = [name for name, factor in factors.items() if not factor.fitted]
+    line = f"{len(factors) - len(unfitted)} of {len(factors)} scale factors fitted"
+    if unfitted:
+        names = ", ".join(unfitted[:3]) + (", ..." if len(unfitted) > 3 else "")
+        flags = " --cpu" if check.config.get("cpu") else ""
+        line += (
+            f"\n{'':<9} WARNING: not fitted are {names}. Run\n"
+            f"{'':<9}   fairchem-crack fit-scales --config-yml {check.config_yml} --output scale_factors.json{flags}\n"
+            f"{'':<9} and set model.scale_file: scale_factors.json"
+        )
+    return line
+
+
+def examine_teacher(check: Check) -> str:
+    """Loaded once; if the student is sound, with all that a training step has beyond the student's own."""
+    config, trainer = check.need("teacher_config"), check.need("trainer")
+    teacher = check.teacher = _cached_teacher(check, config) if config.cache else load_teacher(config, trainer.device)
+    if check.distill and check.terms and check.student_has_adapter and check.optimizer is not None:
+        check.distillation = Distillation(
+            check.distill,
+            check.terms,
+            teacher=teacher,
+            student=check.need("student"),
+            optimizer=check.optimizer,
+            outputs=trainer.model_outputs(),
+            total_steps=1,
+            device=trainer.device,
+            seed=check.config.get("seed") or 0,
+        )
+        if check.distill.init_from_teacher is not None:
+            with check.collecting():
+                started = teacher if isinstance(teacher, Teacher) else load_teacher(config, trainer.device)
+                copy_weights(started.model, check.need("student"), check.distill.init_from_teacher.blocks)
+    if isinstance(teacher, CachedTeacher):
+        plan, size = teacher.cache.plan, sum(file.stat().st_size for file in teacher.checkpoint.iterdir())
+        kept = f"{plan.systems} systems, {plan.dtype}, {megabytes(size)}"
+        return f"{teacher.name}, D = {teacher.width}, from the cache {teacher.checkpoint} ({kept}; a sample of it is sound)"
+    return f"{_facts(teacher.name, teacher.model, 'D', teacher.width)}, from {teacher.checkpoint}"
+
+
+def _cached_teacher(check: Check, config: TeacherConfig) -> CachedTeacher:
+    trainer = check.need("trainer")
+    cache = open_cache(config, trainer.device)
+    if check.samples.get("train"):
+        fields = wanted_fields(check.distill, check.terms) if check.distill else set()
+        fields |= {keys.ENERGY, keys.FORCES} & set(cache.plan.fields)
+        check.take_sample(
+            "train", CachedDataset(NamedRecords(trainer.train_dataset, "dataset.train"), cache, "dataset.train", fields)
+        )
+    return CachedTeacher(cache)
+
+
+def _facts(name: str, model: nn.Module, letter: str, width: Optional[int]) -> str:
+    weight = next(model.parameters())
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    widths = "" if width is None else f"{letter} = {width}, "
+    return (
+        f"{name}, {parameters / 1e6:.3f}M parameters, {widths}{str(weight.dtype).removeprefix('torch.')} on {weight.device}"
+    )

@@ -1,0 +1,82 @@
+"""`fairchem-crack`: the commands that fairchem does not have."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+import warnings
+
+from fairchem_crack.training.compiled import check_built_for_cuda, check_installed
+
+COMMANDS = {  # of each: where it is, and what it does
+    "train": (
+        "fairchem_crack.commands.train:train",
+        "fairchem --mode train, with `trainer: crack_distill` known; takes fairchem's flags",
+    ),
+    "check": (
+        "fairchem_crack.commands.check.command:check",
+        "say what training would do, and every problem at once; takes fairchem's flags",
+    ),
+    "cache-teacher": (
+        "fairchem_crack.commands.cache_teacher.command:cache_teacher",
+        "run the teacher over the training data once; takes fairchem's flags and its own",
+    ),
+    "fit-scales": (
+        "fairchem_crack.commands.fit_scales:fit_scales",
+        "fit the student's scale factors into --output FILE; takes fairchem's flags",
+    ),
+    "evaluate": (
+        "fairchem_crack.evaluation.s2ef.command:evaluate",
+        "the S2EF leaderboard of checkpoints, side by side; a submission to OC20's",
+    ),
+    "evaluate-relaxations": (
+        "fairchem_crack.evaluation.relaxations.command:evaluate_relaxations",
+        "IS2RE and IS2RS metrics of what run-relaxations wrote",
+    ),
+    "report": (
+        "fairchem_crack.evaluation.report.command:report",
+        "one page about a training: errors, curves, embeddings, relations",
+    ),
+    "bench": (
+        "fairchem_crack.evaluation.speed.command:bench",
+        "atoms/s, memory, ns/day and relaxations/hour of checkpoints",
+    ),
+    "prepare-demo": ("fairchem_crack.commands.demo:prepare", "write the demo's splits as OC20-format LMDBs"),
+    "summarize-demo": (
+        "fairchem_crack.commands.demo:summarize",
+        "evaluate the demo's models: table, picture, summary.json",
+    ),
+}
+WITHOUT_MODEL = ("evaluate-relaxations", "prepare-demo")  # they never use a GPU
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the `fairchem-crack` command."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    name = arguments[0] if arguments else ""
+    if name not in COMMANDS:
+        _parser().parse_args(arguments)  # help, or an error
+        return
+    try:
+        check_installed()
+        if name not in WITHOUT_MODEL and not {"--cpu", "-h", "--help"} & set(arguments):
+            check_built_for_cuda()
+    except (ModuleNotFoundError, RuntimeError) as error:
+        sys.exit(f"fairchem-crack {name}: {error}")
+    if name != "train":  # which warns as fairchem does; elsewhere the deprecations in its imports are no news
+        warnings.filterwarnings("ignore", module="fairchem|torch_geometric")
+    module, _, function = COMMANDS[name][0].partition(":")
+    getattr(importlib.import_module(module), function)(arguments[1:])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="fairchem-crack", description=__doc__, allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, (_, help_text) in COMMANDS.items():
+        commands.add_parser(name, help=help_text)
+    return parser
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Any checkpoint: errors, relaxations, speed, reports."""

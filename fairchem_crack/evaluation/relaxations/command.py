@@ -1,0 +1,188 @@
+"""The command: options, table, files."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import logging
+import math
+import sys
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Optional
+
+import numpy as np
+from ase.calculators.calculator import Calculator
+
+import fairchem_crack.evaluation.relaxations
+from fairchem_crack.evaluation.intervals import Interval
+from fairchem_crack.evaluation.relaxations.metrics import METRICS, Relaxed, Row, System, measure
+from fairchem_crack.evaluation.relaxations.reading import (
+    check_ids,
+    listed,
+    read_arrays,
+    read_energies,
+    read_forces,
+    read_systems,
+    reference_forces,
+    write_structures,
+)
+from fairchem_crack.io.arguments import named_values
+from fairchem_crack.io.calculators import calculator_of
+from fairchem_crack.io.files import write_text
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of the command."""
+    own = argparse.ArgumentParser(
+        prog="fairchem-crack evaluate-relaxations",
+        description=fairchem_crack.evaluation.relaxations.__doc__,
+        allow_abbrev=False,
+    )
+    own.add_argument(
+        "--positions", nargs="+", required=True, metavar="NAME=FILE", help="relaxed_positions.npz of one or several models"
+    )
+    own.add_argument("--data", type=Path, required=True, help="the LMDBs that they were relaxed from, OC20's IS2RE say")
+    own.add_argument(
+        "--key-mapping", nargs="+", default=[], metavar="OLD=NEW", help="of its YAML, to y_relaxed, pos_relaxed"
+    )
+    own.add_argument(
+        "--trajectories", nargs="+", default=[], metavar="NAME=DIR", help="task.relax_opt.traj_dir: the relaxed energies"
+    )
+    own.add_argument(
+        "--calculator",
+        help="reference forces: a name ASE knows (emt), or package.module:function that makes an ASE calculator",
+    )
+    own.add_argument(
+        "--forces", nargs="+", default=[], metavar="NAME=FILE", help="reference forces: .npz, or a file that ASE reads"
+    )
+    own.add_argument(
+        "--within", type=float, metavar="A", help="count for FbT and AFbT only ends this close to the dataset's on the mean"
+    )
+    own.add_argument("--output", type=Path, help="write OUTPUT.json and OUTPUT.csv")
+    own.add_argument(
+        "--structures", type=Path, metavar="DIR", help="write DIR/NAME.extxyz of each model, for DFT to start from"
+    )
+    return own
+
+
+def evaluate_relaxations(arguments: list[str]) -> None:
+    """Entry point of `fairchem-crack evaluate-relaxations`."""
+    options = parser().parse_args(arguments)
+    warnings.filterwarnings("ignore", module="fairchem|torch_geometric")
+    logging.disable(logging.WARNING)
+    try:
+        files = {
+            option: named_values(getattr(options, option), f"--{option}")
+            for option in ("positions", "trajectories", "forces")
+        }
+        for option in ("trajectories", "forces"):
+            for name in files[option].keys() - files["positions"].keys():
+                raise ValueError(
+                    f"--{option} {name}=...: no --positions {name}=...; given are {', '.join(files['positions'])}."
+                )
+        if options.calculator and files["forces"]:
+            raise ValueError("--calculator and --forces: give one of the two; both are the reference forces.")
+        calculator = None if options.calculator is None else calculator_of(options.calculator)
+        systems = read_systems(options.data, named_values(options.key_mapping, "--key-mapping"))
+        rows: list[Row] = []
+        notes: dict[str, list[str]] = {}  # the models that each is about
+        for name, file in files["positions"].items():
+            relaxed, found = _relaxed(name, Path(file), files, systems, calculator)
+            if options.structures is not None:
+                write_structures(options.structures / f"{name}.extxyz", relaxed.positions, systems)
+            row, left_out = measure(name, relaxed, systems, within=options.within)
+            rows.append(row)
+            for note in found + left_out:
+                notes.setdefault(note, []).append(name)
+        said = [f"{', '.join(about)}: {note}." for note, about in notes.items()]
+        if not any(row.metrics for row in rows) and options.structures is None:
+            raise ValueError("nothing to measure. " + " ".join(said))
+        print(table(rows, said))
+        if options.output is not None:
+            _write(options.output, rows, said)
+    except (ValueError, OSError) as error:
+        sys.exit(f"fairchem-crack evaluate-relaxations: {error}")
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _relaxed(
+    name: str, file: Path, files: dict[str, dict[str, str]], systems: dict[str, System], calculator: Optional[Calculator]
+) -> tuple[Relaxed, list[str]]:
+    """All that is known of a model, and what a reader of its metrics should know."""
+    positions, notes = read_arrays(file, "pos"), []
+    check_ids(file, positions, systems)
+    if missing := [sid for sid in systems if sid not in positions]:
+        notes.append(
+            f"no relaxed positions of {listed(missing, len(systems))}; the metrics are of the others. A run that was "
+            "interrupted and went on leaves out those of before: remove the trajectories and run it again"
+        )
+    energies = forces = None
+    if name in files["trajectories"]:
+        energies = read_energies(Path(files["trajectories"][name]), positions)
+        if missing := [sid for sid in positions if sid not in energies]:
+            notes.append(
+                f"no energy of {listed(missing, len(positions))}: converged from the start, the trajectory is empty"
+            )
+        if failed := [sid for sid, found in energies.items() if not math.isfinite(found)]:
+            notes.append(f"energy not finite of {listed(failed, len(positions))}, and so no energy MAE")
+    if calculator is not None:
+        forces = reference_forces(calculator, positions, systems)
+    elif name in files["forces"]:
+        forces = read_forces(Path(files["forces"][name]), positions, systems)
+        if missing := [sid for sid in positions if sid not in forces]:
+            notes.append(f"no reference forces of {listed(missing, len(positions))}; FbT and AFbT are of the others")
+    if failed := [sid for sid, found in (forces or {}).items() if not np.isfinite(found).all()]:
+        notes.append(f"reference forces not finite of {listed(failed, len(positions))}: not below any threshold")
+    return Relaxed(positions, energies, forces), notes
+
+
+def table(rows: Sequence[Row], notes: Iterable[str]) -> str:
+    """A line of each model with the metrics that any has, a line of the intervals, and the notes."""
+    shown = [metric for metric in METRICS if any(metric in row.metrics for row in rows)]
+    name_width = max(len(row.model) for row in rows) + 4
+    width = max(len("energy MAE [eV]"), len("0.0000 to 0.0000")) + 2
+    lines = [f"{'':<{name_width}}{'systems':>8}" + "".join(f"{METRICS[metric][0]:>{width}}" for metric in shown)]
+    for row in rows:
+        found = [row.metrics.get(metric) for metric in shown]
+        cells = ["-" if one is None else METRICS[metric][1].format(one.estimate) for metric, one in zip(shown, found)]
+        spans = ["" if one is None else _span(one, METRICS[metric][1]) for metric, one in zip(shown, found)]
+        lines.append(f"{row.model:<{name_width}}{row.systems:>8}" + "".join(f"{cell:>{width}}" for cell in cells))
+        lines.append(f"{'  95 %':<{name_width + 8}}" + "".join(f"{span:>{width}}" for span in spans))
+    return "\n".join([*lines, *(f"- {note}" for note in notes)])
+
+
+def _span(interval: Interval, form: str) -> str:
+    low, high = form.format(interval.low), form.format(interval.high)
+    return "-" if math.isnan(interval.low) else f"{low.rstrip('%') if low.endswith('%') else low} to {high}"
+
+
+def as_csv(rows: Sequence[Row]) -> str:
+    """One line of each model: every metric, the ends of its interval, and the number of its systems."""
+    text = io.StringIO()
+    columns = [f"{metric}{end}" for metric in METRICS for end in ("", "_low", "_high", "_systems")]
+    writer = csv.DictWriter(text, ["model", "systems", *columns], restval="", lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        line: dict[str, object] = {"model": row.model, "systems": row.systems}
+        for metric, found in row.metrics.items():
+            line.update({metric: found.estimate, f"{metric}_low": found.low, f"{metric}_high": found.high})
+            line[f"{metric}_systems"] = row.counted[metric]
+        writer.writerow(line)
+    return text.getvalue()
+
+
+def _write(output: Path, rows: Sequence[Row], notes: Sequence[str]) -> None:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    written = [asdict(row) for row in rows]
+    for row in written:
+        for found in row["metrics"].values():
+            found.update({end: None for end, value in found.items() if math.isnan(value)})  # JSON has no NaN
+    write_text(output.with_name(f"{output.name}.json"), json.dumps({"rows": written, "notes": notes}, indent=1) + "\n")
+    write_text(output.with_name(f"{output.name}.csv"), as_csv(rows))
+    print(f"\nWritten: {output}.json, {output}.csv")

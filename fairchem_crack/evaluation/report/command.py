@@ -1,0 +1,101 @@
+"""`fairchem-crack report`: arguments in, a folder with a page and its pictures out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fairchem_crack.io.arguments import IMPORT_HELP
+from fairchem_crack.io.files import write_text
+from fairchem_crack.plugins import load_plugins
+
+if TYPE_CHECKING:
+    from fairchem_crack.evaluation.report.request import Request
+
+PAGE, NUMBERS = "report.html", "report.json"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    made = argparse.ArgumentParser(
+        prog="fairchem-crack report",
+        allow_abbrev=False,
+        description="Compare a distilled student with its teacher, and with an undistilled student: one HTML page without "
+        "references to other files, its pictures as PNG beside it, and its numbers as JSON.",
+    )
+    made.add_argument("run_dir", type=Path, help="the --run-dir of the training")
+    made.add_argument("--name", help="of the run, the folder below checkpoints/ (default: the only one)")
+    made.add_argument("--teacher", required=True, help="its checkpoint, or a name of fairchem's pretrained models")
+    made.add_argument(
+        "--data",
+        nargs="+",
+        default=[],
+        metavar="NAME=SRC",
+        help="splits to evaluate, read with the options of the training's data set (default: its dataset.val)",
+    )
+    made.add_argument("--undistilled", help="checkpoint of a student trained on labels alone, or the name of its run")
+    made.add_argument(
+        "--also",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="further fairchem checkpoints, or names of runs, for the tables and the pictures of speed and accuracy",
+    )
+    made.add_argument("--systems", type=int, default=200, help="at most so many of each split (default: 200)")
+    made.add_argument("--batch-size", type=int, default=16, help="systems of a forward (default: 16)")
+    made.add_argument("--cpu", action="store_true", help="stay on the CPU where there is a GPU")
+    made.add_argument("--import", dest="imports", nargs="+", default=[], metavar="MODULE", help=IMPORT_HELP)
+    made.add_argument("--output", type=Path, help="directory to write to (default: RUN_DIR/reports/NAME)")
+    return made
+
+
+def report(arguments: list[str]) -> None:
+    """Make a report; exit with a message where that is not possible."""
+    options = vars(parser().parse_args(arguments))
+    own = logging.StreamHandler()
+    own.addFilter(lambda record: "fairchem_crack" in record.pathname and Path(record.pathname).name == "collect.py")
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[own])
+    warnings.filterwarnings("ignore", module="fairchem|torch_geometric|tensorboard")
+    from fairchem_crack.evaluation.report.request import make_request
+
+    try:
+        load_plugins(options.pop("imports"), "--import")
+        page, pictures = write_report(make_request(options.pop("run_dir"), **options))
+    except (ValueError, OSError) as error:
+        sys.exit(f"fairchem-crack report: {error}")
+    print(f"{page} written ({page.stat().st_size / 2**20:.1f} MB), with {pictures} pictures beside it.")
+
+
+def write_report(request: Request) -> tuple[Path, int]:
+    """Write pictures, numbers and, last, the page; nothing before everything is computed.
+
+    Returns:
+        The page, and how many pictures are beside it.
+    """
+    from fairchem_crack.evaluation.report.collect import as_json, collect
+    from fairchem_crack.evaluation.report.page import page
+    from fairchem_crack.evaluation.report.sections import sections
+
+    findings = collect(request)
+    shown = sections(findings)
+    html = page(findings, shown, name=request.name)
+    request.output.mkdir(parents=True, exist_ok=True)
+    pictures = [picture for section in shown for picture in section.all_pictures]
+    for picture in pictures:
+        _write_bytes(request.output / f"{picture.name}.png", picture.png)
+    write_text(request.output / NUMBERS, json.dumps(as_json(findings), indent=1) + "\n")
+    write_text(request.output / PAGE, html)
+    return request.output / PAGE, len(pictures)
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    """Write under a temporary name and rename."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)

@@ -1,0 +1,189 @@
+"""What a report is asked for: from the command's arguments to files that exist and options that fairchem takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+from fairchem.core.common.utils import update_config
+
+from fairchem_crack import keys
+from fairchem_crack.evaluation.s2ef.data import SELECTING, as_labelled, validation_options
+from fairchem_crack.evaluation.s2ef.evaluator import judged_outputs
+from fairchem_crack.io.arguments import named_values
+from fairchem_crack.teacher.frozen import read_checkpoint
+from fairchem_crack.training.config_checks import check_dataset
+
+ROLES = ("undistilled", "student", "teacher")
+BEST, LAST = "best_checkpoint.pt", "checkpoint.pt"
+SETTINGS = "val_split_settings"  # which fairchem takes over the options that choose among a dataset's own systems
+
+
+@dataclass(frozen=True)
+class Request:
+    """One report, its files found.
+
+    Attributes:
+        run_dir: fairchem's `--run-dir`.
+        name: of the run, the folder below `checkpoints` and `logs/LOGGER`.
+        student: the checkpoint whose errors are reported.
+        training: the run's training checkpoint, which has the projection; None where there is none.
+        config: of the student's checkpoint.
+        teacher: a checkpoint, or a name of fairchem's pretrained registry.
+        undistilled: a checkpoint of the same student, trained on labels alone.
+        also: further checkpoints to compare with, each by its `further_names`.
+        data: fairchem's dataset options, `src` among them, of each split by its name.
+        free_atoms_only: compare the forces of free atoms, as the student's checkpoint has it, or of all.
+        systems: at most so many of each split.
+        batch_size: systems of a forward.
+        cpu: stay on the CPU where there is a GPU.
+        output: the directory to write to.
+    """
+
+    run_dir: Path
+    name: str
+    student: Path
+    training: Optional[Path]
+    config: dict[str, Any]
+    teacher: str
+    undistilled: Optional[Path]
+    also: dict[str, Path]
+    data: dict[str, dict[str, Any]]
+    free_atoms_only: bool
+    systems: int
+    batch_size: int
+    cpu: bool
+    output: Path
+
+
+def make_request(
+    run_dir: Path,
+    *,
+    teacher: str,
+    name: str | None = None,
+    data: Sequence[str] = (),
+    undistilled: str | None = None,
+    also: Sequence[str] = (),
+    systems: int = 200,
+    batch_size: int = 16,
+    cpu: bool = False,
+    output: Path | None = None,
+) -> Request:
+    """Find every file of a report.
+
+    Args:
+        name: None for the only run in `run_dir`.
+        data: `NAME=SRC` each, or an `SRC` whose last component is its name; empty for `dataset.val` of the training.
+        undistilled: a checkpoint, or the name of another run in `run_dir`.
+        also: further ones, each likewise.
+        output: None for `run_dir/reports/name`.
+
+    Raises:
+        FileNotFoundError: a run, checkpoint or dataset that is not there.
+        ValueError: numbers out of range, a name given twice, or no data to evaluate on.
+    """
+    for option, value in (("--systems", systems), ("--batch-size", batch_size)):
+        if value < 1:
+            raise ValueError(f"{option}: expected at least 1, found {value}.")
+    name = _run_name(run_dir, name)
+    student = _checkpoint_of(run_dir, name)
+    config = read_checkpoint(student)["config"]
+    names, outputs = judged_outputs(config, student)
+    training = run_dir / "checkpoints" / name / LAST
+    output = output or run_dir / "reports" / name
+    if output.exists() and not output.is_dir():
+        raise NotADirectoryError(f"--output {output}: is a file; give a directory.")
+    return Request(
+        run_dir=run_dir,
+        name=name,
+        student=student,
+        training=training if training.is_file() else None,
+        config=config,
+        teacher=teacher,
+        undistilled=None if undistilled is None else _given("--undistilled", undistilled, run_dir),
+        also=further_names([_given("--also", one, run_dir) for one in also]),
+        data=_data(data, config, names),
+        free_atoms_only=outputs[keys.FORCES]["eval_on_free_atoms"],
+        systems=systems,
+        batch_size=batch_size,
+        cpu=cpu,
+        output=output,
+    )
+
+
+def _run_name(run_dir: Path, name: str | None) -> str:
+    folder = run_dir / "checkpoints"
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{run_dir}: expected the --run-dir of a fairchem training, with a folder `checkpoints`; "
+            f"{'it has none' if run_dir.is_dir() else 'there is no such directory'} (looked in {Path.cwd()})."
+        )
+    runs = sorted(path.name for path in folder.iterdir() if any((path / file).is_file() for file in (BEST, LAST)))
+    if name is not None and name in runs:
+        return name
+    listed = ", ".join(runs) or "no run with a checkpoint"
+    if name is not None:
+        raise FileNotFoundError(f"--name {name}: {folder} has no checkpoint of such a run; it holds {listed}.")
+    if len(runs) != 1:
+        raise FileNotFoundError(f"{folder} holds {listed}. Say which one with --name." if runs else f"{folder}: {listed}.")
+    return runs[0]
+
+
+def _checkpoint_of(run_dir: Path, name: str) -> Path:
+    """The best checkpoint of a run by its primary metric, or the last where there was no validation."""
+    best, last = (run_dir / "checkpoints" / name / file for file in (BEST, LAST))
+    return best if best.is_file() else last
+
+
+def further_names(checkpoints: Sequence[Path]) -> dict[str, Path]:
+    """What further checkpoints are called: by their run where they are one's `best_checkpoint.pt`, else by their file.
+
+    Raises:
+        ValueError: a checkpoint that is given twice.
+    """
+    named: dict[str, Path] = {}
+    for path in checkpoints:
+        if any(path.resolve() == other.resolve() for other in named.values()):
+            raise ValueError(f"--also {path}: is given twice.")
+        name = path.absolute().parent.name if path.name in (BEST, LAST) else path.stem
+        same = [one for one in (*named, *ROLES) if one.partition(" (")[0] == name]
+        named[f"{name} ({len(same) + 1})" if same else name] = path
+    return named
+
+
+def _given(option: str, given: str, run_dir: Path) -> Path:
+    """The checkpoint that an option gives as such, or by the name of a run."""
+    if Path(given).is_file():
+        return Path(given)
+    found = _checkpoint_of(run_dir, given)
+    if not found.is_file():
+        raise FileNotFoundError(
+            f"{option} {given}: expected a checkpoint, or the name of a run in {run_dir / 'checkpoints'}; found "
+            f"neither (looked in {Path.cwd()})."
+        )
+    return found
+
+
+def _data(entries: Sequence[str], config: dict[str, Any], names: dict[str, str]) -> dict[str, dict[str, Any]]:
+    shared = validation_options(update_config(config))
+    data: dict[str, dict[str, Any]] = {}
+    if not entries:
+        if not (config.get("val_dataset") or {}).get("src"):
+            raise ValueError("the checkpoint's config names no dataset.val.src to evaluate on; give --data NAME=SRC.")
+        data["val"] = shared
+    named = [entry if "=" in entry else f"{Path(entry).name}={entry}" for entry in entries]
+    for name, src in named_values(named, "--data", "NAME=SRC, val_id=data/s2ef/val_id say").items():
+        data[name] = {**_general(shared), SETTINGS: _general(shared.get(SETTINGS) or {}), "src": src}
+    for name, options in data.items():
+        try:
+            check_dataset(name, options, options.get("format", "lmdb"))
+        except (ValueError, OSError) as error:
+            raise type(error)(f"--data: {error}" if entries else f"{error} Give the data with --data NAME=SRC.") from error
+        data[name] = as_labelled(options, names)
+    return data
+
+
+def _general(options: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if key not in SELECTING}

@@ -1,0 +1,231 @@
+"""What a report shows and in which order: sections of pictures, the tables, and the numbers at its head."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from fairchem_crack.evaluation.intervals import Interval, error_interval
+from fairchem_crack.evaluation.report import embedding_figures, figures
+from fairchem_crack.evaluation.report.collect import Findings
+from fairchem_crack.evaluation.report.curves import TRAIN, VAL, training_tags, validation_tags
+from fairchem_crack.evaluation.report.drawing import Picture, digits
+from fairchem_crack.evaluation.report.numbers import ENERGY_MAE, FORCE_MAE, system_errors
+from fairchem_crack.evaluation.report.request import ROLES
+
+METRICS: dict[str, tuple[str, Callable[[float], str]]] = {  # of the tables: heading, and how a value is written
+    ENERGY_MAE: ("energy MAE [eV]", digits),
+    FORCE_MAE: ("force MAE [eV/Å]", digits),
+    "forces_cosine_similarity": ("force cosine", "{:.3f}".format),
+    "energy_forces_within_threshold": ("EFwT", "{:.1%}".format),
+}
+
+
+FIRST_CURVES = (f"{TRAIN}loss", VAL + ENERGY_MAE, VAL + FORCE_MAE)  # others are folded
+FOLDED = "More curves: the terms of the loss, the relations, other metrics"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A value as it is written, and its 95 % interval, empty where there is none."""
+
+    value: str
+    interval: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table: its model or "gap closed", that model's architecture, and a cell for each split."""
+
+    heading: str
+    title: str
+    cells: list[Cell]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page.
+
+    Attributes:
+        anchor: of links to it.
+        title: its heading.
+        text: what explains it.
+        pictures: shown, `per_row` beside each other on a wide screen.
+        folded: shown when asked for.
+        folded_title: what these are.
+    """
+
+    anchor: str
+    title: str
+    text: str
+    pictures: list[Picture]
+    per_row: int = 2
+    folded: list[Picture] = field(default_factory=list)
+    folded_title: str = ""
+
+    @property
+    def all_pictures(self) -> list[Picture]:
+        """The pictures and those that are folded."""
+        return [*self.pictures, *self.folded]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A number at the page's head: as it is written, what it is, and its interval, empty where there is none."""
+
+    value: str
+    what: str
+    interval: str = ""
+
+
+def tiles(findings: Findings) -> list[Tile]:
+    """The numbers at the page's head; of the first split where they depend on one."""
+    student, teacher = findings.models["student"], findings.models["teacher"]
+    split = findings.splits[0].name
+    shown = []
+    for name, what in ((ENERGY_MAE, "energy"), (FORCE_MAE, "force")):
+        gap = findings.gaps[split].get(name)
+        if gap is not None and math.isfinite(gap.estimate):
+            shown.append(Tile(f"{gap.estimate:.0%}", f"of the gap in {what} MAE closed, {split}", _gap(gap).interval))
+    if not shown:
+        of_systems = system_errors(findings.splits[0], findings.predictions["student"][split])
+        error = error_interval(*of_systems[FORCE_MAE])
+        interval = f"[{digits(error.low)}, {digits(error.high)}]"
+        shown = [Tile(digits(error.estimate), f"eV/Å force MAE, {split}", interval)]
+    shown.append(Tile(f"{digits(student.speed / teacher.speed, 2)}×", "the teacher's atoms per second"))  # noqa: RUF001
+    shown.append(Tile(f"{digits(student.parameters / teacher.parameters, 2)}×", "the teacher's parameters"))  # noqa: RUF001
+    if findings.similarity is not None:
+        cosine = digits(float(findings.similarity.own.mean()), 2)
+        shown.append(Tile(cosine, "mean cosine with the teacher's relations"))
+    return shown
+
+
+def columns(findings: Findings) -> list[str]:
+    """What heads the columns of the tables: the splits and, where there are several, their mean."""
+    return [*findings.metrics, *(["mean"] if findings.average else [])]
+
+
+def tables(findings: Findings) -> dict[str, list[Row]]:
+    """Of each metric a table: a row for each model, one for the gap closed where it is known, and `columns`."""
+    found = [*findings.metrics.values(), *([findings.average] if findings.average else [])]
+    gaps = [*findings.gaps.values(), *([findings.average_gap] if findings.average else [])]
+    shown = {}
+    for name, (heading, form) in METRICS.items():
+        rows = [
+            Row(role, model.title, [Cell(form(of_roles[role][name])) for of_roles in found])
+            for role, model in findings.models.items()
+        ]
+        if all(name in one for one in gaps):
+            rows.append(Row("gap closed", "", [_gap(one[name]) for one in gaps]))
+        shown[heading] = rows
+    return shown
+
+
+def _gap(gap: Interval) -> Cell:
+    if not math.isfinite(gap.estimate):
+        return Cell("no gap")
+    interval = f"[{gap.low:.0%}, {gap.high:.0%}]" if math.isfinite(gap.low + gap.high) else ""
+    return Cell(f"{gap.estimate:.0%}", interval)
+
+
+def sections(findings: Findings) -> list[Section]:
+    """Every section with pictures."""
+    return [_accuracy(findings), _parity(findings), _groups(findings), _curves(findings), *_embeddings(findings)]
+
+
+def _accuracy(findings: Findings) -> Section:
+    metrics, roles = findings.metrics, [role for role in ROLES if role in findings.models]
+    pictures = [figures.by_split(name, metrics, roles, findings.gaps) for name in (ENERGY_MAE, FORCE_MAE)]
+    pictures += [figures.speed_accuracy(name, findings.models, metrics) for name in (ENERGY_MAE, FORCE_MAE)]
+    text = f"Speeds: all models on the same batch of {findings.splits[0].name}, in turns; the fastest of three rounds."
+    return Section("accuracy", "Accuracy and speed", text, pictures, per_row=4)
+
+
+def _parity(findings: Findings) -> Section:
+    said, title, splits = findings.predictions, findings.models["student"].title, findings.splits
+
+    def energies(role: str) -> np.ndarray:
+        return np.concatenate([one.energy if role == "labels" else said[role][one.name].energy for one in splits])
+
+    def forces(role: str) -> np.ndarray:
+        of_splits = [(one.forces if role == "labels" else said[role][one.name].forces)[one.counted] for one in splits]
+        return np.concatenate(of_splits)
+
+    pictures = []
+    for against in ("labels", "teacher"):
+        pictures.append(figures.energy_parity(energies(against), energies("student"), against=against, title=title))
+    for against in ("labels", "teacher"):
+        pictures.append(figures.force_parity(forces(against), forces("student"), against=against, title=title))
+    atoms = "free atoms" if any(not one.counted.all() for one in splits) else "all atoms"
+    text = f"All splits together ({', '.join(one.name for one in splits)}); forces of {atoms}."
+    return Section("parity", "Student against labels and teacher", text, pictures, per_row=4)
+
+
+def _groups(findings: Findings) -> Section:
+    pictures = [
+        figures.by_group("force_mae_by_element", findings.elements, quantity=FORCE_MAE, kind="element", counted="atoms")
+    ]
+    for name, groups in findings.adsorbates.items():
+        counted = "systems" if name == ENERGY_MAE else "atoms"
+        pictures.append(figures.by_group(f"{name}_by_adsorbate", groups, quantity=name, kind="adsorbate", counted=counted))
+    splits = findings.splits
+    atoms = "free atoms" if any(not one.counted.all() for one in splits) else "all atoms"
+    pooled = f"The {len(splits)} splits are pooled: {', '.join(one.name for one in splits)}. " if len(splits) > 1 else ""
+    text = f"{pooled}The largest groups first; forces of {atoms}. Lines: 95 % intervals over the systems of a group."
+    if not findings.adsorbates:
+        text += " No atom is tagged 2, so nothing is said of adsorbates."
+    return Section("groups", "Errors by element and adsorbate", text, pictures, per_row=3)
+
+
+def _curves(findings: Findings) -> Section:
+    known = {tag: curve for role in reversed(findings.curves) for tag, curve in findings.curves[role].items()}
+    validations = validation_tags(known)
+    zero = [tag for tag in validations if not any(one[tag].values.any() for one in findings.curves.values() if tag in one)]
+    tags = [*training_tags(findings.curves["student"]), *(tag for tag in validations if tag not in zero)]
+    pictures = {tag: figures.curve(tag, _comparable(tag, findings)) for tag in tags}
+    first = [tag for tag in FIRST_CURVES if tag in pictures] or tags[:3]
+    if not findings.curves["student"]:
+        text = "The run has no TensorBoard event files (its logger was another, or logs/tensorboard was not kept)."
+        text += " The validations are the undistilled student's alone." if pictures else " There are no curves to show."
+    else:
+        text = "From the run's TensorBoard logs. Faint: what was logged; strong: its running mean over 2 % of the training."
+    if zero:
+        text += f" In every validation 0, and not shown: {', '.join(figures.described(tag)[0] for tag in zero)}."
+    folded = [picture for tag, picture in pictures.items() if tag not in first]
+    return Section("curves", "Training", text, [pictures[tag] for tag in first], 3, folded, FOLDED)
+
+
+def _comparable(tag: str, findings: Findings) -> dict:
+    """The curves of all models; of the loss, which sums other terms in each, the student's alone."""
+    return findings.curves if tag != "train/loss" else {"student": findings.curves["student"]}
+
+
+def _embeddings(findings: Findings) -> list[Section]:
+    titles = {role: model.title for role, model in findings.models.items()}
+    split = findings.splits[0].name
+    text = f"Principal components of the unit node embeddings of atoms of {split}, each model's about their own mean. "
+    if findings.planes.shared:
+        text += (
+            "Both are drawn along the teacher's two leading components, the student through the projection of its last "
+            "training step, with the weights of that step."
+        )
+    else:
+        text += f"Each model along its own components, not to be compared by place: {findings.lacking}."
+    shown = [Section("embeddings", "Node embeddings", text, embedding_figures.pca(findings.planes, titles))]
+    if findings.similarity is None:
+        return [*shown, Section("relations", "Relations", f"Not shown: {findings.lacking}.", [])]
+    found = findings.similarity
+    text = (
+        "A relation is the unit vector between the embeddings of two neighboring atoms, here from the lighter to the "
+        f"heavier; distillation matches the student's with the teacher's. A random sample of {len(found.matrix)} pairs of "
+        f"{split}, ordered by the teacher so that like relations are neighbors: the diagonal is each pair with itself."
+    )
+    pictures = [
+        embedding_figures.matrix(found.matrix, "student"),
+        embedding_figures.matrix(found.reference, "teacher"),
+        embedding_figures.histogram(found),
+    ]
+    return [*shown, Section("relations", "Relations", text, pictures, per_row=3)]

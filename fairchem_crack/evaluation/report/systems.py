@@ -1,0 +1,120 @@
+"""The systems of a report, their labels, and how their atoms are grouped."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from ase.data import chemical_symbols
+from ase.formula import Formula
+from fairchem.core.datasets import data_list_collater
+from torch_geometric.data import Batch, Data
+
+from fairchem_crack import keys
+from fairchem_crack.evaluation.report.request import SETTINGS
+from fairchem_crack.io.datasets import open_dataset
+from fairchem_crack.io.named_records import NamedRecords, free_atoms
+
+ADSORBATE = 2  # OC20's tag of its atoms
+
+
+@dataclass(frozen=True)
+class Split:
+    """Systems of one split and their labels: S systems, N atoms in all.
+
+    Attributes:
+        name: what the report calls it.
+        source: where it lies.
+        total: systems that the dataset holds, of which S are here.
+        systems: S systems.
+        natoms: (S,) atoms of each.
+        atomic_numbers: (N,).
+        counted: (N,) bool, atoms whose forces are evaluated: those that are not fixed, or all.
+        adsorbates: (S,) formula of the atoms tagged 2; empty where no system has any.
+        energy: (S,) eV.
+        forces: (N, 3) eV/A.
+    """
+
+    name: str
+    source: str
+    total: int
+    systems: list[Data]
+    natoms: np.ndarray
+    atomic_numbers: np.ndarray
+    counted: np.ndarray
+    adsorbates: np.ndarray
+    energy: np.ndarray
+    forces: np.ndarray
+
+    @property
+    def symbols(self) -> np.ndarray:
+        """(N,) chemical symbols."""
+        return np.array(chemical_symbols)[self.atomic_numbers]
+
+
+def load_split(name: str, options: dict[str, Any], *, systems: int, free_atoms_only: bool) -> Split:
+    """Read evenly spaced systems of a dataset.
+
+    Args:
+        options: fairchem's, of the dataset, by which its systems have `energy` and `forces`.
+        systems: at most so many.
+        free_atoms_only: leave fixed atoms out of the evaluation, `outputs.forces.eval_on_free_atoms`.
+
+    Raises:
+        ValueError: the dataset cannot be read, is empty, or has no labels.
+    """
+    if not {"first_n", "sample_n", "no_shuffle"} & {*options, *(options.get(SETTINGS) or {})}:
+        options = {**options, "no_shuffle": True}  # fairchem shuffles otherwise
+    gc.collect()  # a former reader closes its LMDB when collected; one process opens it only once
+    try:
+        dataset = NamedRecords(open_dataset(options), name)
+        total = len(dataset)
+        count = min(systems, total)
+        chosen = [dataset[index * total // count] for index in range(count)]
+    except Exception as error:
+        raise ValueError(f"{name}: {options['src']} cannot be read ({type(error).__name__}: {error}).") from error
+    del dataset
+    gc.collect()
+    if not chosen:
+        raise ValueError(f"{name}: {options['src']} holds no system.")
+    for label in (keys.ENERGY, keys.FORCES):
+        if any(label not in system for system in chosen):
+            held = ", ".join(f"`{key}`" for key in sorted(chosen[0].keys()))
+            raise ValueError(
+                f"{name}: a system of {options['src']} has no `{label}`, without which there is no error to report; it "
+                f"holds {held}. A label of another name is renamed by dataset.train.key_mapping of the training."
+            )
+    batch = data_list_collater(chosen, otf_graph=True)
+    return Split(
+        name=name,
+        source=str(options["src"]),
+        total=total,
+        systems=chosen,
+        natoms=batch.natoms.numpy(),
+        atomic_numbers=batch.atomic_numbers.long().numpy(),
+        counted=free_atoms(batch).numpy() if free_atoms_only else np.ones(batch.num_nodes, dtype=bool),
+        adsorbates=_adsorbates(chosen),
+        energy=torch.as_tensor(batch.energy).view(-1).float().numpy(),
+        forces=batch.forces.view(-1, 3).float().numpy(),
+    )
+
+
+def batches(systems: list[Data], batch_size: int, device: torch.device) -> Iterator[Batch]:
+    """The systems in their order, `batch_size` at a time."""
+    for start in range(0, len(systems), batch_size):
+        yield data_list_collater(systems[start : start + batch_size], otf_graph=True).to(device)
+
+
+def _adsorbates(systems: list[Data]) -> np.ndarray:
+    if not any("tags" in system and (system.tags == ADSORBATE).any() for system in systems):
+        return np.array([], dtype=str)
+    formulas = []
+    for system in systems:
+        numbers = system.atomic_numbers[system.tags == ADSORBATE].long().tolist() if "tags" in system else []
+        hill = Formula.from_list([chemical_symbols[number] for number in numbers]).format("hill")
+        formulas.append(hill or "none")
+    return np.array(formulas)

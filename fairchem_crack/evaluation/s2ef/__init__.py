@@ -1,0 +1,1 @@
+"""Energies and forces of any checkpoint on labelled data, and their tables."""

@@ -1,0 +1,95 @@
+"""Time and memory of a piece of work, and the memory that the CRACK loss will take."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import statistics
+import time
+from pathlib import Path
+from typing import Any, Callable, Optional
+
+import torch
+
+from fairchem_crack.loss.tiles import COLUMN_BLOCK, TILE_ENTRIES
+
+WARM_UP = 2  # torch.jit, which PaiNN uses, compiles in the first two runs
+REPEATS = 3  # timed runs after them
+
+# Copies of a (P, D) or (N, D) array alive at the loss's peak, fitted to crack_loss.json and crack_loss_gpu.json of the docs.
+EMBEDDING_COPIES = {"cpu": 9, "cuda": 5}
+# And of a tile.
+TILE_COPIES = {"cpu": 4, "cuda": 4}
+
+
+def loss_bytes(*, pairs: float, atoms: float, width: int, device: str = "cpu", fused: bool = True) -> float:
+    """Peak memory of the CRACK loss in float32, forward and backward, estimated; linear in pairs and atoms.
+
+    Args:
+        pairs: P, of one batch.
+        atoms: N, of one batch.
+        width: D.
+        device: "cpu" or "cuda", whose tiles differ.
+        fused: by the kernels, which store no tile; on CUDA their blocks of columns are smaller than what is free by then.
+    """
+    embeddings = EMBEDDING_COPIES[device] * (pairs + atoms) * width
+    if fused and device == "cuda":
+        return 4 * embeddings
+    block = min(COLUMN_BLOCK[device], pairs)
+    tile = 0 if fused else TILE_COPIES[device] * min(TILE_ENTRIES[device], pairs * block)
+    return 4 * (embeddings + 2 * atoms * block + tile)
+
+
+def seconds(work: Callable[..., Any], device: torch.device, *, prepare: Optional[Callable[[], Any]] = None) -> float:
+    """Median time of `work()`; of `work(prepare())`, without the time of that, where `prepare` is given."""
+    times = []
+    for _ in range(WARM_UP + REPEATS):
+        prepared = [] if prepare is None else [prepare()]
+        _synchronize(device)
+        start = time.perf_counter()
+        work(*prepared)
+        _synchronize(device)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[WARM_UP:])
+
+
+def peak_growth(work: Callable[[], Any], device: torch.device) -> tuple[Any, Optional[int]]:
+    """What `work()` returns, and by how many bytes memory grew meanwhile, at its peak.
+
+    On CUDA of the memory that torch allocates; on CPU of the resident memory, None where the system does not tell.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        result = work()
+        return result, torch.cuda.max_memory_allocated(device) - before
+    _return_freed_memory()
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts anew
+        resident = _resident("VmRSS")
+    except (OSError, AttributeError):
+        return work(), None
+    result = work()
+    return result, max(0, _resident("VmHWM") - resident)
+
+
+def megabytes(size: float) -> str:
+    """Bytes as text, with decimals where there are few."""
+    return f"{size / 2**20:.{0 if size >= 10 * 2**20 else 2}f} MB"
+
+
+def _return_freed_memory() -> None:
+    """Hand the allocator's spare pages back to Linux: what they hold would not count as growth."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def _resident(entry: str) -> int:
+    found = re.search(rf"{entry}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(found[1]) * 1024  # type: ignore[index]
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,1 @@
+"""The loss: pure maths, of torch, numba and Triton."""

@@ -1,0 +1,137 @@
+"""Train from a teacher cache: its records attached to the systems, and read from a batch where a teacher would be run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+from torch_geometric.data import Batch, Data
+
+from fairchem_crack import keys
+from fairchem_crack.config import TeacherConfig
+from fairchem_crack.io.boundaries import as_pbc
+from fairchem_crack.teacher.cache import CacheError, TeacherCache, system_digest
+from fairchem_crack.teacher.force_jacobian import choose_rows
+from fairchem_crack.teacher.frozen import TeacherOutputs, load_teacher
+
+SAMPLE = 64  # systems compared with their records before the first step; every other one when it is read
+
+
+def open_cache(config: TeacherConfig, device: torch.device) -> TeacherCache:
+    """The cache of `config`, compared with the teacher's checkpoint where that is at hand.
+
+    Raises:
+        CacheError: the cache cannot be used, or is another teacher's, or was made with another relation graph or precision.
+    """
+    assert config.cache is not None
+    cache = TeacherCache(Path(config.cache))
+    if cache.plan.precision != config.cache_precision:
+        raise CacheError(
+            f"Teacher cache {config.cache} was made in {cache.plan.precision}, and task.distill.teacher.precision is "
+            f"{config.precision}: a cache for it is in {config.cache_precision}. Set it to {cache.plan.precision}, or write "
+            "another cache with `fairchem-crack cache-teacher`."
+        )
+    if config.checkpoint is None or not Path(config.checkpoint).is_file():
+        logging.info(f"Teacher cache {config.cache}: used without its teacher's checkpoint, which is not at hand.")
+        return cache
+    teacher = load_teacher(config, device)
+    teacher.close()
+    if teacher.fingerprint() != cache.plan.fingerprint:
+        raise CacheError(
+            f"Teacher cache {config.cache} was made by another teacher than {config.checkpoint}: the fingerprints of their "
+            "weights differ. Give its own checkpoint or none, or write another cache with `fairchem-crack cache-teacher`."
+        )
+    if teacher.graph_settings() != cache.plan.graph:
+        raise CacheError(
+            f"Teacher cache {config.cache} was made with the settings {cache.plan.graph}, the checkpoint has "
+            f"{teacher.graph_settings()}. Write another one with `fairchem-crack cache-teacher`."
+        )
+    return cache
+
+
+class CachedDataset(Dataset):
+    """A dataset of fairchem, each system with what the teacher says of it. Read by the loader's workers.
+
+    Args:
+        fields: of the cache, those to attach.
+
+    Raises:
+        CacheError: the cache was made of other systems, or of another order of them, or lacks a field.
+    """
+
+    def __init__(self, dataset: Dataset, cache: TeacherCache, name: str, fields: Collection[str]) -> None:
+        self.dataset, self.cache, self.name, self.fields = dataset, cache, name, sorted(fields)
+        lacking = [field for field in self.fields if field not in cache.plan.fields]
+        if lacking:
+            raise CacheError(
+                f"Teacher cache {cache.directory} holds {', '.join(cache.plan.fields)}, and no {', '.join(lacking)}, which "
+                "terms of loss_functions need. Write another one to another directory: `fairchem-crack cache-teacher` keeps "
+                "what the terms of its YAML need."
+            )
+        size = len(dataset)  # type: ignore[arg-type]
+        if len(cache) != size:
+            raise CacheError(
+                f"Teacher cache {cache.directory} holds {len(cache)} systems, {name} {size}. The cache belongs to another "
+                "dataset; write one for this dataset with `fairchem-crack cache-teacher`."
+            )
+        for index in {number * size // SAMPLE for number in range(SAMPLE)}:
+            self[index]
+
+    def __len__(self) -> int:
+        return len(self.cache)
+
+    def __getitem__(self, index: int) -> Data:
+        """System `index` with the fields `keys.TEACHER_*`."""
+        system, record = self.dataset[index], self.cache[index]
+        self.cache.check_system(int(index), record, int(system.natoms), digest_of(system), self.name)
+        for field in self.fields:
+            system[keys.TEACHER_PREFIX + field] = torch.from_numpy(np.array(record.values[field]))
+        if self.cache.plan.has_pairs:
+            system[keys.TEACHER_PAIRS] = torch.from_numpy(record.pairs.astype(np.int64))
+        return system
+
+
+class CachedTeacher:
+    """A teacher whose answers are in the batch; the same to a training as `teacher.Teacher`."""
+
+    def __init__(self, cache: TeacherCache) -> None:
+        plan = cache.plan
+        self.name, self.checkpoint = plan.teacher, Path(cache.directory)
+        self.width, self.max_atomic_number, self.cutoff = plan.width, plan.max_atomic_number, plan.graph.get("cutoff")
+        self.vector_width, self.cache, self.use_pbc = plan.vector_width, cache, plan.graph.get("use_pbc", True)
+
+    def __call__(self, batch: Batch, wanted: Collection[str] = (keys.NODE_EMBEDDING,), seed: int = 0) -> TeacherOutputs:
+        """What the cache says of the batch.
+
+        Args:
+            wanted: fields of `TeacherOutputs`, of those that `CachedDataset` has attached.
+            seed: chooses which of the kept rows of `force_jacobian` each system gets.
+        """
+        said = {name: batch[keys.TEACHER_PREFIX + name] for name in wanted}
+        fields: dict[str, Any] = {name: value.float() for name, value in said.items()}
+        if keys.FORCE_JACOBIAN in said:
+            fields[keys.FORCE_JACOBIAN] = choose_rows(batch, fields[keys.FORCE_JACOBIAN], seed)
+        fields.setdefault(keys.NODE_EMBEDDING, batch.pos.new_zeros((batch.num_nodes, 0)))
+        has_pairs = self.cache.plan.has_pairs  # else the student's graph must do, and the preflight says so
+        pairs = batch[keys.TEACHER_PAIRS] if has_pairs else torch.zeros((2, 0), dtype=torch.long, device=batch.pos.device)
+        return TeacherOutputs(edge_index=pairs, **fields)
+
+    def fingerprint(self) -> str:
+        """The teacher's own."""
+        return self.cache.plan.fingerprint
+
+    def close(self) -> None:
+        """Close the cache's files in this process."""
+        self.cache.close()
+
+
+def digest_of(system: Data) -> bytes:
+    """`cache.system_digest` of a system of fairchem's dataset."""
+    cell = system.cell.numpy() if "cell" in system else np.zeros((3, 3))
+    pbc = as_pbc(system.pbc).numpy() if "pbc" in system else None
+    return system_digest(system.atomic_numbers.numpy(), system.pos.numpy(), cell, pbc)

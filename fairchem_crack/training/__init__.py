@@ -1,0 +1,1 @@
+"""The trainer, and what a step of distillation has beyond the student's own."""
