@@ -154,8 +154,9 @@ def page(content: dict[Group, dict], systems: dict[str, int], tuning: list[dict]
         "Metrics: mean over the seeds, in brackets the 95 % t-interval of that mean over seeds. Gap closed: (undistilled - "
         "distilled) / (undistilled - teacher) of an MAE, undistilled and distilled of the same seeds, in brackets a 95 % "
         "paired bootstrap interval over seeds and systems; with few seeds it is too narrow where the scatter over seeds "
-        "dominates, with one it is of the systems alone (`fairchem_crack/evaluation/intervals.py`). Mean of the four: of the errors "
-        "on the four splits. Step: CPU time of a training step, with the teacher's cache, over the undistilled one's; the "
+        "dominates, with one it is of the systems alone (`fairchem_crack/evaluation/intervals.py`). Mean of the four: of "
+        "the errors on the four splits. Step: CPU time of a training step, with the teacher's cache, over the undistilled "
+        "one's; the "
         "methods take turns on the same batches in one process (`accuracy.py cost`), median over the rounds and quartiles.",
         "",
         "![gap closed](accuracy.png)",

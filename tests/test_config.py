@@ -5,7 +5,7 @@ import pytest
 
 from fairchem_crack import config
 from fairchem_crack.config import DistillConfig, TermConfig, parse, split_loss_functions
-from fairchem_crack.loss import crack as contrastive
+from fairchem_crack.loss import crack
 
 CRACK = {"fn": "crack", "coefficient": 10, "temperature": 0.15}
 MSE = {"fn": "mse", "coefficient": 10}
@@ -53,8 +53,8 @@ def test_given_options_replace_defaults():
 
 
 def test_choices_are_those_of_the_loss():
-    assert typing.get_args(config.Anchor) == contrastive.ANCHORS
-    assert typing.get_args(config.Negatives) == contrastive.NEGATIVES
+    assert typing.get_args(config.Anchor) == crack.ANCHORS
+    assert typing.get_args(config.Negatives) == crack.NEGATIVES
 
 
 @pytest.mark.parametrize(

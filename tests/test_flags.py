@@ -10,7 +10,8 @@ import pytest
 import yaml
 from fairchem.core.common import utils
 
-from fairchem_crack.commands import cache_teacher, cli
+from fairchem_crack.commands import cli
+from fairchem_crack.commands.cache_teacher import command as cache_teacher
 from fairchem_crack.commands.flags import examine_overrides, parser_of, read, read_or_refuse
 from fairchem_crack.evaluation.relaxations import command as relaxations_command
 from fairchem_crack.evaluation.report import command as report_command

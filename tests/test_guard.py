@@ -14,7 +14,7 @@ from torch import nn
 
 from fairchem_crack.evaluation.s2ef.evaluator import check_errors
 from fairchem_crack.evaluation.s2ef.submission import TEST_SPLITS, write_submission
-from fairchem_crack.training import scale_factors as scales
+from fairchem_crack.training import scale_factors
 from fairchem_crack.training.config_checks import check_normalizers
 from fairchem_crack.training.guard import SkippedSteps, compared, drop_unless_finite, faults, teacher_faults
 from fairchem_crack.training.losses import DistillationLoss
@@ -169,9 +169,9 @@ def test_a_scale_factor_is_positive(stock, monkeypatch, factor):
     def fit(config):
         torch.save({"upd_out_scalar_scale_0": torch.tensor(factor)}, config["checkpoint"])
 
-    monkeypatch.setattr(scales, "compute_scaling_factors", fit)
+    monkeypatch.setattr(scale_factors, "compute_scaling_factors", fit)
     with pytest.raises(ValueError, match=f"scale factors come out as upd_out_scalar_scale_0 = {factor}"):
-        scales.fit_scale_factors(stock)
+        scale_factors.fit_scale_factors(stock)
 
 
 def test_a_submission_is_finite(tmp_path):

@@ -230,10 +230,10 @@ def fused_kernels() -> Optional[ModuleType]:
 @functools.cache
 def _load_kernels() -> Optional[ModuleType]:
     try:
-        from fairchem_crack.loss import cpu_kernels as kernels
+        from fairchem_crack.loss import cpu_kernels
     except ImportError:
         return None
-    return kernels
+    return cpu_kernels
 
 
 def _kernels_for(scale: Tensor, problem: Problem) -> Optional[ModuleType]:

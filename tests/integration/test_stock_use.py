@@ -47,7 +47,8 @@ except ImportError:
 # The same with everything of this package imported and registered.
 WITH_US = """
 import json, sys
-import fairchem_crack.training.trainer, fairchem_crack.commands.check.sections, fairchem_crack.commands.cache_teacher.job, fairchem_crack.testing
+import fairchem_crack.commands.cache_teacher.job, fairchem_crack.commands.check.sections
+import fairchem_crack.testing, fairchem_crack.training.trainer
 from fairchem.core._cli import main
 [sys.argv] = json.loads(sys.argv[1])
 main()

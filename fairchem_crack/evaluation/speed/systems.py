@@ -14,9 +14,9 @@ from ase.io import read
 from ase.io.formats import UnknownFileTypeError
 from fairchem.core.datasets import LmdbDataset
 
-from fairchem_crack.demo.systems import LATTICE_CONSTANTS
 from fairchem_crack.io.atoms import to_atoms
 
+METALS = ("Al", "Ni", "Cu", "Pd", "Ag", "Pt", "Au")  # fcc, with the lattice constants that ASE has
 SITES = ("fcc", "hcp", "bridge", "ontop")
 HEIGHT = 1.3  # A of the adsorbate over the top layer, near O's on all of these metals
 VACUUM = 10.0  # A on each side: at OC20's cutoff of 12 A a slab does not see its image
@@ -63,7 +63,7 @@ def make_systems(atoms: int, count: int) -> list[Atoms]:
         ValueError: fewer than 13 atoms, which is the smallest slab.
     """
     size = slab_size(atoms)
-    kinds = islice(cycle(product(SITES, LATTICE_CONSTANTS)), count)
+    kinds = islice(cycle(product(SITES, METALS)), count)
     return [_slab(metal, site, size, np.random.default_rng(index)) for index, (site, metal) in enumerate(kinds)]
 
 
@@ -81,7 +81,7 @@ def slab_size(atoms: int) -> tuple[int, int, int]:
 
 
 def _slab(metal: str, site: str, size: tuple[int, int, int], random: np.random.Generator) -> Atoms:
-    slab = fcc111(metal, size=size, a=LATTICE_CONSTANTS[metal], vacuum=VACUUM)
+    slab = fcc111(metal, size=size, vacuum=VACUUM)
     is_fixed = slab.get_tags() > (size[2] + 1) / 2  # ase.build numbers layers from the top
     add_adsorbate(slab, "O", HEIGHT, site)
     slab.pbc = True
