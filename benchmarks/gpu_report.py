@@ -36,6 +36,7 @@ def report(content: dict) -> str:
         f"{content['card']}, {content['gpus']} of them, {content['cores']} CPU cores; {versions}; "
         f"commit {content['commit'] or 'unknown'}. torch-scatter and torch-sparse: {content['extensions']}. "
         f"`{content['command']}` makes this page and gpu.json. Times are medians, in brackets min and max.",
+        *([content["note"]] if "note" in content else []),
         "",
         *table(
             ["part", "status", "seconds", "limit"],

@@ -101,10 +101,10 @@ class Job:
             torch.cuda.set_device(device)  # of what names no device, and of the context that it opens
         given = parse(TeacherConfig, self.config["task"]["distill"]["teacher"], "task.distill.teacher")
         teacher = load_teacher(replace(given, cache=None), device)
-        plan = self._plan(teacher, dataset)
+        plan = self._plan(teacher, dataset, given.cache_precision)
         return TeacherSource(teacher, dataset, device, plan), plan
 
-    def _plan(self, teacher: Teacher, dataset: NamedRecords) -> Plan:
+    def _plan(self, teacher: Teacher, dataset: NamedRecords, precision: str) -> Plan:
         fields: tuple[str, ...] = (keys.ENERGY, keys.FORCES, keys.ATOM_ENERGIES, keys.NODE_EMBEDDING)
         if self.has_vectors:
             if not teacher.vector_width:
@@ -124,7 +124,7 @@ class Job:
             chunk=self.chunk,
             fields=fields,
             jacobian_rows=self.jacobian_rows,
-            precision="float32" if teacher.precision == "auto" else teacher.precision,
+            precision=precision,
             graph=teacher.graph_settings(),
         )
 

@@ -26,10 +26,16 @@ def open_cache(config: TeacherConfig, device: torch.device) -> TeacherCache:
     """The cache of `config`, compared with the teacher's checkpoint where that is at hand.
 
     Raises:
-        CacheError: the cache cannot be used, or is another teacher's, or was made with another relation graph.
+        CacheError: the cache cannot be used, or is another teacher's, or was made with another relation graph or precision.
     """
     assert config.cache is not None
     cache = TeacherCache(Path(config.cache))
+    if cache.plan.precision != config.cache_precision:
+        raise CacheError(
+            f"Teacher cache {config.cache} was made in {cache.plan.precision}, and task.distill.teacher.precision is "
+            f"{config.precision}: a cache for it is in {config.cache_precision}. Set it to {cache.plan.precision}, or write "
+            "another cache with `fairchem-crack cache-teacher`."
+        )
     if config.checkpoint is None or not Path(config.checkpoint).is_file():
         logging.info(f"Teacher cache {config.cache}: used without its teacher's checkpoint, which is not at hand.")
         return cache

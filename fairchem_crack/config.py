@@ -37,6 +37,11 @@ class TeacherConfig:
         if not self.checkpoint and not self.cache:
             raise ValueError("checkpoint: missing. Give the file of a teacher, or the directory of its `cache`.")
 
+    @property
+    def cache_precision(self) -> str:
+        """In which the teacher runs for a cache, where no training says it."""
+        return "float32" if self.precision == "auto" else self.precision
+
 
 @dataclass(frozen=True)
 class RelationsConfig:

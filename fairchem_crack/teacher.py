@@ -118,11 +118,17 @@ class Teacher:
             rows = jacobian_columns(self._forces, own(batch), coordinates)
         return JacobianRows(coordinates, rows)
 
+    def _run(self, batch: Batch) -> Any:
+        self.model.eval()
+        # autocast rounds the vectors between periodic images, 0.06 A of 20 A in bfloat16
+        exact = partial(torch.autocast, batch.pos.device.type, enabled=False)
+        with self.features.making_edges(_OfItsSystemAlone, exact):
+            return self.model(batch)
+
     @torch.inference_mode()
     def _run_embeddings(self, batch: Batch, *names: str) -> list[Tensor]:
-        self.model.eval()
         with self.features.stopping_after(*names):  # its energy and forces are not needed
-            self.model(batch)
+            self._run(batch)
         values = [getattr(self.features, name) for name in names]
         self.features.clear()
         return values
@@ -139,11 +145,10 @@ class Teacher:
 
     def _predict(self, batch: Batch, wanted: Collection[str]) -> TeacherOutputs:
         """The embeddings, and energy and forces if they are among the requested fields, of the model run to its end."""
-        self.model.eval()
         features = self.features
         fields: dict[str, Any] = {}
         with torch.set_grad_enabled(features.has_gradient_forces):
-            raw = self.model(batch)
+            raw = self._run(batch)
         if not {keys.ENERGY, keys.ATOM_ENERGIES}.isdisjoint(wanted):
             output = self.outputs[keys.ENERGY]
             energy = predicted(raw, keys.ENERGY, output.name).detach().float().view(-1)
@@ -207,7 +212,9 @@ class _OfItsSystemAlone(TorchFunctionMode):
     """Within it a model says of a system what it would say of it alone; a cache's records are then those of any batch.
 
     EquiformerV2, eSCN and eSEN draw a random frame for each edge, which their grids make visible in the third digit: here
-    all edges draw the same numbers. Among equally distant neighbors beyond `max_neighbors` the first ones are kept.
+    all edges draw the same numbers. Among equally distant neighbors beyond `max_neighbors` the first ones are kept. Both
+    happen where the adapter says that edges are made (`Features.makes_edges`); elsewhere each call of torch would take a
+    detour in Python for nothing.
     """
 
     FRAME = (0.83, 0.31, 0.07)  # any numbers in [0, 1): where the vector is parallel to an edge, the models turn it
@@ -215,7 +222,10 @@ class _OfItsSystemAlone(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         if func is torch.rand_like and args[0].shape[1:] == (3,):
-            return args[0].new_tensor(self.FRAME).expand_as(args[0]).clone()
+            frames = torch.empty_like(args[0])
+            for column, number in zip(frames.T, self.FRAME):  # a fill does not wait for a GPU, a copy of numbers does
+                column.fill_(number)
+            return frames
         if func is torch.sort and args[0].dim() == 2:
             kwargs = {**kwargs, "stable": True}
         return func(*args, **kwargs)
@@ -223,7 +233,7 @@ class _OfItsSystemAlone(TorchFunctionMode):
 
 @contextmanager
 def _reproducible(batch: Batch) -> Iterator[None]:
-    with torch.random.fork_rng([batch.pos.device] if batch.pos.is_cuda else []), _OfItsSystemAlone():
+    with torch.random.fork_rng([batch.pos.device] if batch.pos.is_cuda else []):
         torch.manual_seed(0)
         yield
 

@@ -8,11 +8,15 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 import torch
+from architectures import MODELS, build
 from conftest import SCN_MODEL, STUDENT_MODEL, TEACHER_MODEL
+from torch.overrides import TorchFunctionMode, _len_torch_function_stack
 
+from fairchem_crack import keys
 from fairchem_crack import teacher as teacher_module
 from fairchem_crack.config import TeacherConfig
-from fairchem_crack.teacher import _OfItsSystemAlone, load_teacher
+from fairchem_crack.teacher import Teacher, _OfItsSystemAlone, load_teacher
+from fairchem_crack.testing import collate, slabs
 
 CPU = torch.device("cpu")
 
@@ -161,6 +165,57 @@ def test_what_it_says_of_a_system_does_not_depend_on_the_others(teacher_checkpoi
         other = data_list_collater([systems[index] for index in pair], otf_graph=True)
         for index, found in zip(pair, teacher(other).node_embedding.split(other.natoms.tolist())):
             torch.testing.assert_close(found, together[index], rtol=1e-5, atol=1e-6)  # batches sum in other orders
+
+
+class Choices(TorchFunctionMode):
+    """Names the calls whose result torch may choose: random numbers, and the order of equals in rows that are sorted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        name, kwargs = getattr(func, "__name__", ""), kwargs or {}
+        is_choice = "rand" in name or name in ("normal_", "uniform_", "bernoulli_")
+        is_unstable = name in ("sort", "argsort", "topk") and args[0].dim() == 2 and not kwargs.get("stable")
+        self.seen += [name] * (is_choice or is_unstable)
+        return func(*args, **kwargs)
+
+
+ALL_FIELDS = (keys.ENERGY, keys.FORCES, keys.NODE_EMBEDDING)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_forward_leaves_nothing_to_chance(name):
+    few = {} if name == "schnet" or name.startswith("dimenet") else {"max_neighbors": 6}  # so that neighbors are left out
+    teacher, batch = Teacher(name, build(name, **few), Path("toy.pt")), collate(slabs())
+    with Choices() as choices:
+        found = teacher(batch, ALL_FIELDS)
+    assert choices.seen == []
+    with _OfItsSystemAlone():  # all of the forward, as the caches of version 0.1.0 were made
+        whole = teacher(batch, ALL_FIELDS)
+    for field in (*ALL_FIELDS, "edge_index"):
+        assert torch.equal(found[field], whole[field]), field
+
+
+@pytest.mark.parametrize("wanted", [ALL_FIELDS, (keys.NODE_EMBEDDING,)], ids=["all", "embeddings"])
+@pytest.mark.parametrize("name", MODELS)
+def test_messages_are_passed_at_the_models_own_speed(name, wanted):
+    """Without the mode through which each call of torch takes a detour in Python."""
+    model = build(name)
+    teacher, modes = Teacher(name, model, Path("toy.pt")), []
+    for module in model.modules():
+        module.register_forward_pre_hook(lambda *_: modes.append(_len_torch_function_stack()))
+    teacher(collate(slabs()), wanted)
+    assert set(modes) == {0}
+
+
+def test_a_forward_that_fails_leaves_nothing_behind(teacher_checkpoint, batch):
+    teacher = load(teacher_checkpoint)
+    batch.cell = batch.cell[:0]  # of which no graph can be made
+    with pytest.raises((IndexError, RuntimeError)):
+        teacher(batch)
+    assert _len_torch_function_stack() == 0 and "generate_graph" not in vars(teacher.features.backbone)
 
 
 def test_the_batch_is_as_it_was(teacher_checkpoint, batch):

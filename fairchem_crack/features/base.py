@@ -10,7 +10,7 @@ from __future__ import annotations
 import abc
 import difflib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Callable, Optional
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch_geometric.data import Batch
 
 _ADAPTERS: dict[str, type[Features]] = {}
+Context = Callable[[], AbstractContextManager]
 
 
 class _EverythingRead(Exception):
@@ -35,6 +36,8 @@ class Features(abc.ABC):
         has_gradient_forces: the model's forward needs autograd for its forces.
         has_position_gradients: autograd has the whole derivative of its outputs with respect to the positions.
         max_atomic_number: the largest atomic number the model can represent.
+        makes_edges: methods of the backbone that make its graph and the frames of its edges; () stands for its forward.
+        rotations: modules whose `set_wigner` rotates the edges.
         backbone: the model; of a hydra, its backbone.
     """
 
@@ -43,6 +46,8 @@ class Features(abc.ABC):
     has_gradient_forces: bool = False
     has_position_gradients: bool = True
     max_atomic_number: int
+    makes_edges: tuple[str, ...] = ()
+    rotations: Sequence[nn.Module] = ()
 
     def __init__(self, model: nn.Module, energies: Sequence[str] = ("energy",)) -> None:
         """Attach the adapter to a model.
@@ -126,6 +131,21 @@ class Features(abc.ABC):
         finally:
             self._awaited = set()
 
+    @contextmanager
+    def making_edges(self, settled: Context, exact: Context) -> Iterator[None]:
+        """Within this context the model makes its edges within `settled()`, and these and their rotations within `exact()`.
+
+        An adapter without `makes_edges` has `settled()` for all of it.
+        """
+        with ExitStack() as stack:
+            if not self.makes_edges:
+                stack.enter_context(settled())
+            for name in self.makes_edges:
+                stack.enter_context(calling_within(self.backbone, name, settled, exact))
+            for rotation in self.rotations:
+                stack.enter_context(calling_within(rotation, "set_wigner", exact))
+            yield
+
     @property
     def batch(self) -> Batch:
         """The batch of the current forward."""
@@ -163,6 +183,24 @@ class Features(abc.ABC):
             handle.remove()
         self._handles.clear()
         self.clear()
+
+
+@contextmanager
+def calling_within(owner: object, method: str, *contexts: Context) -> Iterator[None]:
+    """Within this context each call of a method of `owner` is made within these."""
+    original = getattr(owner, method)
+
+    def call(*args: Any, **options: Any) -> Any:
+        with ExitStack() as stack:
+            for context in contexts:
+                stack.enter_context(context())
+            return original(*args, **options)
+
+    setattr(owner, method, call)
+    try:
+        yield
+    finally:
+        delattr(owner, method)  # which hid the method of its class
 
 
 def register_features(*model_names: str) -> Callable[[type[Features]], type[Features]]:

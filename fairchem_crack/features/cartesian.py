@@ -9,6 +9,8 @@ from fairchem_crack.features.base import Features, register_features
 class PaiNNFeatures(Features):
     """Embedding: the scalar channels that enter the energy head, and the vectors behind the last update."""
 
+    makes_edges = ("generate_graph",)
+
     def attach(self) -> None:
         """Hook the blocks named in the class's docstring."""
         backbone, head = self.backbone, self.owner("out_energy")

@@ -11,6 +11,8 @@ from fairchem_crack.features.base import Features, register_features
 class GemNetTFeatures(Features):
     """Embedding: the atoms' behind the last interaction block. Each output block adds its share of the atom energies."""
 
+    makes_edges = ("generate_graph",)
+
     def attach(self) -> None:
         """Hook the blocks named in the class's docstring."""
         backbone = self.backbone
@@ -26,6 +28,8 @@ class GemNetTFeatures(Features):
 @register_features("gemnet_oc", "gemnet_oc_backbone")
 class GemNetOCFeatures(Features):
     """Embedding: what enters the last, linear map to the energy, in which the outputs of all blocks meet."""
+
+    makes_edges = ("get_graphs_and_indices",)
 
     def attach(self) -> None:
         """Hook the blocks named in the class's docstring."""

@@ -11,6 +11,8 @@ from fairchem_crack.features.base import Features, register_features
 class SchNetFeatures(Features):
     """Embedding: the atoms' behind the last interaction block, which is what enters the energy head."""
 
+    makes_edges = ("generate_graph",)
+
     def attach(self) -> None:
         """Hook the blocks named in the class's docstring."""
         backbone = self.backbone
@@ -25,6 +27,8 @@ class SchNetFeatures(Features):
 @register_features("dimenetplusplus", "dimenetplusplus_backbone")
 class DimeNetPlusPlusFeatures(Features):
     """Embedding: what enters the last output block's linear map to the energy. Each block adds its share of the energies."""
+
+    makes_edges = ("generate_graph",)
 
     def attach(self) -> None:
         """Hook the blocks named in the class's docstring."""

@@ -28,11 +28,13 @@ class EquiformerV2Features(Features):
     """Embedding: the coefficients behind the last norm."""
 
     has_position_gradients = False  # the rotations of the edges are detached
+    makes_edges = ("generate_graph", "_init_edge_rot_mat")
 
     def attach(self) -> None:
         """Hook the blocks named in the class's docstring."""
         backbone, head = self.backbone, self.owner("energy_block")
         self.width = self.vector_width = backbone.sphere_channels
+        self.rotations = list(backbone.SO3_rotation)
         self.max_atomic_number = backbone.max_num_elements - 1
         mean = getattr(head, "reduce", "sum") == "mean"
         scale = 1.0 if mean else 1 / head.avg_num_nodes
@@ -52,6 +54,7 @@ class ESCNFeatures(Features):
     """Embedding: the sum of the last layer's input and output, which is what the heads sample on the sphere."""
 
     has_position_gradients = False  # the rotations of the edges are detached
+    makes_edges = ("generate_graph", "_init_edge_rot_mat")
 
     def attach(self) -> None:
         """Hook the blocks named in the class's docstring."""
@@ -70,6 +73,8 @@ class ESCNFeatures(Features):
 @register_features("esen_backbone")
 class ESENFeatures(Features):
     """Embedding: the coefficients behind the last norm."""
+
+    makes_edges = ("generate_graph", "get_rotmat_and_wigner")
 
     def attach(self) -> None:
         """Hook the blocks named in the class's docstring."""

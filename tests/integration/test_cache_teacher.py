@@ -28,6 +28,7 @@ from fairchem.core.datasets import data_list_collater
 from fairchem.core.datasets.base_dataset import create_dataset
 
 from fairchem_crack import cache_teacher as module
+from fairchem_crack import trainer
 from fairchem_crack.cache import CacheError, CacheWriter, Record, TeacherCache, encode, finish, written_chunks
 from fairchem_crack.cli import main
 from fairchem_crack.commands.cache_teacher import JACOBIAN_ROWS
@@ -348,6 +349,13 @@ def test_loader_workers_read_the_cache(run, from_cache):
     assert run(from_cache, name="workers").losses() == direct.losses()
 
 
+def test_reading_ahead_changes_no_step(run, from_cache, monkeypatch):
+    from_cache["optim"].update(max_epochs=2)
+    ahead = run(from_cache, name="ahead")
+    monkeypatch.setattr(trainer, "read_ahead", lambda loader: loader)
+    assert len(ahead.steps) == 12 and run(from_cache, name="plain").losses() == ahead.losses()
+
+
 @pytest.mark.parametrize("change", ["a missing file", "no checkpoint"])
 def test_the_teacher_may_be_gone(run, from_cache, change):
     known = run(from_cache, name="known")
@@ -422,6 +430,17 @@ def test_another_relation_graph(refused, from_cache, teacher_checkpoint, tmp_pat
     torch.save(checkpoint, tmp_path / "other.pt")
     from_cache["task"]["distill"]["teacher"]["checkpoint"] = str(tmp_path / "other.pt")
     refused(from_cache, "was made with the settings .*'max_neighbors': 8.* has .*'max_neighbors': 5")
+
+
+def test_another_precision(refused, run, distilled, from_cache, tmp_path):
+    teacher = from_cache["task"]["distill"]["teacher"]
+    teacher["precision"] = "bfloat16"
+    refused(from_cache, "was made in float32, and task.distill.teacher.precision is bfloat16.* Set it to float32, or write")
+    assert cache_teacher(distilled, tmp_path / "rough").plan.precision == "bfloat16"
+    teacher["cache"] = str(tmp_path / "rough")
+    assert len(run(from_cache, name="rough").steps) == 6
+    del teacher["precision"]
+    refused(from_cache, "was made in bfloat16, and task.distill.teacher.precision is auto: a cache for it is in float32")
 
 
 def test_another_dataset(refused, from_cache, data, tmp_path):
