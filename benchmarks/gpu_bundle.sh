@@ -12,7 +12,7 @@ here=$(cd "$(dirname "$0")/.." && pwd)
 folder=${1:-$here/build/gpu_bundle}
 python=${2:-$here/.venv/bin/python}
 mkdir -p "$folder"
-rm -f "$folder"/*.whl "$folder"/*.tar.gz
+find "$folder" -maxdepth 1 \( -name '*.whl' -o -name '*.tar.gz' \) ! -name 'torch_*.whl' -delete # compiled ones stay
 pip=("$python" -m pip --disable-pip-version-check)
 
 download=("${pip[@]}" download --quiet --dest "$folder" --only-binary=:all: --implementation cp --python-version 3.12)
