@@ -53,7 +53,7 @@ $$command 2>&1 | tee -a $(RUN)/$(2).log | sed -un 's/.*(INFO): \(energy_mae: .*e
   || { tail -n 5 $(RUN)/$(2).log; false; }
 endef
 
-test: venv
+test: lint
 	@echo "== Tests: the loss against an independent oracle, the plugin inside fairchem, short trainings, wrong inputs."
 	$(BIN)/python -m pytest --numprocesses=$(TEST_JOBS) --dist=loadfile --durations=10
 

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fairchem_crack.loss.crack import crack_loss, crack_terms
+    from fairchem_crack.loss.relations import unordered_pairs
+    from fairchem_crack.training.trainer import CrackDistillTrainer
 
 __version__ = "0.1.0"
+__all__ = ["CrackDistillTrainer", "crack_loss", "crack_terms", "unordered_pairs"]
 
-# Imported on first use: the loss needs torch alone, the trainer needs fairchem.
+# Imported on first use: the loss needs only torch, the trainer needs fairchem.
 _HOMES = {
     "crack_loss": "fairchem_crack.loss.crack",
     "crack_terms": "fairchem_crack.loss.crack",
     "unordered_pairs": "fairchem_crack.loss.relations",
     "CrackDistillTrainer": "fairchem_crack.training.trainer",
 }
-__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -1,3 +1,4 @@
+import inspect
 import math
 from dataclasses import dataclass, replace
 
@@ -85,6 +86,11 @@ def test_gradcheck(anchor, negatives, threshold):
     options = {"anchor": anchor, "negatives": negatives, "false_negative_threshold": threshold}
     student = batch.student.clone().requires_grad_()
     assert torch.autograd.gradcheck(lambda student: replace(batch, student=student).loss(**options), student)
+
+
+def test_the_loss_takes_what_its_terms_take():
+    parameters, of_terms = (inspect.signature(function).parameters for function in (crack_loss, crack_terms))
+    assert parameters == of_terms
 
 
 @pytest.mark.parametrize("of_loss", [torch.Tensor.clone, torch.square], ids=["loss", "square of the loss"])

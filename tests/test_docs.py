@@ -378,6 +378,12 @@ def test_the_page_of_the_rooms_has_those_of_the_contract():
     assert sorted(layers) == sorted(rooms)
 
 
+def test_pre_commit_runs_what_make_lint_runs():
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    target = re.search(r"^lint: venv\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE)[1]
+    assert [hook["entry"] for hook in hooks] == target.replace("\t$(BIN)/", ".venv/bin/").splitlines()
+
+
 def test_blocks_are_found_in_their_order():
     kinds = [kind for kind, _ in blocks("docs/use.md")]
     assert kinds[0] == "python" and kinds.count("python") == 7 and kinds.count("yaml") == 3 and kinds.count("command") == 8

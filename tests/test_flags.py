@@ -10,6 +10,7 @@ import pytest
 import yaml
 from fairchem.core.common import utils
 
+import fairchem_crack
 from fairchem_crack.commands import cli
 from fairchem_crack.commands.cache_teacher import command as cache_teacher
 from fairchem_crack.commands.flags import examine_overrides, parser_of, read, read_or_refuse
@@ -198,3 +199,13 @@ def test_fairchems_own_parser_is_left_as_it_is():
     parser = cache_teacher.parser()
     assert parser.parse_known_args(["--config-yml", "a"])[0].dtype == "float16"
     assert flags.get_parser().allow_abbrev and "--dtype" not in flags.get_parser().format_help()
+
+
+def test_the_command_says_its_version(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--version"])
+    assert ended.value.code == 0 and capsys.readouterr().out == f"fairchem-crack {fairchem_crack.__version__}\n"
+
+
+def test_the_package_lists_what_it_exports():
+    assert set(fairchem_crack.__all__) == set(fairchem_crack._HOMES) <= set(dir(fairchem_crack))

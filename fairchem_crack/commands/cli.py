@@ -7,6 +7,7 @@ import importlib
 import sys
 import warnings
 
+from fairchem_crack import __version__
 from fairchem_crack.training.compiled import check_built_for_cuda, check_installed
 
 COMMANDS = {  # of each: where it is, and what it does
@@ -72,6 +73,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="fairchem-crack", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"fairchem-crack {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, (_, help_text) in COMMANDS.items():
         commands.add_parser(name, help=help_text)

@@ -56,13 +56,38 @@ class CrackTerms:
     entropy: Tensor
 
 
-def crack_loss(*, student: Tensor, teacher: Tensor, pairs: Tensor, **options) -> Tensor:
+def crack_loss(
+    *,
+    student: Tensor,
+    teacher: Tensor,
+    pairs: Tensor,
+    temperature: float = 0.15,
+    anchor: str = "student",
+    negatives: str = "batch",
+    systems: Optional[Tensor] = None,
+    anchors: Optional[Tensor] = None,
+    max_pairs: Optional[int] = None,
+    false_negative_threshold: Optional[float] = None,
+    generator: Optional[torch.Generator] = None,
+) -> Tensor:
     """Mean CRACK loss over the relations of a batch; arguments and errors are those of `crack_terms`.
 
     Returns:
         () loss; 0, still with a gradient graph, when no pair has a direction.
     """
-    loss = crack_terms(student=student, teacher=teacher, pairs=pairs, **options).loss
+    loss = crack_terms(
+        student=student,
+        teacher=teacher,
+        pairs=pairs,
+        temperature=temperature,
+        anchor=anchor,
+        negatives=negatives,
+        systems=systems,
+        anchors=anchors,
+        max_pairs=max_pairs,
+        false_negative_threshold=false_negative_threshold,
+        generator=generator,
+    ).loss
     return loss.sum() / max(loss.numel(), 1)
 
 

@@ -43,7 +43,9 @@ def test_the_wheel_holds_the_package_and_the_registration_and_nothing_else(wheel
     names = [name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name]
     assert {"fairchem/experimental/.include", "fairchem/experimental/crack_distill/register.py"} <= set(names)
     modules = {str(path.relative_to(ROOT)) for path in (ROOT / "fairchem_crack").rglob("*.py")}
-    assert {name for name in modules if not name.startswith("fairchem_crack/host/")} <= set(names)
+    assert {name for name in modules if not name.startswith("fairchem_crack/host/")} | {"fairchem_crack/py.typed"} <= set(
+        names
+    )
     assert all(name.startswith(("fairchem_crack/", "fairchem/experimental/")) for name in names)
     assert not any(name.startswith("fairchem_crack/host/") for name in names)
 
