@@ -69,7 +69,7 @@ venv: $(VENV)/.installed
 # torch-sparse compiles two files at a time. pip keeps the wheels in its cache, so that the next environment on this machine
 # takes 3 minutes. To take them from elsewhere, set PIP_FIND_LINKS (see README).
 $(VENV)/.installed: setup.cfg pyproject.toml
-	@echo "== Set-up, once: $(VENV) with torch 2.4 and fairchem-core 1.10. 3 minutes with pip's wheel cache, else up to 20."
+	@echo "== Set-up, once: $(VENV) with torch 2.4 and fairchem-core 1.10. 3 minutes with pip's wheel cache, else 8 on 2 cores."
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) --upgrade pip "setuptools<81" wheel ninja
 	@echo "== Set-up 1/3: torch (a download of 2.5 GB)"

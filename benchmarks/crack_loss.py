@@ -1,10 +1,10 @@
 """Time, memory and error of the CRACK loss: the dense published formula, plain tiling, `fairchem_crack.crack_loss`.
 
     python benchmarks/crack_loss.py                    # CPU, 2 threads, about 15 minutes
-    python benchmarks/crack_loss.py --device cuda
+    python benchmarks/crack_loss.py --device cuda      # about a minute
 
-Each case runs in a process of its own, forward and backward. Needs torch and matplotlib alone. Writes crack_loss.json,
-crack_loss.md and crack_loss.png to docs/benchmarks/.
+Forward and backward; on a CPU each case in a process of its own. Needs only torch and matplotlib. Writes crack_loss.json,
+crack_loss.md and crack_loss.png, on a GPU crack_loss_gpu.*, to docs/benchmarks/.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -27,12 +28,14 @@ from torch.nn.functional import cross_entropy, normalize
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fairchem_crack import crack_loss, partition
+from fairchem_crack import crack_loss, tiles, triton_sums
 
 WIDTH, TEMPERATURE = 128, 0.15
 ATOMS_PER_SYSTEM, PAIRS_PER_ATOM = 80, 12.5
-SIZES = (1000, 2000, 4000, 8000, 16000, 32000)
-REPEATS = 5
+SIZES = {"cpu": (1000, 2000, 4000, 8000, 16000, 32000), "cuda": (2000, 4000, 8000, 16000, 32000, 64000)}
+REPEATS = {"cpu": 5, "cuda": 20}
+# P x P x D products of kernels that multiply relations: logits forward and backward, their gradient; each three of TF32.
+KERNEL_PRODUCTS = 3 * 3
 # Matrices of (2P)^2 that the dense formula holds at its peak: logits, their log-softmax, its gradient.
 DENSE_MATRICES = 3
 LABELS = {
@@ -109,9 +112,10 @@ def ours(student: Tensor, teacher: Tensor, pairs: Tensor) -> Tensor:
 
 
 def unfused(student: Tensor, teacher: Tensor, pairs: Tensor) -> Tensor:
-    """The package's loss by torch's own operations, as on CUDA."""
-    partition.fused_kernels = lambda: None
-    return ours(student, teacher, pairs)
+    """The package's loss by torch's own operations."""
+    kernels = mock.patch.object(tiles, "fused_kernels", lambda: None), mock.patch.object(triton_sums, "DEVICE_TYPES", ())
+    with kernels[0], kernels[1]:
+        return ours(student, teacher, pairs)
 
 
 METHODS = {"dense": dense, "tiled": tiled, "unfused": unfused, "ours": ours}
@@ -128,17 +132,25 @@ def run_case(method: str, pairs: int, device: str, threads: int, check: bool) ->
         return loss.detach(), torch.autograd.grad(loss, student)[0]
 
     METHODS[method](*(x[:200] for x in (student, teacher)), chosen[:, (chosen < 200).all(0)][:, :50]).backward()  # warm up
+    if device == "cuda":
+        step()
     before = _memory(device)
     step()
     peak = _memory(device, peak=True) - before
     seconds = []
-    for _ in range(REPEATS if pairs <= 8000 or method == "ours" else 2):
+    for _ in range(REPEATS[device] if pairs <= 8000 or method == "ours" else 2):
         _synchronize(device)
         start = time.perf_counter()
         loss, gradient = step()
         _synchronize(device)
         seconds.append(time.perf_counter() - start)
-    result = {"method": method, "pairs": pairs, "seconds": seconds, "peak_mb": peak / 2**20}
+    result = {
+        "method": method,
+        "pairs": pairs,
+        "seconds": seconds,
+        "median": statistics.median(seconds),
+        "peak_mb": peak / 2**20,
+    }
     if check:
         exact, exact_gradient = _exact(pairs, device)
         result["loss_error"] = abs(float(loss.double() - exact) / float(exact))
@@ -182,20 +194,38 @@ def exponent(rows: list[dict], quantity: str) -> float:
     return sum((a - x) * (b - y) for a, b in points) / sum((a - x) ** 2 for a, _ in points)
 
 
-def report(results: list[dict], machine: str) -> str:
-    """The table, as markdown."""
+def tf32_rate() -> float:
+    """Floating-point operations a second of this GPU's TF32 matrix products, on random data."""
+    matrix = torch.randn(8192, 8192, device="cuda")
+    permitted, times = torch.get_float32_matmul_precision(), []
+    torch.set_float32_matmul_precision("high")
+    for _ in range(12):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        matrix @ matrix
+        torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    torch.set_float32_matmul_precision(permitted)
+    return 2 * 8192**3 / statistics.median(times[2:])
+
+
+def report(document: dict) -> str:
+    """The page, as markdown."""
+    results, machine, device = document["results"], document["machine"], document.get("device", "cpu")
     by_case = {(row["method"], row["pairs"]): row for row in results}
+    name = "crack_loss" if device == "cpu" else "crack_loss_gpu"
+    command = "python benchmarks/crack_loss.py" + ("" if device == "cpu" else f" --device {device}")
     lines = [
-        "# The CRACK loss: time, memory, error",
+        "# The CRACK loss: time, memory, error" + ("" if device == "cpu" else ", on a GPU"),
         "",
         f"Forward and backward, float32, D = {WIDTH}, N = P / {PAIRS_PER_ATOM}, systems of {ATOMS_PER_SYSTEM} atoms, "
         f"one run side by side: {machine}. Seconds are the median, in brackets the range. Peak memory is beyond inputs.",
-        "`python benchmarks/crack_loss.py` makes this page, `crack_loss.json` and the picture.",
+        f"`{command}` makes this page, `{name}.json` and the picture.",
         "",
         "| P | " + " | ".join(f"{LABELS[m]}: s | MB" for m in METHODS) + " | dense / ours | tiled / ours | unfused / ours |",
         "|---" * (3 * len(METHODS)) + "|",
     ]
-    for pairs in SIZES:
+    for pairs in SIZES[device]:
         cells, ratios = [], []
         for method in METHODS:
             row = by_case.get((method, pairs))
@@ -212,6 +242,7 @@ def report(results: list[dict], machine: str) -> str:
         "",
         f"Ours grows as P^{exponent(mine, 'median'):.2f} in time and P^{exponent(mine, 'peak_mb'):.2f} in memory "
         "(fit of the three largest sizes).",
+        *(bound_lines(mine, document["tf32_rate"]) if "tf32_rate" in document else ()),
         "",
         "| P | relative error of the loss | of the gradient (against dense float64) |",
         "|---|---|---|",
@@ -221,10 +252,33 @@ def report(results: list[dict], machine: str) -> str:
             if "loss_error" in row
         ),
         "",
-        "![time and memory](crack_loss.png)",
+        f"![time and memory]({name}.png)",
         "",
     ]
     return "\n".join(lines)
+
+
+def bound_lines(rows: list[dict], rate: float) -> list[str]:
+    """Against kernels that would multiply the relations themselves, which need tensor cores."""
+    return [
+        "",
+        f"Kernels that multiply the relations themselves, in three products (of the logits forward and backward, of their "
+        f"gradient) and each TF32 in three parts, cannot be faster than {KERNEL_PRODUCTS} P x P x D at this GPU's rate: "
+        f"{rate / 1e12:.0f} TFLOP/s for 8192 x 8192 matrices in TF32. Ours multiply atoms and relations, P / N times less, "
+        "in float32.",
+        "",
+        "| P | ours, ms | bound of such kernels, ms | ours / bound |",
+        "|---|---|---|---|",
+        *(
+            f"| {row['pairs']} | {1e3 * row['median']:.2f} | {1e3 * least:.2f} | {row['median'] / least:.1f} |"
+            for row, least in ((row, bound(row, rate)) for row in rows)
+        ),
+    ]
+
+
+def bound(row: dict, rate: float) -> float:
+    """Seconds of the products of relations."""
+    return KERNEL_PRODUCTS * 2 * row["pairs"] ** 2 * WIDTH / rate
 
 
 def draw(results: list[dict], file: Path) -> None:
@@ -250,7 +304,7 @@ def draw(results: list[dict], file: Path) -> None:
 
 
 def main() -> None:
-    """Run all cases, one process each, and write the report."""
+    """Run all cases and write the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=2)
@@ -262,29 +316,44 @@ def main() -> None:
         check = method == "ours" and pairs <= 4000
         print(json.dumps(run_case(method, pairs, options.device, options.threads, check)))
         return
+    device = options.device
     results = []
-    for pairs in SIZES:
+    for pairs in SIZES[device]:
         for method in METHODS:
-            if method == "dense" and not _fits(pairs, options.device):
+            if method == "dense" and not _fits(pairs, device):
                 continue
-            command = [sys.executable, __file__, "--device", options.device, "--threads", str(options.threads)]
-            done = subprocess.run([*command, "--case", method, str(pairs)], capture_output=True, text=True)
-            if done.returncode != 0:
-                sys.exit(f"{method} at P = {pairs} failed:\n{done.stderr[-2000:]}")
-            row = json.loads(done.stdout.splitlines()[-1])
-            row["median"] = statistics.median(row["seconds"])
-            print(f"P = {pairs:6d}  {method:6s} {row['median']:8.3f} s  {row['peak_mb']:8.0f} MB", flush=True)
+            row = _in_own_process(method, pairs, options.threads) if device == "cpu" else _on_gpu(method, pairs)
+            print(f"P = {pairs:6d}  {method:7s} {row['median']:9.4f} s  {row['peak_mb']:8.0f} MB", flush=True)
             results.append(row)
-    machine = (
-        torch.cuda.get_device_name()
-        if options.device == "cuda"
-        else f"{platform.machine()}, {options.threads} threads, torch {torch.__version__}"
-    )
+    versions = f"torch {torch.__version__}"
+    document = {"machine": f"{platform.machine()}, {options.threads} threads, {versions}", "results": results}
+    if device == "cuda":
+        document = {
+            "machine": f"{torch.cuda.get_device_name()}, {versions}",
+            "device": device,
+            "tf32_rate": tf32_rate(),
+            "results": results,
+        }
+    name = "crack_loss" if device == "cpu" else "crack_loss_gpu"
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "crack_loss.json").write_text(json.dumps({"machine": machine, "results": results}, indent=1))
-    (options.out / "crack_loss.md").write_text(report(results, machine), encoding="utf-8")
-    draw(results, options.out / "crack_loss.png")
-    print(report(results, machine))
+    (options.out / f"{name}.json").write_text(json.dumps(document, indent=1))
+    (options.out / f"{name}.md").write_text(report(document), encoding="utf-8")
+    draw(results, options.out / f"{name}.png")
+    print(report(document))
+
+
+def _in_own_process(method: str, pairs: int, threads: int) -> dict:
+    command = [sys.executable, __file__, "--threads", str(threads), "--case", method, str(pairs)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit(f"{method} at P = {pairs} failed:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def _on_gpu(method: str, pairs: int) -> dict:
+    """In this process: torch counts the memory, and what an earlier case left is returned first."""
+    torch.cuda.empty_cache()
+    return run_case(method, pairs, "cuda", torch.get_num_threads(), check=method == "ours" and pairs <= 8000)
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ def training_config(student: str, kind: str, directory: Path, batch_size: int) -
     return config
 
 
-def build_trainer(config: dict, device: str) -> OCPTrainer:
+def build_trainer(config: dict, device: str, *, amp: bool = False) -> OCPTrainer:
     """fairchem's own trainer, or ours where there is something to distil; it writes no files."""
     names = ("task", "model", "outputs", "dataset", "loss_functions", "evaluation_metrics")
     return (CrackDistillTrainer if config["task"] else OCPTrainer)(
@@ -112,14 +112,16 @@ def build_trainer(config: dict, device: str) -> OCPTrainer:
         local_rank=0,
         is_debug=True,
         seed=0,
+        amp=amp,
         cpu=device == "cpu",
     )
 
 
 def begin(trainer: OCPTrainer) -> None:
-    """What `CrackDistillTrainer.train` does before its first step, but for the checks of a sample."""
+    """What `CrackDistillTrainer.train` does before its first step."""
     if isinstance(trainer, CrackDistillTrainer):
         trainer._distillation = trainer.build_distillation(trainer._distill_config)
+        trainer._distillation.preflight(trainer._sample_of_training_data())  # measures the teacher's channels, too
         trainer.optimizer.register_step_pre_hook(trainer._drop_nonfinite_gradients)  # without it no projection is updated
 
 
@@ -137,11 +139,12 @@ def take_step(trainer: OCPTrainer, batches: Iterator[Batch]) -> tuple[Batch, dic
     clock = Clock()
     batch = next(batches)
     loading = clock.read()
-    out = trainer._forward(batch)
-    loss = trainer._compute_loss(out, batch)
+    with torch.autocast("cuda", enabled=trainer.scaler is not None):
+        out = trainer._forward(batch)
+        loss = trainer._compute_loss(out, batch)
     metrics = trainer._compute_metrics(out, batch, trainer.evaluator, {})
     trainer.metrics = trainer.evaluator.update("loss", loss.item(), metrics)
-    trainer._backward(loss)
+    trainer._backward(trainer.scaler.scale(loss) if trainer.scaler else loss)
     return batch, loading
 
 

@@ -16,6 +16,8 @@ from fairchem.core.common.utils import radius_graph_pbc
 from torch import Tensor, nn
 from torch_geometric.data import Batch
 
+from fairchem_crack import keys
+
 OPTION = "use_pbc_single"
 SMALLEST_VOLUME = 1e-6  # A^3, of a cell that is one
 
@@ -34,6 +36,14 @@ def pbc_of(batch: Batch) -> Optional[Tensor]:
     if not isinstance(pbc, Tensor):
         pbc = torch.stack([as_pbc(value) for value in pbc])
     return pbc.to(batch.pos.device, torch.bool).reshape(systems, -1).expand(systems, 3)
+
+
+def pbc_differ(batch: Batch) -> bool:
+    """Whether two systems have different pbc; on a GPU the host waits for the answer, unless the batch knows it."""
+    if keys.PBC_DIFFER in batch:
+        return batch[keys.PBC_DIFFER]
+    pbc = pbc_of(batch)
+    return pbc is not None and bool((pbc != pbc[0]).any())
 
 
 def words(pbc: Tensor) -> str:
@@ -72,7 +82,7 @@ class OwnBoundaries:
         pbc = pbc_of(batch) if getattr(self._backbone, "use_pbc", True) else None
         if pbc is None:
             return
-        differ = bool((pbc != pbc[0]).any())
+        differ = pbc_differ(batch)
         if differ:
             self._set_option(pbc)
         if differ or not isinstance(batch.pbc, Tensor) or batch.pbc.numel() != pbc.numel():

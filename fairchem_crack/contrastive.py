@@ -23,8 +23,10 @@ from fairchem_crack.config import SMALLEST_TEMPERATURE, Anchor, Negatives
 from fairchem_crack.partition import Partition, partition_sums
 from fairchem_crack.precision import full_precision
 from fairchem_crack.relations import NEAR, pair_difference, unit_embedding
+from fairchem_crack.triton_sums import Sides, can_compute
 
-# exp(1/tau), summed over many pairs, must stay in the range of the type: exp(88) for float32, exp(709) for float64.
+# exp(1/tau), summed over many pairs, must stay in the range of the type: exp(88) for float32, exp(709) for float64. The
+# kernels for GPUs subtract the largest logit first, and need no float64.
 LARGEST_LOGIT = {torch.float32: 60.0, torch.float64: 1 / SMALLEST_TEMPERATURE}
 # Two logits closer than this fraction of 1/tau are a tie; a tie counts as a hit of the top-1 accuracy.
 TIE = 1e-5
@@ -103,7 +105,11 @@ def crack_terms(
     _check_tensors(student, teacher, pairs, systems, negatives)
     _check_options(temperature, anchor, negatives, max_pairs, false_negative_threshold)
     dtype = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
-    if 1 / temperature > LARGEST_LOGIT[dtype]:
+    is_whole = max_pairs is None and anchors is None
+    if 1 / temperature > LARGEST_LOGIT[dtype] and not all(
+        can_compute(student.device, dtype, excludes=false_negative_threshold is not None, sides=sides)
+        for sides in _sides(anchor, is_whole)
+    ):
         dtype = torch.float64
     with full_precision(student.device.type):
         unit_student, unit_teacher = unit_embedding(student.to(dtype)), unit_embedding(teacher.detach().to(dtype))
@@ -138,6 +144,7 @@ def crack_terms(
                 system_of_pair=system_of_pair,
                 threshold=false_negative_threshold,
                 steepest=1 / (temperature * NEAR),
+                unit_teacher=unit_teacher,
             ),
             anchor,
             chosen,
@@ -156,18 +163,23 @@ def crack_terms(
     )
 
 
+def _sides(anchor: str, is_whole: bool) -> list[Sides]:
+    """Of each pass over the logits: are the rows (the student's relations) anchors, are the columns (the teacher's)."""
+    if anchor == "symmetric":
+        return [(True, True)] if is_whole else [(True, False), (False, True)]
+    return [(anchor == "student", anchor == "teacher")]
+
+
 def _sums_of_anchors(
     sums: Callable[..., tuple[Partition, Partition]], anchor: str, chosen: Optional[Tensor]
 ) -> list[Partition]:
     """The sums over negatives for the student's anchors (rows of x), the teacher's (columns), or both."""
-    if anchor == "symmetric" and chosen is None:
-        return list(sums(rows=None, columns=None, over_columns=True, over_rows=True))
-    of_student, of_teacher = [], []
-    if anchor != "teacher":
-        of_student = [sums(rows=chosen, columns=None, over_columns=True, over_rows=False)[0]]
-    if anchor != "student":
-        of_teacher = [sums(rows=None, columns=chosen, over_columns=False, over_rows=True)[1]]
-    return of_student + of_teacher
+    found = []
+    for over_columns, over_rows in _sides(anchor, chosen is None):
+        rows, columns = (chosen if is_anchor else None for is_anchor in (over_columns, over_rows))
+        of_rows, of_columns = sums(rows=rows, columns=columns, over_columns=over_columns, over_rows=over_rows)
+        found += [of_rows] * over_columns + [of_columns] * over_rows
+    return found
 
 
 def _draw(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
 from typing import Any
@@ -20,7 +21,7 @@ from fairchem_crack.config import DistillConfig, TermConfig
 from fairchem_crack.distributed import Gathering
 from fairchem_crack.features import architecture, attach_features
 from fairchem_crack.guard import teacher_faults
-from fairchem_crack.losses import CrackLoss, build_loss, check_compared
+from fairchem_crack.losses import CrackLoss, Part, build_loss, check_compared, reduce_parts
 from fairchem_crack.named_records import check_cells, listed
 from fairchem_crack.outputs import ModelOutputs
 from fairchem_crack.projection import Projections
@@ -37,7 +38,7 @@ class Distillation:
 
     Attributes:
         wanted: what the terms ask of the teacher, fields of `TeacherOutputs`.
-        log: what the last step has to report, by the names of `keys`.
+        log: what the last step has to report, by the names of `keys`: numbers, or () tensors on the device.
 
     Args:
         outputs: the student's, with its normalizers and references.
@@ -72,9 +73,12 @@ class Distillation:
         widths = (self.student_features, teacher)
         self.projections = Projections(config.projection.kind, compared, *widths, seed=seed, device=device)
         self._parameters = self.projections.parameters()
-        self.optimizer = type(optimizer)(self._parameters, **optimizer.defaults) if self._parameters else None
+        # some optimizers have defaults that are not theirs to be given: `decoupled_weight_decay` of AdamW since torch 2.7
+        accepted = inspect.signature(type(optimizer)).parameters
+        options = {name: value for name, value in optimizer.defaults.items() if name in accepted}
+        self.optimizer = type(optimizer)(self._parameters, **options) if self._parameters else None
         self.losses = {term.key: build_loss(term, config) for term in terms}
-        self.log: dict[str, float] = {}
+        self.log: dict[str, Tensor | float] = {}
         self._said: TeacherOutputs | None = None
         self._gathering: Gathering | None = None
         self._statistics: ChannelStatistics | None = None
@@ -159,27 +163,37 @@ class Distillation:
                 self._measured(),
                 self.outputs,
             )
-            for term, coefficient in self._active_terms(step):
-                total = total + coefficient * self._term_loss(term, seen, step)
+            active = self._active_terms(step)
+            values = reduce_parts([self._part(term, seen, step) for term, _ in active])
+            for (term, coefficient), value in zip(active, values):
+                total = total + coefficient * value
+                self._report(term, value)
         self.student_features.clear()
         return total
 
-    def _term_loss(self, term: TermConfig, seen: Step, step: int) -> Tensor:
+    def _part(self, term: TermConfig, seen: Step, step: int) -> Part:
         loss = self.losses[term.key]
         if isinstance(loss.loss_fn, CrackLoss):
-            uses_teacher = self.config.relations.graph == "teacher"
-            edges = seen.teacher.edge_index if uses_teacher else self.student_features.edge_index
-            loss.loss_fn.pairs = unordered_pairs(edges, seen.batch.num_nodes)
+            loss.loss_fn.pairs = self._pairs(seen)
             loss.loss_fn.generator = torch.Generator().manual_seed(self.seed_of(step))
             loss.loss_fn.gathering, self._gathering = self._gathering, None
         with torch.autocast(self.device.type, enabled=False):
             compared = COMPARISONS[term.key].pair(seen, term)
             check_compared(term, *compared, systems=len(seen.batch.natoms))
-            value = loss(*compared, natoms=seen.batch.natoms)
-        self.log[keys.LOSS_PREFIX + term.key] = value.item()
-        if isinstance(loss.loss_fn, CrackLoss):
-            self.log.update(loss.loss_fn.diagnostics())
-        return value
+            return loss.part(*compared, natoms=seen.batch.natoms)
+
+    def _pairs(self, seen: Step) -> Tensor:
+        if self.config.relations.graph == "student":
+            return unordered_pairs(self.student_features.edge_index, seen.batch.num_nodes)
+        if isinstance(self.teacher, CachedTeacher):
+            return seen.teacher.edge_index  # a cache holds pairs, each once
+        return unordered_pairs(seen.teacher.edge_index, seen.batch.num_nodes)
+
+    def _report(self, term: TermConfig, value: Tensor) -> None:
+        self.log[keys.LOSS_PREFIX + term.key] = value.detach()
+        loss_fn = self.losses[term.key].loss_fn
+        if isinstance(loss_fn, CrackLoss):
+            self.log.update(loss_fn.diagnostics())
 
     def seed_of(self, step: int) -> int:
         """Seed of all that is random in a training step, so that a resumed run draws what the uninterrupted one drew."""
@@ -208,7 +222,7 @@ class Distillation:
 
     def faults(self, batch: Batch) -> list[str]:
         """What of the teacher's outputs makes a term of this step not finite, and of which systems."""
-        spoiled = [term for term in self.terms if not math.isfinite(self.log.get(keys.LOSS_PREFIX + term.key, 0.0))]
+        spoiled = [term for term in self.terms if not math.isfinite(float(self.log.get(keys.LOSS_PREFIX + term.key, 0.0)))]
         fields = wanted_fields(self.config, spoiled)
         if self._said is None or not spoiled:
             return []

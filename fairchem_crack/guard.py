@@ -13,6 +13,7 @@ from torch import Tensor
 from torch import distributed as dist
 from torch_geometric.data import Batch
 
+from fairchem_crack.batches import free_rows
 from fairchem_crack.named_records import listed
 
 INPUTS = ("pos", "cell")  # of a batch: they make everything behind them not finite
@@ -47,18 +48,19 @@ def compared(outputs: dict[str, dict], names: Iterable[str], mask: str, out: dic
     for name in names:
         if name not in batch:
             continue
-        of_rows, chosen = systems, slice(None)
+        of_rows: Tensor = systems
+        chosen: Any = slice(None)
         if outputs[name]["level"] == "atom":
-            of_rows, chosen = batch.batch, batch.fixed == 0 if outputs[name].get(mask) else slice(None)
+            of_rows, chosen = batch.batch, free_rows(batch) if outputs[name].get(mask) else slice(None)
         label = batch[name].reshape(len(of_rows), -1)
         rows[name] = Compared(out[name].detach()[chosen], label[chosen], of_rows[chosen])
     return rows
 
 
-def finite_on_all_ranks(tensors: Iterable[Tensor]) -> bool:
-    """Whether every number of every rank's tensors is finite; all ranks take part and get the same answer."""
-    spoiled = sum((~tensor.isfinite().all()).float() for tensor in tensors)
-    return not bool(distutils.all_reduce(torch.as_tensor(spoiled)))
+def nonfinite_on_all_ranks(tensors: Iterable[Tensor]) -> Tensor:
+    """() how many tensors of all ranks hold a number that is not finite; all ranks take part and get the same answer."""
+    nonfinite = torch.stack([~tensor.isfinite().all() for tensor in tensors])
+    return distutils.all_reduce(nonfinite.sum(dtype=torch.float32))
 
 
 def drop_unless_finite(*optimizers: torch.optim.Optimizer) -> bool:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any, Optional
 
 from fairchem_crack import keys
+from fairchem_crack.batches import free_rows
 from fairchem_crack.config import suggestion
+from fairchem_crack.named_records import listed
 from fairchem_crack.shapes import Shape
 
 
@@ -97,12 +99,12 @@ def check_free_atoms(batch: Any, outputs: dict, *, is_training: bool, where: str
 
     Args:
         outputs: fairchem's options of each.
-        where: the batch is from, for the message.
+        where: the batch is from, for the message, which adds its systems.
     """
     flag = "train_on_free_atoms" if is_training else "eval_on_free_atoms"
     compared = [name for name, options in outputs.items() if options.get("level") == "atom" and options.get(flag)]
-    if compared and "fixed" in batch and not bool((batch.fixed == 0).any()):
+    if compared and "fixed" in batch and not len(free_rows(batch)):
         raise ValueError(
-            f"{where}: all atoms are fixed, and outputs.{compared[0]}.{flag} is true: there is nothing to compare. Leave "
-            f"such systems out, take larger batches, or set {flag}: False."
+            f"{where}, systems of {listed(batch)}: all atoms are fixed, and outputs.{compared[0]}.{flag} is true: there is "
+            f"nothing to compare. Leave such systems out, take larger batches, or set {flag}: False."
         )

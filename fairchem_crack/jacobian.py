@@ -36,14 +36,15 @@ class JacobianRows(NamedTuple):
 
 def draw_coordinates(batch: Batch, seed: int) -> Tensor:
     """(B,) a random coordinate of a free atom of each system, see `JacobianRows`."""
-    free = free_atoms(batch)
+    free = free_atoms(batch).to(batch.natoms.dtype)
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.rand(len(batch.natoms), generator=generator, dtype=torch.float64).to(batch.pos.device)  # in [0, 1)
-    coordinates = (3 * free.nonzero() + torch.arange(3, device=free.device)).view(-1)  # of all free atoms, by system
-    count = 3 * torch.zeros_like(batch.natoms).index_add(0, batch.batch, free.to(batch.natoms.dtype))  # of each system
-    chosen = count.cumsum(0) - count + (drawn * count).long()
-    none = len(coordinates)
-    return torch.cat((coordinates, coordinates.new_tensor([-1])))[torch.where(count > 0, chosen, none)]
+    drawn = torch.rand(len(batch.natoms), generator=generator, dtype=torch.float64)  # in [0, 1)
+    drawn = drawn.to(batch.pos.device, non_blocking=True)
+    count = torch.zeros_like(batch.natoms).index_add(0, batch.batch, free)  # (B,) free atoms of each system
+    chosen = (drawn * (3 * count)).long()  # (B,) among the coordinates of the system's free atoms
+    number = count.cumsum(0) - count + torch.div(chosen, 3, rounding_mode="floor")  # of the atom, among all free ones
+    atom = torch.searchsorted(free.cumsum(0), number + 1)
+    return torch.where(count > 0, 3 * atom + chosen % 3, -1)
 
 
 def to_keep(said: JacobianRows, batch: Batch) -> Tensor:
@@ -74,11 +75,13 @@ def choose_rows(batch: Batch, kept: Tensor, seed: int) -> JacobianRows:
         kept: (N, rows, 4), see `to_keep`.
     """
     generator = torch.Generator().manual_seed(seed)
-    row = torch.randint(kept.shape[1], (len(batch.natoms),), generator=generator).to(kept.device)  # (B,)
-    chosen = kept[torch.arange(len(kept), device=kept.device), row[batch.batch]]  # (N, 4)
-    atoms = chosen[:, 3].nonzero()[:, 0]
-    coordinates = torch.full_like(batch.natoms, -1)
-    coordinates[batch.batch[atoms]] = 3 * atoms + chosen[atoms, 3].long() - 1
+    row = torch.randint(kept.shape[1], (len(batch.natoms),), generator=generator)
+    row = row.to(kept.device, non_blocking=True)  # (B,)
+    atoms = torch.arange(len(kept), device=kept.device)
+    chosen = kept[atoms, row[batch.batch]]  # (N, 4)
+    mark = chosen[:, 3].long()  # 0 but for one atom of each system that had a free one
+    marked = torch.where(mark > 0, 3 * atoms + mark - 1, -1)
+    coordinates = torch.full((len(batch.natoms),), -1, device=kept.device).scatter_reduce(0, batch.batch, marked, "amax")
     return JacobianRows(coordinates, chosen[:, :3])
 
 
@@ -90,10 +93,11 @@ def jacobian_columns(forces_of: Callable[[Batch], Tensor], batch: Batch, coordin
         coordinates: of the displaced atoms, see `JacobianRows`.
     """
     forces = []
+    is_displaced = (coordinates >= 0).to(batch.pos.dtype)  # (B,)
     for sign in (1, -1):
         moved = copy.copy(batch)
         moved.pos = batch.pos.detach().clone()
-        moved.pos.view(-1)[coordinates[coordinates >= 0]] += sign * DISPLACEMENT
+        moved.pos.view(-1).index_add_(0, coordinates.clamp(min=0), is_displaced * (sign * DISPLACEMENT))
         forces.append(forces_of(moved))
     return (forces[0] - forces[1]) / (2 * DISPLACEMENT)
 
@@ -106,6 +110,6 @@ def jacobian_rows(forces: Tensor, positions: Tensor, coordinates: Tensor) -> Ten
         positions: (N, 3).
         coordinates: see `JacobianRows`; the systems do not interact, so that one sum serves all.
     """
-    chosen = forces.reshape(-1)[coordinates[coordinates >= 0]]
+    chosen = torch.where(coordinates >= 0, forces.reshape(-1)[coordinates.clamp(min=0)], 0)  # (B,)
     (rows,) = torch.autograd.grad(chosen.sum(), positions, create_graph=True)
     return rows

@@ -33,6 +33,11 @@ FORCES: Final = "forces"  # (N, 3) eV/A
 TEACHER_PREFIX: Final = "teacher_"  # before the name of a field of the cache
 TEACHER_PAIRS: Final = "teacher_pair_index"  # (2, P) long, i < j
 
+# Fields that `batches.to_device` adds to a batch of a training, which the host knows before it is on the GPU.
+FREE_ROWS: Final = "free_rows"  # (N_free,) long, atoms that are not fixed
+MOVABLE_ROWS: Final = "movable_rows"  # (N',) long, atoms of systems that have a free atom
+PBC_DIFFER: Final = "pbc_differ"  # bool, whether two systems have different periodic boundaries
+
 # Names under which a training step is logged. A term's unweighted value is logged as `loss_<its key>`.
 LOSS_PREFIX: Final = "loss_"
 RELATION_TOP1: Final = "relation_top1"  # fraction of relations nearest to their own teacher relation, of 2P

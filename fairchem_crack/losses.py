@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Optional, Union
 
 import torch
 from fairchem.core.common import distutils
@@ -44,7 +45,8 @@ class CrackLoss(nn.Module):
 
     def forward(self, pred: Tensor, target: Tensor, natoms: Tensor) -> Tensor:
         """(P',) loss per anchor from the embeddings of student, pred (N, D), and teacher, target (N, D)."""
-        systems = torch.repeat_interleave(torch.arange(natoms.numel(), device=pred.device), natoms.to(pred.device))
+        numbers = torch.arange(natoms.numel(), device=pred.device)
+        systems = torch.repeat_interleave(numbers, natoms.to(pred.device), output_size=len(pred))
         pairs = _all_pairs(systems) if self.pairs is None else self.pairs
         if self.options.get("negatives") == "world":
             self.terms = self._among_all_ranks(pred, target.detach(), pairs)
@@ -53,15 +55,15 @@ class CrackLoss(nn.Module):
             self.terms = crack_terms(**given, generator=self.generator, **self.options)
         return self.terms.loss
 
-    def diagnostics(self) -> dict[str, float]:
-        """What the last call tells, by the names under which a step is logged."""
+    def diagnostics(self) -> dict[str, Union[Tensor, float]]:
+        """() numbers of the last call, by the names under which a step is logged."""
         assert self.terms is not None
         return {
-            keys.RELATION_TOP1: self.terms.top1.item(),
-            keys.RELATION_COSINE: self.terms.cosine.item(),
-            keys.RELATION_ENTROPY: self.terms.entropy.item(),
-            keys.NUM_PAIRS: float(self.terms.num_pairs),
-            keys.NUM_DEGENERATE: float(self.terms.num_degenerate),
+            keys.RELATION_TOP1: self.terms.top1,
+            keys.RELATION_COSINE: self.terms.cosine,
+            keys.RELATION_ENTROPY: self.terms.entropy,
+            keys.NUM_PAIRS: self.terms.num_pairs,
+            keys.NUM_DEGENERATE: self.terms.num_degenerate,
         }
 
     def _among_all_ranks(self, student: Tensor, teacher: Tensor, pairs: Tensor) -> CrackTerms:
@@ -71,7 +73,8 @@ class CrackLoss(nn.Module):
         """
         valid = pair_difference(unit_embedding(student), pairs)[2]  # what other ranks cannot see
         gathering, self.gathering = self.gathering or Gathering(teacher), None
-        all_pairs = Gathering((pairs[:, valid] + gathering.first).T.contiguous())
+        own_pairs = (pairs[:, valid] + gathering.first).T.contiguous()
+        all_pairs = Gathering(own_pairs)
         teachers, first, own = gathering.rows(), gathering.first, len(student)
         if self.options.get("anchor", "student") == "student":
             students = torch.cat((teachers[:first], student, teachers[first + own :]))  # theirs are never looked at
@@ -79,7 +82,7 @@ class CrackLoss(nn.Module):
             students = gather_rows(student)
         joined = all_pairs.rows().T.contiguous()
         anchors = torch.zeros(joined.shape[1], dtype=torch.bool, device=pairs.device)
-        anchors[all_pairs.first : all_pairs.first + int(valid.sum())] = True
+        anchors[all_pairs.first : all_pairs.first + len(own_pairs)] = True
         terms = crack_terms(
             student=students, teacher=teachers, pairs=joined, anchors=anchors, generator=self.generator, **self.options
         )
@@ -96,24 +99,59 @@ class InfoNCELoss(nn.Module):
 
     Attributes:
         temperature: tau.
+        elements: () long, the atoms of the last call that were not left out.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.temperature = 0.15
+        self.elements: Optional[Tensor] = None
 
     def forward(self, pred: Tensor, target: Tensor, natoms: Tensor) -> Tensor:
-        """(N',) loss per atom from the embeddings of student, pred (N, D), and teacher, target (N, D)."""
-        valid = has_direction(pred) & has_direction(target)
+        """(N,) loss per atom, 0 of one left out, from the embeddings of student, pred (N, D), and teacher, target (N, D)."""
+        valid = has_direction(pred) & has_direction(target)  # (N,)
+        self.elements = valid.sum()
         with full_precision(pred.device.type):
-            logits = unit_embedding(pred[valid]) @ unit_embedding(target[valid]).T / self.temperature  # (N', N')
-            return logits.logsumexp(dim=1) - logits.diagonal()
+            logits = unit_embedding(pred) @ unit_embedding(target).T / self.temperature  # (N, N)
+            among_valid = logits.masked_fill(~valid, torch.finfo(logits.dtype).min)
+            return torch.where(valid, among_valid.logsumexp(dim=1) - logits.diagonal(), 0)
+
+
+class Part(NamedTuple):
+    """What one rank has of a term.
+
+    Attributes:
+        total: () sum of the loss over the elements.
+        elements: their number, for the mean; None for a term that is a sum.
+    """
+
+    total: Tensor
+    elements: Union[Tensor, int, None]
+
+
+def reduce_parts(parts: Sequence[Part]) -> list[Tensor]:
+    """() each term, of all ranks' elements: this rank's share, whose average over the ranks is the term.
+
+    A mean is world_size * total / sum of all ranks' counts; 0 where there is no element. One all_reduce serves all terms.
+    """
+    world = distutils.get_world_size()
+    counts = [1 if part.elements is None else part.elements for part in parts]
+    if world > 1 and parts:
+        device = parts[0].total.device
+        filled = [
+            count.long() if isinstance(count, Tensor) else torch.full((), count, dtype=torch.long, device=device)
+            for count in counts
+        ]
+        counts = list(distutils.all_reduce(torch.stack(filled)))
+    counts = [count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1) for count in counts]
+    return [part.total if part.elements is None else part.total * world / count for part, count in zip(parts, counts)]
 
 
 class DistillationLoss(DDPLoss):
     """fairchem's `DDPLoss`, for terms that can be empty on one rank or on all: the mean over nothing is 0.
 
-    A value that is not finite enters the loss as it is; fairchem's own turns NaN into 0, and the gradient with it.
+    A value that is not finite enters the loss as it is; fairchem's own turns NaN into 0, and the gradient with it. The mean
+    is over all values of the loss, or over as many as its `elements` says, where it has that: those left out are 0.
     """
 
     def forward(self, input: Tensor, target: Tensor, natoms: Tensor) -> Tensor:
@@ -122,13 +160,17 @@ class DistillationLoss(DDPLoss):
         Raises:
             ValueError: the shapes differ.
         """
+        return reduce_parts([self.part(input, target, natoms)])[0]
+
+    def part(self, input: Tensor, target: Tensor, natoms: Tensor) -> Part:
+        """What `reduce_parts` makes the loss of; raises as `forward`."""
         if input.shape != target.shape:
             raise ValueError(f"A term compares two tensors of equal shape; found {input.shape} and {target.shape}.")
-        return self._reduction(input, self.loss_fn(input, target, natoms), natoms)
-
-    def _ddp_mean(self, num_samples: int, loss: Tensor) -> Tensor:
-        global_samples = distutils.all_reduce(num_samples, device=loss.device)
-        return loss * distutils.get_world_size() / max(global_samples, 1)
+        loss = self.loss_fn(input, target, natoms)
+        if self.reduction == "sum":
+            return Part(loss.sum(), None)
+        elements = getattr(self.loss_fn, "elements", None)
+        return Part(loss.sum(), loss.numel() if elements is None else elements)
 
 
 def build_loss(term: TermConfig, config: DistillConfig) -> DistillationLoss:

@@ -11,15 +11,15 @@ from typing import Any, Callable, Optional
 
 import torch
 
-from fairchem_crack.partition import SLAB_COLUMNS, TILE_ENTRIES
+from fairchem_crack.tiles import COLUMN_BLOCK, TILE_ENTRIES
 
 WARM_UP = 2  # torch.jit, which PaiNN uses, compiles in the first two runs
 REPEATS = 3  # timed runs after them
 
-# Copies of a (P, D) or (N, D) array alive at the loss's peak, fitted to docs/benchmarks/crack_loss.json.
-EMBEDDING_COPIES = 9
-# And of a tile. On CUDA: five arrays of one, and two of the next, made while they are there; those for the CPU are small.
-TILE_COPIES = {"cpu": 4, "cuda": 7}
+# Copies of a (P, D) or (N, D) array alive at the loss's peak, fitted to crack_loss.json and crack_loss_gpu.json of the docs.
+EMBEDDING_COPIES = {"cpu": 9, "cuda": 5}
+# And of a tile.
+TILE_COPIES = {"cpu": 4, "cuda": 4}
 
 
 def loss_bytes(*, pairs: float, atoms: float, width: int, device: str = "cpu", fused: bool = True) -> float:
@@ -30,11 +30,14 @@ def loss_bytes(*, pairs: float, atoms: float, width: int, device: str = "cpu", f
         atoms: N, of one batch.
         width: D.
         device: "cpu" or "cuda", whose tiles differ.
-        fused: by the kernels for the CPU, which store no tile.
+        fused: by the kernels, which store no tile; on CUDA their blocks of columns are smaller than what is free by then.
     """
-    slab = min(SLAB_COLUMNS[device], pairs)
-    tile = 0 if fused else TILE_COPIES[device] * min(TILE_ENTRIES[device], pairs * slab)
-    return 4 * (EMBEDDING_COPIES * (pairs + atoms) * width + 2 * atoms * slab + tile)
+    embeddings = EMBEDDING_COPIES[device] * (pairs + atoms) * width
+    if fused and device == "cuda":
+        return 4 * embeddings
+    block = min(COLUMN_BLOCK[device], pairs)
+    tile = 0 if fused else TILE_COPIES[device] * min(TILE_ENTRIES[device], pairs * block)
+    return 4 * (embeddings + 2 * atoms * block + tile)
 
 
 def seconds(work: Callable[..., Any], device: torch.device, *, prepare: Optional[Callable[[], Any]] = None) -> float:

@@ -29,8 +29,8 @@ def unordered_pairs(edge_index: Tensor, num_atoms: int) -> Tensor:
         (2, P) long, i < j, sorted by i then j, hence also by system.
     """
     low, high = edge_index.amin(dim=0), edge_index.amax(dim=0)
-    distinct = low != high
-    code = torch.unique(low[distinct] * num_atoms + high[distinct])  # (P,), sorted
+    code = torch.where(low != high, low * num_atoms + high, -1)  # -1: an atom with its own image
+    code = torch.unique(torch.cat((code, code.new_full((1,), -1))))[1:]  # (P,), sorted; the first is -1, now always there
     return torch.stack((torch.div(code, num_atoms, rounding_mode="floor"), code % num_atoms))
 
 

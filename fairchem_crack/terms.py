@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch_geometric.data import Batch
 
 from fairchem_crack import keys
+from fairchem_crack.batches import free_rows, movable_rows
 from fairchem_crack.channels import ChannelStatistics
 from fairchem_crack.config import TermConfig, add_term_options, suggestion
 from fairchem_crack.features import Features
 from fairchem_crack.jacobian import jacobian_rows
-from fairchem_crack.named_records import free_atoms
 from fairchem_crack.outputs import ModelOutputs
 from fairchem_crack.relations import unit_embedding
 from fairchem_crack.shapes import SHAPES, Shape
@@ -202,7 +202,7 @@ def _teacher_energy(step: Step, term: TermConfig) -> tuple[Tensor, Tensor]:
 
 @register_term(keys.TEACHER_FORCES, keys.FORCES)
 def _teacher_forces(step: Step, term: TermConfig) -> tuple[Tensor, Tensor]:
-    free = free_atoms(step.batch)
+    free = free_rows(step.batch)
     target = step.normalize(keys.FORCES, step.teacher[keys.FORCES], step.batch)
     return step.outputs[keys.FORCES][free].float(), target[free]
 
@@ -213,8 +213,8 @@ def _force_jacobian(step: Step, term: TermConfig) -> tuple[Tensor, Tensor]:
     kept = step.teacher[keys.FORCE_JACOBIAN]
     rows = jacobian_rows(step.outputs[keys.FORCES].float(), step.batch.pos, kept.coordinates)
     target = step.targets[keys.FORCES].differences_in_own_unit(kept.values)
-    has_free_atom = (kept.coordinates >= 0)[step.batch.batch]
-    return rows[has_free_atom], target[has_free_atom]
+    movable = movable_rows(step.batch)
+    return rows[movable], target[movable]
 
 
 def wanted(term: TermConfig) -> set[str]:

@@ -43,10 +43,11 @@ def slabs() -> list[Atoms]:
     return systems
 
 
-def collate(systems: list[Atoms]) -> Batch:
+def collate(systems: list[Atoms], device: torch.device | str = "cpu") -> Batch:
     """The systems as fairchem's trainer hands them to a model."""
     convert = AtomsToGraphs(r_edges=False, r_pbc=True)
-    return data_list_collater([convert.convert(one, sid=sid) for sid, one in enumerate(systems)], otf_graph=True)
+    batch = data_list_collater([convert.convert(system, sid=sid) for sid, system in enumerate(systems)], otf_graph=True)
+    return batch.to(device)
 
 
 def deviation(one: Tensor, other: Tensor) -> float:
@@ -65,9 +66,11 @@ class FeaturesConformance:
     Attributes:
         tolerance: largest deviation, relative to the largest entry, of embeddings that should be equal. Rattling atoms by
             0.01 A must change them by far more.
+        device: where models and batches are, all but those of the test under DDP.
     """
 
     tolerance: float = 1e-4
+    device: torch.device | str = "cpu"
 
     def build(self) -> nn.Module:
         """A small model of the architecture, the same at each call."""
@@ -75,26 +78,26 @@ class FeaturesConformance:
 
     def attached(self) -> tuple[nn.Module, Features]:
         """The model in evaluation mode, and its adapter."""
-        model = self.build().eval()
+        model = self.build().to(self.device).eval()
         return model, attach_features(model, "teacher")
 
     @staticmethod
     def forward(model: nn.Module, systems: list[Atoms]) -> dict[str, Tensor]:
         """The model's outputs; from the same seed, since some models draw a random frame for each edge."""
         torch.manual_seed(0)
-        return model(collate(systems))
+        return model(collate(systems, next(model.parameters()).device))
 
     def embedding(self, systems: list[Atoms]) -> Tensor:
-        """(N, D) node embedding of the systems."""
+        """(N, D) node embedding of the systems, on the CPU."""
         model, adapter = self.attached()
         self.forward(model, systems)
-        return adapter.node_embedding.detach()
+        return adapter.node_embedding.detach().cpu()
 
     def vectors(self, systems: list[Atoms]) -> Tensor:
-        """(N, 3, vector_width) vector embedding of the systems; three zeros for a model without."""
+        """(N, 3, vector_width) vector embedding of the systems, on the CPU; three zeros for a model without."""
         model, adapter = self.attached()
         self.forward(model, systems)
-        return adapter.vector_embedding.detach() if adapter.vector_width else torch.zeros(sum(map(len, systems)), 3, 1)
+        return adapter.vector_embedding.detach().cpu() if adapter.vector_width else torch.zeros(sum(map(len, systems)), 3, 1)
 
     def test_embeddings_have_a_row_for_each_atom_and_tell_atoms_apart(self) -> None:
         systems = slabs()
@@ -131,7 +134,7 @@ class FeaturesConformance:
         if not adapter.has_position_gradients:
             return
         model.train()  # in evaluation some models free the graph of their forces
-        batch, step = collate(slabs()), 0.005
+        batch, step = collate(slabs(), self.device), 0.005
 
         def force(positions: Tensor) -> Tensor:
             torch.manual_seed(0)
@@ -145,7 +148,7 @@ class FeaturesConformance:
         (row,) = torch.autograd.grad(force(positions), positions)
         generator = torch.Generator().manual_seed(0)
         for _ in range(3):
-            direction = torch.randn(row.shape, generator=generator)
+            direction = torch.randn(row.shape, generator=generator).to(row)
             direction = direction / direction.norm()
             difference = float(force(batch.pos + step * direction) - force(batch.pos - step * direction)) / (2 * step)
             assert abs(difference - float((row * direction).sum())) < 0.02 * float(row.norm())
@@ -188,7 +191,7 @@ class FeaturesConformance:
         assert {(i, j) for i, j in adapter.edge_index.T.tolist() if i != j} == near
 
     def test_the_model_computes_the_same_with_and_without_adapter(self) -> None:
-        model = self.build().eval()
+        model = self.build().to(self.device).eval()
         before = hooks(model)
         plain = self.forward(model, slabs())
         adapter = attach_features(model, "teacher")
@@ -220,16 +223,16 @@ class FeaturesConformance:
         assert "energy" in self.forward(model, slabs())
 
     def test_a_teacher_builds_no_graph_and_leaves_the_batch_alone(self) -> None:
-        model = self.build()
+        model = self.build().to(self.device)
         expected = self.embedding(slabs())
         teacher = Teacher("model", model, Path("model"))
-        batch = collate(slabs())
+        batch = collate(slabs(), self.device)
         before = {key: value.clone() for key, value in batch.to_dict().items() if isinstance(value, Tensor)}
         outputs = teacher(batch)
         for value in (outputs.node_embedding, outputs.edge_index):
             assert not value.requires_grad and value.grad_fn is None and not value.is_inference()
         assert not any(parameter.requires_grad for parameter in model.parameters())
-        assert deviation(expected, outputs.node_embedding) < self.tolerance
+        assert deviation(expected, outputs.node_embedding.cpu()) < self.tolerance
         after = {key: value for key, value in batch.to_dict().items() if isinstance(value, Tensor)}
         assert after.keys() == before.keys() and not batch.pos.requires_grad
         assert all(torch.equal(after[key], value) and after[key].dtype == value.dtype for key, value in before.items())
@@ -263,8 +266,8 @@ class FeaturesConformance:
 
     def test_embeddings_under_autocast(self) -> None:
         expected = self.embedding(slabs())
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            teacher = Teacher("model", self.build(), Path("model"))
-            found = teacher(collate(slabs())).node_embedding
-        assert found.dtype == torch.float32
-        assert deviation(expected, found) < 0.1  # bfloat16 keeps 8 bits; errors add up over layers
+        with torch.autocast(torch.device(self.device).type, dtype=torch.bfloat16):
+            teacher = Teacher("model", self.build().to(self.device), Path("model"))
+            embedding = teacher(collate(slabs(), self.device)).node_embedding
+        assert embedding.dtype == torch.float32
+        assert deviation(expected, embedding.cpu()) < 0.1  # bfloat16 keeps 8 bits; errors add up over layers

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch_geometric.data import Batch
 
 from fairchem_crack import keys
+from fairchem_crack.batches import to_device
 from fairchem_crack.cached import CachedDataset, CachedTeacher, open_cache
 from fairchem_crack.checks import (
     check_datasets,
@@ -40,8 +41,8 @@ from fairchem_crack.guard import (
     compared,
     drop_unless_finite,
     faults,
-    finite_on_all_ranks,
     from_all_ranks,
+    nonfinite_on_all_ranks,
 )
 from fairchem_crack.host_options import check_free_atoms, check_lambda, check_optim, check_outputs, check_transforms
 from fairchem_crack.identity import content_of, joined, of_distillation, of_training
@@ -50,12 +51,14 @@ from fairchem_crack.named_records import NAMED, NamedRecords, listed
 from fairchem_crack.outputs import ModelOutputs
 from fairchem_crack.plugins import imports_of, load_plugins
 from fairchem_crack.read_ahead import read_ahead
+from fairchem_crack.readout import Readout
 from fairchem_crack.resumable import ResumableTrainer
 from fairchem_crack.scales import with_inline_scales
 from fairchem_crack.schedule import check_length
 from fairchem_crack.spelling import misspelt_names
 from fairchem_crack.teacher import Teacher, load_teacher
 
+NONFINITE = "nonfinite"  # tensors of a step on all ranks; not logged
 SAMPLE_SYSTEMS = 16  # of the training data, looked at before the first step
 
 
@@ -139,10 +142,10 @@ class CrackDistillTrainer(ResumableTrainer):
     def load_loss(self) -> None:
         """The student's own losses; each also reports its unweighted value."""
         super().load_loss()
-        self._own_losses: dict[str, float] = {}
+        self._own_losses: dict[str, Tensor] = {}
         for name, loss in self.loss_functions:
             loss["fn"].register_forward_hook(
-                lambda _, __, value, name=name: self._own_losses.update({keys.LOSS_PREFIX + name: value.item()})
+                lambda _, __, value, name=name: self._own_losses.update({keys.LOSS_PREFIX + name: value.detach()})
             )
             if not loss["coefficient"]:  # a label that is not finite is not trained on; 0 times it would be NaN
                 loss["fn"].register_forward_pre_hook(lambda _, given: (given[0], torch.nan_to_num(given[1], 0.0, 0.0, 0.0)))
@@ -260,13 +263,15 @@ class CrackDistillTrainer(ResumableTrainer):
     def _forward(self, batch: Batch) -> dict[str, Tensor]:
         if self._active is not None:
             self._active.check_elements(batch.atomic_numbers, f"dataset.train, systems of {listed(batch)},")
-            batch = batch.to(self.device)
+        if self.model.training:
+            batch = to_device(batch, self.device)
+        if self._active is not None:
             self._active.ask(batch, self.step)
             torch.manual_seed(self._active.seed_of(self.step))  # dropout, and the frames that some models draw for edges
         return super()._forward(batch)
 
     def _compute_loss(self, out: dict[str, Tensor], batch: Batch) -> Tensor:
-        where = f"dataset.{'train' if self.model.training else 'val'}, systems of {listed(batch)}"
+        where = f"dataset.{'train' if self.model.training else 'val'}"
         check_free_atoms(batch, self.output_targets, is_training=self.model.training, where=where)
         loss = super()._compute_loss(out, batch)
         if not self.model.training:
@@ -278,7 +283,9 @@ class CrackDistillTrainer(ResumableTrainer):
             loss = loss + self._active.loss(batch, self.step, out)
         trained_on = [name for name, own in self.loss_functions if own["coefficient"]]
         self._batch, self._rows = batch, compared(self.output_targets, trained_on, "train_on_free_atoms", out, batch)
-        self._is_finite = finite_on_all_ranks([loss, *(rows.prediction for rows in self._rows.values())])
+        nonfinite = nonfinite_on_all_ranks([loss, *(rows.prediction for rows in self._rows.values())])
+        log = {} if self._active is None else self._active.log
+        self._readout = Readout({**self._own_losses, **log, NONFINITE: nonfinite})
         return loss
 
     def _compute_metrics(self, out: dict, batch: Batch, evaluator: Any, metrics: dict | None = None) -> dict:
@@ -286,9 +293,13 @@ class CrackDistillTrainer(ResumableTrainer):
             metrics = {name: value for name, value in (metrics or {}).items() if math.isfinite(value["total"])}
         metrics = super()._compute_metrics(out, batch, evaluator, metrics)
         if self._active is not None:
-            for name, value in {**self._own_losses, **self._active.log}.items():
+            for name, value in self._logged().items():
                 metrics = evaluator.update(name, value, metrics)
         return metrics
+
+    def _logged(self) -> dict[str, float]:
+        """The unweighted value of each term of this step, and the diagnostics."""
+        return {name: value for name, value in self._readout.numbers.items() if name != NONFINITE}
 
     def validate(self, split: str = "val", disable_tqdm: bool = False) -> dict:
         """Validate as fairchem does, and name what is not finite."""
@@ -310,7 +321,7 @@ class CrackDistillTrainer(ResumableTrainer):
         return bool(self._terms)
 
     def _backward(self, loss: Tensor) -> None:
-        if not self._is_finite:  # on any rank: none has the backward pass, in which all would have to take part
+        if self._readout.numbers[NONFINITE]:  # on any rank: none has the backward pass, in which all would have to take part
             self._skip("a loss that is", loss_scale=None)
         else:
             self._has_finite_gradients = False  # and stays so where the scaler skips the student's update
@@ -333,13 +344,13 @@ class CrackDistillTrainer(ResumableTrainer):
 
     def _skip(self, what: str, *, loss_scale: float | None) -> None:
         """Name the systems and terms of a step that is not taken, and count it."""
-        labels, log, details = "label", self._own_losses, []
+        labels, details = "label", []
         if self._distillation is not None:
             self._distillation.drop_gradients()
             labels = "label" if self._distillation.config.labels == "data" else "teacher's label"
-            log, details = {**log, **self._distillation.log}, self._distillation.faults(self._batch)
+            details = self._distillation.faults(self._batch)
         details = [*faults(self._rows, self._batch, labels), *details]
-        details += [f"{name} = {value}" for name, value in log.items() if not math.isfinite(value)]
+        details += [f"{name} = {value}" for name, value in self._logged().items() if not math.isfinite(value)]
         named = "; ".join(details) or "every term of the loss is finite on this rank"
         where = from_all_ranks(f"systems of {listed(self._batch)} of dataset.train ({named})")
         self._skipped.count_skipped(f"Step {self.step}: {what} not finite, from {where}.", loss_scale=loss_scale)

@@ -7,9 +7,11 @@ import copy
 import gc
 import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 # Toy models gain nothing from threads, which cost six times the time on a machine that has other work. Both, and before
 # torch and numba are imported: fairchem sets torch's number to numba's.
@@ -22,6 +24,12 @@ import pytest
 import torch
 import yaml
 from architectures import EQUIFORMER_V2_WIDTHS
+
+HAS_GPU = torch.cuda.is_available()
+# Without a GPU the Triton kernels are interpreted; before Triton is imported, which torch does when it is needed.
+os.environ.setdefault("TRITON_INTERPRET", str(int(not HAS_GPU)))
+if not HAS_GPU:
+    import pretend_cuda  # before the first backward of the process
 
 DATASET = {"format": "lmdb", "key_mapping": {"y": "energy", "force": "forces"}}
 TEACHER_MODEL = {
@@ -39,12 +47,55 @@ STUDENT_MODEL = {"name": "painn", "hidden_channels": 16, "num_layers": 2, "num_r
 STUDENT_MODEL["scale_file"] = {f"upd_out_scalar_scale_{layer}": 1.0 for layer in range(2)}
 
 
+TERMS = {  # all of ours
+    "relations": {"fn": "crack", "coefficient": 1, "lmax": 1},
+    "node_embeddings": {"fn": "mse", "coefficient": 1},
+    "vector_embeddings": {"fn": "mse", "coefficient": 1},
+    "node_contrast": {"fn": "info_nce", "coefficient": 1},
+    "atom_energies": {"fn": "mae", "coefficient": 1},
+    "teacher_energy": {"fn": "mae", "coefficient": 1},
+    "teacher_forces": {"fn": "l2mae", "coefficient": 1},
+    "force_jacobian": {"fn": "mse", "coefficient": 1},
+}
+
 # A model of fairchem without an adapter here.
 SCN_MODEL = {
     "name": "scn",
     **{"num_interactions": 1, "lmax": 1, "num_resolutions": 1, "sphere_channels": 8, "sphere_channels_reduce": 8},
     **{"hidden_channels": 8, "num_sphere_samples": 8, "num_basis_functions": 8},
 }
+
+
+GPU = pytest.param("cuda", marks=pytest.mark.gpu) if HAS_GPU else "pretended"
+
+
+@contextmanager
+def pretended_gpu() -> Iterator[pretend_cuda.PretendCuda]:
+    """A pretended GPU, for which Triton compiles nothing: the CRACK loss is computed by torch's operations."""
+    from fairchem_crack import triton_sums
+
+    with mock.patch.object(triton_sums, "DEVICE_TYPES", ()), pretend_cuda.PretendCuda() as gpu:
+        yield gpu
+
+
+def _device(name: str) -> Iterator[torch.device]:
+    if name != "pretended":
+        yield torch.device(name)
+        return
+    with pretended_gpu():
+        yield pretend_cuda.CUDA
+
+
+@pytest.fixture(params=["cpu", GPU])
+def device(request) -> Iterator[torch.device]:
+    """Where a test puts its tensors: the CPU, and the GPU or a pretended one, on which mistakes with devices fail too."""
+    yield from _device(request.param)
+
+
+@pytest.fixture(params=[GPU])
+def gpu(request) -> Iterator[torch.device]:
+    """The GPU, or a pretended one."""
+    yield from _device(request.param)
 
 
 @pytest.fixture(scope="session")
@@ -140,6 +191,25 @@ def distill_config(data: Path, teacher: Path) -> dict:
     return config
 
 
+def with_terms(config: dict, terms: dict) -> dict:
+    """The config with these distillation terms, after the student's own two."""
+    config = copy.deepcopy(config)
+    config["loss_functions"] = [*config["loss_functions"][:2], *({key: options} for key, options in terms.items())]
+    return config
+
+
+def write_cache(config: dict, directory: Path) -> Path:
+    """A teacher cache with all fields, of the config's training data."""
+    from fairchem_crack.cli import main
+
+    file = directory / "cached.yml"
+    file.write_text(yaml.safe_dump(config))
+    gc.collect()  # a former run's data set closes its LMDB when collected; one process opens it only once
+    flags = ["--config-yml", str(file), "--cpu", "--output", str(directory / "cache")]
+    main(["cache-teacher", *flags, "--dtype", "float32", "--vectors", "--jacobian-rows", "2", "--chunk", "5"])
+    return directory / "cache"
+
+
 @pytest.fixture
 def stock(data) -> dict:
     return stock_config(data)
@@ -205,6 +275,7 @@ def run_fairchem(
     stop_at: int | None = None,
     run_dir: Path | None = None,
     print_every: int = 1,
+    flags_given: Sequence[str] = ("--cpu",),
 ) -> Run:
     import fairchem.core._cli
     import recorder
@@ -213,7 +284,7 @@ def run_fairchem(
 
     file = directory / f"{name}.yml"
     file.write_text(yaml.safe_dump(config))
-    arguments = ["--mode", mode, "--config-yml", str(file), "--cpu", "--timestamp-id", name]
+    arguments = ["--mode", mode, "--config-yml", str(file), *flags_given, "--timestamp-id", name]
     arguments += ["--run-dir", str(run_dir or directory), "--seed", str(seed), "--print-every", str(print_every)]
     arguments += ["--checkpoint", str(checkpoint)] if checkpoint else []
     options: argparse.Namespace

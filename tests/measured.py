@@ -117,12 +117,21 @@ CANDIDATES = {name: len(METHODS.tuning["coefficients"]["painn"][name]) for name 
 # Speed, memory, screening
 
 LOSS = {(row["method"], row["pairs"]): row for row in load("crack_loss")["results"]}
+LOSS_ON_GPU = {(row["method"], row["pairs"]): row for row in load("crack_loss_gpu")["results"]}
 STEP = load("step")["students"]["painn"]
 PRECISION = load("teacher")["precision"]["mean"]
 READ_AHEAD = load("read_ahead")
 TRUE_SIZE = {row["name"]: row["step"]["seconds"] for row in load("true_size")["results"]}
 SCREENING = load("screening")
 DEMO = SCREENING["demo"]
+
+
+def cached_over_undistilled(student: str, *, loaded: bool = False) -> float:
+    """Median over the rounds on a GPU; `loaded`: without the time of loading."""
+    rows = load("gpu")["parts"]["steps"]["rows"]
+    rounds = [row["seconds"] for row in rows if row["what"] == "round" and row["student"] == student]
+    cut = {kind: [one[kind] - loaded * one[f"{kind} loading"] for one in rounds] for kind in ("cached", "undistilled")}
+    return median(cut["cached"][i] / cut["undistilled"][i] for i in range(len(rounds)))
 
 
 def online_over_undistilled(teacher: str) -> float:

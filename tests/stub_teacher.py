@@ -31,17 +31,17 @@ class StubTeacher:
 
     def __call__(self, batch, wanted=(), seed: int = 0) -> TeacherOutputs:
         generator = torch.Generator().manual_seed(batch.num_nodes)
-        atoms, systems = batch.num_nodes, len(batch.natoms)
+        atoms, systems, device = batch.num_nodes, len(batch.natoms), batch.pos.device
 
         def draw(*shape: int) -> Tensor:
-            return torch.randn(shape, generator=generator)
+            return torch.randn(shape, generator=generator).to(device)
 
-        edges = torch.stack((torch.arange(atoms - 1), torch.arange(1, atoms)))
+        edges = torch.stack((torch.arange(atoms - 1), torch.arange(1, atoms))).to(device)
         edges = edges[:, batch.batch[edges[0]] == batch.batch[edges[1]]]
-        nodes = self.mean + self.std * draw(atoms, self.width)
-        vectors = self.std * draw(atoms, 3, self.width)
+        mean, std = self.mean.to(device), self.std.to(device)
+        nodes, vectors = mean + std * draw(atoms, self.width), std * draw(atoms, 3, self.width)
         energies, forces, rows = draw(atoms), draw(atoms, 3), draw(atoms, 3)
-        energy = torch.zeros(systems).index_add(0, batch.batch, energies)
+        energy = torch.zeros(systems, device=device).index_add(0, batch.batch, energies)
         jacobian = JacobianRows(draw_coordinates(batch, seed), rows)
         return TeacherOutputs(edges, nodes, vectors, energies, energy, forces, jacobian)
 
@@ -57,7 +57,7 @@ def plain_teacher(width: int = 8) -> StubTeacher:
 
 
 def distillation_of(
-    student, teacher, terms: list[TermConfig], *, outputs: ModelOutputs | None = None, **options
+    student, teacher, terms: list[TermConfig], *, outputs: ModelOutputs | None = None, device="cpu", **options
 ) -> Distillation:
     """The distillation of a step, before its preflight; `options` are of `task.distill`."""
     return Distillation(
@@ -68,7 +68,7 @@ def distillation_of(
         optimizer=torch.optim.AdamW(student.parameters(), lr=1e-3),
         outputs=outputs or ModelOutputs("outputs"),
         total_steps=10,
-        device=torch.device("cpu"),
+        device=torch.device(device),
         seed=0,
     )
 

@@ -156,6 +156,13 @@ def test_a_number_beyond_float16_is_not_written():
     encode(record, dataclasses.replace(plan, dtype="float32"), 0)
 
 
+def test_a_pair_is_written_once():
+    plan = make_plan()
+    record = make_record(np.random.default_rng(0), 4, plan)
+    with pytest.raises(ValueError, match="holds a pair twice"):
+        encode(dataclasses.replace(record, pairs=np.array([[0, 1, 0], [2, 3, 2]])), plan, 0)
+
+
 @pytest.mark.parametrize("pair", [(0, 4), (0, 300), (-1, 2), (2, 1), (2, 2)])
 def test_pairs_that_cannot_be_are_not_written(pair):
     plan = make_plan()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fairchem_crack import partition
+from fairchem_crack import tiles
 from fairchem_crack.contrastive import crack_loss, crack_terms
 from fairchem_crack.relations import NEAR, unordered_pairs
 
@@ -37,20 +37,20 @@ class Batch:
         return loss.detach(), torch.autograd.grad(loss, student)[0]
 
     def oracle(self, function=oracle.crack, **options):
-        arrays = (one.double().numpy() for one in (self.student, self.teacher))
-        return function(*arrays, self.pairs.numpy(), systems=self.systems.tolist(), **options)
+        arrays = (one.double().cpu().numpy() for one in (self.student, self.teacher))
+        return function(*arrays, self.pairs.cpu().numpy(), systems=self.systems.tolist(), **options)
 
 
-def make_batch(dtype=torch.float64, width=4, seed=0):
+def make_batch(dtype=torch.float64, width=4, seed=0, device="cpu"):
     student, teacher = torch.randn(2, 8, width, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     systems = torch.tensor([0, 0, 0, 0, 1, 2, 2, 2])
     pairs = torch.triu_indices(8, 8, 1)
     pairs = pairs[:, systems[pairs[0]] == systems[pairs[1]]]
-    return Batch(student.to(dtype), teacher.to(dtype), pairs, systems)
+    return Batch(student.to(device, dtype), teacher.to(device, dtype), pairs.to(device), systems.to(device))
 
 
 def without_pairs_of(batch, *pairs):
-    left_out = torch.tensor([tuple(pair) in pairs for pair in batch.pairs.T.tolist()])
+    left_out = torch.tensor([tuple(pair) in pairs for pair in batch.pairs.T.tolist()], device=batch.pairs.device)
     return replace(batch, pairs=batch.pairs[:, ~left_out])
 
 
@@ -65,13 +65,16 @@ def with_rows(embedding, rows):
 @all_thresholds
 @all_negatives
 @all_anchors
-def test_value_and_gradient_equal_the_double_loop_over_directed_relations(anchor, negatives, threshold, dtype, tolerance):
-    batch = make_batch(dtype)
+def test_value_and_gradient_equal_the_double_loop_over_directed_relations(
+    anchor, negatives, threshold, dtype, tolerance, device
+):
+    batch = make_batch(dtype, device=device)
     options = {"anchor": anchor, "negatives": negatives, "false_negative_threshold": threshold}
     loss, gradient = batch.loss_and_gradient(**options)
     assert loss.dtype == gradient.dtype == dtype
     assert loss.item() == pytest.approx(batch.oracle(**options).loss, rel=tolerance)
-    np.testing.assert_allclose(gradient, batch.oracle(oracle.crack_gradient, **options), rtol=tolerance, atol=5 * tolerance)
+    expected = batch.oracle(oracle.crack_gradient, **options)
+    np.testing.assert_allclose(gradient.cpu(), expected, rtol=tolerance, atol=5 * tolerance)
 
 
 @all_thresholds
@@ -109,8 +112,8 @@ def test_any_tile_size_gives_the_same_result(anchor, negatives, max_pairs, slab,
         return terms.loss, terms.top1, terms.entropy, gradient
 
     expected = run()
-    monkeypatch.setitem(partition.TILE_ENTRIES, "cpu", tile)
-    monkeypatch.setitem(partition.SLAB_COLUMNS, "cpu", slab)
+    monkeypatch.setitem(tiles.TILE_ENTRIES, "cpu", tile)
+    monkeypatch.setitem(tiles.COLUMN_BLOCK, "cpu", slab)
     torch.testing.assert_close(run(), expected, rtol=1e-12, atol=1e-12)
 
 
@@ -170,8 +173,8 @@ def test_mean_over_all_subsets_of_anchors_equals_the_full_mean(anchor, negatives
 
 @all_negatives
 @all_anchors
-def test_max_pairs_draws_anchors_and_keeps_all_relations_as_negatives(anchor, negatives):
-    batch, options = make_batch(), {"anchor": anchor, "negatives": negatives}
+def test_max_pairs_draws_anchors_and_keeps_all_relations_as_negatives(anchor, negatives, device):
+    batch, options = make_batch(device=device), {"anchor": anchor, "negatives": negatives}
     of_all = batch.terms(**options).loss
     drawn = batch.terms(**options, max_pairs=4).loss
     assert drawn.shape == (4,)
@@ -193,8 +196,8 @@ def test_max_pairs_beyond_the_pairs_takes_all(max_pairs):
 
 @all_negatives
 @all_anchors
-def test_without_pairs_the_loss_is_0_and_its_gradient_zeros(anchor, negatives):
-    batch = replace(make_batch(), pairs=torch.zeros(2, 0, dtype=torch.long))
+def test_without_pairs_the_loss_is_0_and_its_gradient_zeros(anchor, negatives, device):
+    batch = replace(make_batch(device=device), pairs=torch.zeros(2, 0, dtype=torch.long, device=device))
     loss, gradient = batch.loss_and_gradient(anchor=anchor, negatives=negatives)
     terms = batch.terms(anchor=anchor, negatives=negatives)
     assert loss == 0 and torch.equal(gradient, torch.zeros_like(batch.student))
@@ -203,11 +206,11 @@ def test_without_pairs_the_loss_is_0_and_its_gradient_zeros(anchor, negatives):
 
 @all_negatives
 @all_anchors
-def test_all_atoms_equal_is_a_batch_without_pairs(anchor, negatives):
-    batch = make_batch(torch.float32)
+def test_all_atoms_equal_is_a_batch_without_pairs(anchor, negatives, device):
+    batch = make_batch(torch.float32, device=device)
     batch = replace(batch, student=batch.student[:1].expand(8, 4))
     loss, gradient = batch.loss_and_gradient(anchor=anchor, negatives=negatives)
-    assert loss == 0 and torch.equal(gradient, torch.zeros(8, 4))
+    assert loss == 0 and torch.equal(gradient, torch.zeros(8, 4, device=device))
     assert batch.terms().num_pairs == 0 and batch.terms().num_degenerate == 9
 
 
@@ -348,8 +351,8 @@ def test_a_non_finite_embedding_is_not_hidden(side, value, anchor):
 @all_thresholds
 @all_negatives
 @all_anchors
-def test_diagnostics_equal_those_of_the_double_loop(anchor, negatives, threshold):
-    batch = make_batch()
+def test_diagnostics_equal_those_of_the_double_loop(anchor, negatives, threshold, device):
+    batch = make_batch(device=device)
     batch = replace(batch, student=batch.teacher + 0.5 * batch.student)  # some anchors hit, some miss
     options = {"anchor": anchor, "negatives": negatives, "false_negative_threshold": threshold}
     terms, expected = batch.terms(**options), batch.oracle(**options)

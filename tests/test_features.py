@@ -14,6 +14,11 @@ from fairchem_crack.testing import FeaturesConformance, collate, hooks, slabs
 # Largest deviation of a moved system's embedding over its largest entry: 4e-6 measured, and 6e-4 for GemNet-OC, whose
 # dihedral angles lose digits in float32.
 TOLERANCES = {name: 5e-3 if "gemnet_oc" in name else 1e-4 for name in MODELS}
+# What is tried on a GPU too: together they read all that adapter and teacher have of a model.
+ON_A_GPU = [
+    "test_atom_energies_add_up_to_the_energy_of_each_system",
+    "test_a_teacher_builds_no_graph_and_leaves_the_batch_alone",
+]
 # The option that limits the elements, where there is one.
 ELEMENTS = {
     "equiformer_v2": "max_num_elements",
@@ -30,6 +35,24 @@ class TestEveryAdapter(FeaturesConformance):
 
     def build(self) -> nn.Module:
         return build(self.name)
+
+
+@pytest.mark.parametrize("holds", ON_A_GPU)
+@pytest.mark.parametrize("name", MODELS)
+def test_every_adapter_on_a_gpu(name, holds, gpu):
+    conformance = TestEveryAdapter()
+    conformance.name, conformance.tolerance, conformance.device = name, TOLERANCES[name], gpu
+    getattr(conformance, holds)()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_students_gradients_are_on_its_gpu(name, gpu):
+    model = build(name).to(gpu).train()
+    adapter = attach_features(model, "student")
+    outputs = model(collate(slabs(), gpu))
+    sum(value.sum() for value in (adapter.node_embedding, outputs["energy"], outputs["forces"])).backward()
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    assert gradients and {gradient.device.type for gradient in gradients} == {"cuda"}
 
 
 @pytest.mark.parametrize("name", ELEMENTS)

@@ -220,8 +220,10 @@ def test_fields_that_fairchem_takes_are_sound(fields):
 def test_a_batch_without_a_free_atom_is_named(is_training):
     batch = Batch.from_data_list([system(fixed=torch.ones(2)), system(fixed=torch.ones(2))])
     flag = "train_on_free_atoms" if is_training else "eval_on_free_atoms"
-    with pytest.raises(ValueError, match=rf"dataset\.x, systems 3: all atoms are fixed, and outputs\.oc_forces\.{flag} is"):
-        check_free_atoms(batch, OUTPUTS, is_training=is_training, where="dataset.x, systems 3")
+    with pytest.raises(
+        ValueError, match=rf"dataset\.x, systems of number 0, 1: all atoms are fixed, and outputs\.oc_forces\.{flag} is"
+    ):
+        check_free_atoms(batch, OUTPUTS, is_training=is_training, where="dataset.x")
     check_free_atoms(batch, {"forces": {"level": "atom", **FREE, flag: False}}, is_training=is_training, where="")
     one_free = Batch.from_data_list([system(fixed=torch.ones(2)), system(fixed=torch.tensor([1, 0]))])
     check_free_atoms(one_free, OUTPUTS, is_training=is_training, where="")

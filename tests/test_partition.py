@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fairchem_crack import partition
+from fairchem_crack import tiles
 from fairchem_crack.contrastive import crack_loss, crack_terms
 from fairchem_crack.partition import partition_sums
 from fairchem_crack.relations import relation_vectors, unit_embedding
@@ -61,8 +61,8 @@ def close(ours, dense):
 def test_sums_and_gradients_equal_dense_logsumexp(
     problem, rows, columns, over_columns, over_rows, by_system, threshold, tile, slab, monkeypatch
 ):
-    monkeypatch.setitem(partition.TILE_ENTRIES, "cpu", tile)
-    monkeypatch.setitem(partition.SLAB_COLUMNS, "cpu", slab)
+    monkeypatch.setitem(tiles.TILE_ENTRIES, "cpu", tile)
+    monkeypatch.setitem(tiles.COLUMN_BLOCK, "cpu", slab)
     system_of_pair = torch.tensor([0] * 10 + [2] * 10) if by_system else None
     of_rows, of_columns = partition_sums(
         *problem,
@@ -86,6 +86,22 @@ def test_sums_and_gradients_equal_dense_logsumexp(
     assert all(gradient.any() for gradient in gradients)
 
 
+@pytest.mark.parametrize("by_system", [False, True])
+def test_sums_and_gradients_on_a_device_are_those_of_the_cpu(problem, by_system, device):
+    unit, scale, pairs, relations = problem
+    system_of_pair = torch.tensor([0] * 10 + [2] * 10) if by_system else None
+
+    def sums(where):
+        moved = [one.detach().to(where).requires_grad_() for one in (unit, scale)]
+        options = {"rows": None, "columns": None, "over_columns": True, "over_rows": True, "threshold": 0.3}
+        of_pair = None if system_of_pair is None else system_of_pair.to(where)
+        rows, columns = partition_sums(*moved, pairs.to(where), relations.to(where), **options, system_of_pair=of_pair)
+        gradients = torch.autograd.grad(rows.log_sum.sum() + columns.log_sum.square().sum(), moved)
+        return [one.detach().cpu() for one in (*rows, *columns, *gradients)]
+
+    assert close(sums(device), sums("cpu"))
+
+
 class LargestTensor(TorchDispatchMode):
     """Records the most elements of any tensor an operation returns, in forward and backward."""
 
@@ -104,13 +120,13 @@ def test_no_tensor_of_pairs_by_pairs_or_atoms_by_pairs_exists(anchor, max_pairs)
     num_atoms, width = 90, 3
     pairs = torch.triu_indices(num_atoms, num_atoms, 1)
     num_pairs = pairs.shape[1]
-    limit = max(partition.TILE_ENTRIES["cpu"], num_atoms * partition.SLAB_COLUMNS["cpu"], num_pairs * width)
+    limit = max(tiles.TILE_ENTRIES["cpu"], num_atoms * tiles.COLUMN_BLOCK["cpu"], num_pairs * width)
     assert limit < num_atoms * (max_pairs or num_pairs), "the limits do not bind at this size"
     student, teacher = torch.randn(2, num_atoms, width, generator=torch.Generator().manual_seed(0))
     options = {"anchor": anchor, "max_pairs": max_pairs, "false_negative_threshold": 0.9}
     with LargestTensor() as largest:
         crack_loss(student=student.requires_grad_(), teacher=teacher, pairs=pairs, **options).backward()
-    assert partition.TILE_ENTRIES["cpu"] / 2 < largest.numel <= limit
+    assert tiles.TILE_ENTRIES["cpu"] / 2 < largest.numel <= limit
 
 
 @pytest.mark.parametrize("anchor", ["student", "teacher", "symmetric"])
@@ -124,9 +140,9 @@ def test_the_fused_kernels_compute_what_torch_computes(monkeypatch, anchor, nega
     pairs = pairs[:, (systems[pairs[0]] == systems[pairs[1]])]
     options = {"anchor": anchor, "negatives": negatives, "systems": systems, "max_pairs": max_pairs}
     found = {}
-    monkeypatch.setattr(partition, "SLAB_COLUMNS", {"cpu": 200})
-    for name, kernels in (("fused", partition.fused_kernels()), ("torch", None)):
-        monkeypatch.setattr(partition, "fused_kernels", lambda kernels=kernels: kernels)
+    monkeypatch.setattr(tiles, "COLUMN_BLOCK", {"cpu": 200})
+    for name, kernels in (("fused", tiles.fused_kernels()), ("torch", None)):
+        monkeypatch.setattr(tiles, "fused_kernels", lambda kernels=kernels: kernels)
         leaf = student.clone().requires_grad_()
         terms = crack_terms(
             student=leaf, teacher=teacher, pairs=pairs, **options, generator=torch.Generator().manual_seed(0)
@@ -138,7 +154,7 @@ def test_the_fused_kernels_compute_what_torch_computes(monkeypatch, anchor, nega
 
 
 def test_the_fused_kernels_are_in_use_here():
-    assert partition.fused_kernels() is not None
+    assert tiles.fused_kernels() is not None
 
 
 def run_python(code):

@@ -35,26 +35,31 @@ def statistics_of(nodes: torch.Tensor, vectors: torch.Tensor | None = None) -> C
     return channel_statistics(TeacherOutputs(torch.zeros(2, 0).long(), nodes, vectors))
 
 
-@pytest.fixture
-def slab_batch():
+def slabs_on(device):
     batch = collate(slabs())
     batch.fixed = torch.zeros(batch.num_nodes)
-    return batch
+    return batch.to(device)
+
+
+@pytest.fixture
+def slab_batch():
+    return slabs_on("cpu")
 
 
 @pytest.mark.parametrize("size, mean", [(1, 0), (1e-4, 0), (1e4, 0), (1, 100)], ids=["unit", "tiny", "huge", "shifted"])
 @pytest.mark.parametrize("kind", ["linear", "mlp"])
-def test_every_term_starts_at_order_one(slab_batch, kind, size, mean):
+def test_every_term_starts_at_order_one(kind, size, mean, device):
     """A mean square of numbers of variance 1 and at most 1 is 1 to 2, an InfoNCE of N atoms about log N."""
+    slab_batch = slabs_on(device)
     random, atoms = torch.Generator().manual_seed(2), slab_batch.num_nodes
     student = SimpleNamespace(
         width=OF_STUDENT,
         vector_width=OF_STUDENT,
-        node_embedding=mean + size * torch.randn(atoms, OF_STUDENT, generator=random),
-        vector_embedding=size * torch.randn(atoms, 3, OF_STUDENT, generator=random),
+        node_embedding=(mean + size * torch.randn(atoms, OF_STUDENT, generator=random)).to(device),
+        vector_embedding=(size * torch.randn(atoms, 3, OF_STUDENT, generator=random)).to(device),
     )
     compared = (keys.NODE_EMBEDDING, keys.VECTOR_EMBEDDING)
-    projections = Projections(kind, compared, student, WILD, seed=0, device=torch.device("cpu"))
+    projections = Projections(kind, compared, student, WILD, seed=0, device=device)
     projections.observe(student)
     teacher = WILD(slab_batch)
     modules = (projections.node, projections.vector)
@@ -229,14 +234,14 @@ def test_the_checkpoint_of_version_0_1_0_is_converted():
     torch.testing.assert_close(after["exp_avg_sq"], before["exp_avg_sq"] * statistics.channel_std**2)
 
 
-def test_a_resumed_run_keeps_the_scale_it_began_with(slab_batch):
-    student = build("painn")
+def test_a_resumed_run_keeps_the_scale_it_began_with(device):
+    slab_batch, student = slabs_on(device), build("painn").to(device)
     terms = terms_of(SimpleNamespace(vector_width=1, has_position_gradients=False))
-    first = distillation_of(student, WILD, terms)
+    first = distillation_of(student, WILD, terms, device=device)
     first.preflight(slab_batch)
     state = copy.deepcopy(first.state_dict())
     assert state[keys.STATE_FORMAT] == FORMAT
-    other = distillation_of(student, plain_teacher(12), terms)  # of other statistics in the sample
+    other = distillation_of(student, plain_teacher(12), terms, device=device)  # of other statistics in the sample
     other.preflight(slab_batch)
     for parameter in student.parameters():
         parameter.data.mul_(2)  # the student has learned meanwhile

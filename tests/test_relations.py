@@ -9,8 +9,8 @@ def pairs_of(*edges, num_atoms=9):
     return [tuple(pair) for pair in unordered_pairs(edge_index, num_atoms).T.tolist()]
 
 
-def random_embedding(num_atoms=7, width=5, dtype=torch.float64):
-    return torch.randn(num_atoms, width, dtype=dtype, generator=torch.Generator().manual_seed(0))
+def random_embedding(num_atoms=7, width=5, dtype=torch.float64, device="cpu"):
+    return torch.randn(num_atoms, width, dtype=dtype, generator=torch.Generator().manual_seed(0)).to(device)
 
 
 @pytest.mark.parametrize(
@@ -30,16 +30,16 @@ def test_pairs_are_the_distinct_atoms_joined_by_an_edge(edges, expected):
     assert pairs_of(*edges) == expected
 
 
-def test_pairs_of_random_edges_equal_a_set_of_tuples():
-    edge_index = torch.randint(0, 30, (2, 300), generator=torch.Generator().manual_seed(1))
+def test_pairs_of_random_edges_equal_a_set_of_tuples(device):
+    edge_index = torch.randint(0, 30, (2, 300), generator=torch.Generator().manual_seed(1)).to(device)
     expected = sorted({(min(i, j), max(i, j)) for i, j in edge_index.T.tolist() if i != j})
     pairs = unordered_pairs(edge_index, 30)
     assert pairs.dtype == torch.long
     assert [tuple(pair) for pair in pairs.T.tolist()] == expected
 
 
-def test_empty_edges_give_pairs_of_shape_2_by_0():
-    assert unordered_pairs(torch.zeros(2, 0, dtype=torch.long), 4).shape == (2, 0)
+def test_empty_edges_give_pairs_of_shape_2_by_0(device):
+    assert unordered_pairs(torch.zeros(2, 0, dtype=torch.long, device=device), 4).shape == (2, 0)
 
 
 @pytest.mark.parametrize("norm", [1e-15, 1e-3, 1.0, 1e30])
@@ -62,12 +62,12 @@ def test_unit_embedding_and_relation_vectors_pass_gradcheck():
 
 
 @pytest.mark.parametrize("zero", [0.0, 1e-30])
-def test_an_embedding_without_direction_has_zero_unit_zero_gradient_and_no_relation(zero):
-    embedding = random_embedding(dtype=torch.float32)
+def test_an_embedding_without_direction_has_zero_unit_zero_gradient_and_no_relation(zero, device):
+    embedding = random_embedding(dtype=torch.float32, device=device)
     embedding[3] = zero
     embedding.requires_grad_()
     unit = unit_embedding(embedding)
-    relations = relation_vectors(embedding, torch.tensor([[0, 0], [1, 3]]))
+    relations = relation_vectors(embedding, torch.tensor([[0, 0], [1, 3]], device=device))
     (gradient,) = torch.autograd.grad(unit[:, 0].sum() + relations[:, 0].sum(), embedding)
     assert not unit[3].any() and not relations[1].any() and relations[0].any()
     assert gradient.isfinite().all() and not gradient[3].any() and gradient[0].any()
@@ -115,10 +115,10 @@ def test_coinciding_embeddings_give_a_zero_row_and_a_finite_gradient(multiple, d
     assert of_all.isfinite().all() and of_all[2].any()
 
 
-def test_pair_difference_tells_length_and_direction():
-    embedding = random_embedding()
+def test_pair_difference_tells_length_and_direction(device):
+    embedding = random_embedding(device=device)
     embedding[1], embedding[4] = 2 * embedding[0], 0
-    unit, pairs = unit_embedding(embedding.requires_grad_()), torch.triu_indices(7, 7, 1)
+    unit, pairs = unit_embedding(embedding.requires_grad_()), torch.triu_indices(7, 7, 1, device=device)
     difference, length, has_direction = pair_difference(unit, pairs)
     assert difference.requires_grad and length.requires_grad
     assert torch.equal(difference, unit[pairs[0]] - unit[pairs[1]])

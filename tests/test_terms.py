@@ -14,7 +14,7 @@ from torch import Tensor, distributed, multiprocessing, nn
 from torch_geometric.data import Batch, Data
 
 from fairchem_crack import keys
-from fairchem_crack.channels import channel_statistics
+from fairchem_crack.channels import ChannelStatistics, channel_statistics
 from fairchem_crack.config import DistillConfig, ScheduleConfig, TeacherConfig, TermConfig
 from fairchem_crack.jacobian import (
     DISPLACEMENT,
@@ -25,7 +25,7 @@ from fairchem_crack.jacobian import (
     jacobian_rows,
     to_keep,
 )
-from fairchem_crack.losses import build_loss
+from fairchem_crack.losses import Part, build_loss, reduce_parts
 from fairchem_crack.outputs import ModelOutputs
 from fairchem_crack.teacher import TeacherOutputs
 from fairchem_crack.terms import COMPARISONS, Step
@@ -47,7 +47,7 @@ STATISTICS = channel_statistics(  # of one sample, whatever batch is compared
 )
 
 
-def batch_of(sizes: tuple[int, ...], seed: int = 0) -> Batch:
+def batch_of(sizes: tuple[int, ...], seed: int = 0, device="cpu") -> Batch:
     """Systems with harmonic forces between all atoms; the first atom of each is fixed, where it has several."""
     generator = torch.Generator().manual_seed(seed)
     systems = []
@@ -56,29 +56,33 @@ def batch_of(sizes: tuple[int, ...], seed: int = 0) -> Batch:
         fixed[0] = size > 1
         positions = torch.randn(size, 3, generator=generator, dtype=torch.float64)
         systems.append(Data(pos=positions, natoms=size, fixed=fixed, springs=torch.rand(size, generator=generator).double()))
-    return Batch.from_data_list(systems)
+    return Batch.from_data_list(systems).to(device)
+
+
+def strengths(batch: Batch) -> Tensor:
+    """(N, N) k_i + k_j of two atoms of one system, else 0."""
+    same = (batch.batch[:, None] == batch.batch) & ~torch.eye(batch.num_nodes, dtype=torch.bool, device=batch.batch.device)
+    return (batch.springs[:, None] + batch.springs) * same
 
 
 def harmonic(batch: Batch) -> Tensor:
     """(N, 3) forces of E = sum over pairs of one system of (k_i + k_j) |x_i - x_j|^2 / 2."""
-    same = (batch.batch[:, None] == batch.batch) & ~torch.eye(batch.num_nodes, dtype=torch.bool)
-    strength = (batch.springs[:, None] + batch.springs) * same
+    strength = strengths(batch)
     return (strength[..., None] * (batch.pos[None] - batch.pos[:, None])).sum(1)
 
 
 def hessian(batch: Batch) -> Tensor:
     """(3 N, 3 N) of the same energy, by hand."""
-    same = (batch.batch[:, None] == batch.batch) & ~torch.eye(batch.num_nodes, dtype=torch.bool)
-    strength = (batch.springs[:, None] + batch.springs) * same
-    return torch.kron(torch.diag(strength.sum(1)) - strength, torch.eye(3, dtype=torch.float64))
+    strength = strengths(batch)
+    return torch.kron(torch.diag(strength.sum(1)) - strength, torch.eye(3, dtype=torch.float64, device=strength.device))
 
 
-TARGETS = ModelOutputs(
-    "outputs", None, {name: Normalizer(torch.tensor(MEAN[name]), torch.tensor(SCALE[name])) for name in MEAN}
-)
+def targets_on(device) -> ModelOutputs:
+    normalizers = {name: Normalizer(torch.tensor(MEAN[name]), torch.tensor(SCALE[name])) for name in MEAN}
+    return ModelOutputs("outputs", None, {name: normalizer.to(device) for name, normalizer in normalizers.items()})
 
 
-def step_of(sizes: tuple[int, ...], seed: int = 0) -> Step:
+def step_of(sizes: tuple[int, ...], seed: int = 0, device="cpu") -> Step:
     """A student and a teacher of random outputs; each system's are those it would have alone."""
     parts = []
     for number, size in enumerate(sizes):
@@ -92,11 +96,11 @@ def step_of(sizes: tuple[int, ...], seed: int = 0) -> Step:
             (size, 3),
             (size,),
         ]
-        parts.append([torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes])
+        parts.append([torch.randn(shape, generator=generator, dtype=torch.float64).to(device) for shape in shapes])
     node, vectors, energies, teacher_node, teacher_vectors, forces, atom_energies = map(torch.cat, zip(*parts))
-    batch = batch_of(sizes, seed)
+    batch = batch_of(sizes, seed, device)
     batch.pos.requires_grad_(True)
-    sums = torch.zeros(len(sizes), dtype=torch.float64)
+    sums = torch.zeros(len(sizes), dtype=torch.float64, device=device)
     coordinates = draw_coordinates(batch, seed)
     rows = jacobian_columns(lambda moved: harmonic(moved) * 1.1, batch, coordinates).detach()
     with torch.random.fork_rng([]):
@@ -107,7 +111,7 @@ def step_of(sizes: tuple[int, ...], seed: int = 0) -> Step:
         SimpleNamespace(node_embedding=node, vector_embedding=vectors, atom_energies=energies),
         {"energy": sums.index_add(0, batch.batch, energies[:, 0])[:, None], "forces": harmonic(batch)},
         TeacherOutputs(
-            torch.zeros(2, 0, dtype=torch.long),
+            torch.zeros(2, 0, dtype=torch.long, device=device),
             teacher_node,
             teacher_vectors,
             atom_energies,
@@ -115,9 +119,9 @@ def step_of(sizes: tuple[int, ...], seed: int = 0) -> Step:
             forces,
             JacobianRows(coordinates, rows),
         ),
-        *projections,
-        STATISTICS,
-        TARGETS,
+        *(projection.to(device) for projection in projections),
+        ChannelStatistics.from_state(STATISTICS.state_dict(), device),
+        targets_on(device),
     )
 
 
@@ -126,17 +130,21 @@ def compared(step: Step, key: str, **options) -> tuple[Tensor, Tensor]:
     return COMPARISONS[key].pair(step, TermConfig(key, fn, 1.0, **options))
 
 
-def loss_of(step: Step, key: str, fn: str) -> Tensor:
+def part_of(step: Step, key: str, fn: str) -> Part:
     loss = build_loss(TermConfig(key, fn, 1.0), DistillConfig(TeacherConfig("any")))
-    return loss(*COMPARISONS[key].pair(step, TermConfig(key, fn, 1.0)), natoms=step.batch.natoms)
+    return loss.part(*COMPARISONS[key].pair(step, TermConfig(key, fn, 1.0)), natoms=step.batch.natoms)
+
+
+def loss_of(step: Step, key: str, fn: str) -> Tensor:
+    return reduce_parts([part_of(step, key, fn)])[0]
 
 
 @pytest.mark.parametrize("key", [keys.NODE_EMBEDDINGS, keys.RELATIONS, keys.NODE_CONTRAST])
 @pytest.mark.parametrize("standardize", [True, False])
-def test_nodes_are_compared_standardised_or_in_own_units(key, standardize):
-    step = step_of(SIZES)
+def test_nodes_are_compared_standardised_or_in_own_units(key, standardize, device):
+    step, sample = step_of(SIZES, device=device), _sample.to(device)
     student, teacher = compared(step, key, standardize=standardize)
-    mean, std = _sample[:, :WIDTH].mean(dim=0), _sample[:, :WIDTH].std(dim=0, correction=0)
+    mean, std = sample[:, :WIDTH].mean(dim=0), sample[:, :WIDTH].std(dim=0, correction=0)
     projected = step.student.node_embedding @ step.projection.weight.T + step.projection.bias
     expected = (projected, (step.teacher.node_embedding - mean) / std)
     if not standardize:
@@ -156,10 +164,10 @@ def test_without_standardising_the_loss_is_the_raw_mean_square():
 
 
 @pytest.mark.parametrize("standardize", [True, False])
-def test_vectors_are_compared_by_length_and_have_no_mean(standardize):
-    step = step_of(SIZES)
+def test_vectors_are_compared_by_length_and_have_no_mean(standardize, device):
+    step, sample = step_of(SIZES, device=device), _sample.to(device)
     student, teacher = compared(step, keys.VECTOR_EMBEDDINGS, standardize=standardize)
-    rms = _sample[:, WIDTH:].view(9, 3, VECTORS).square().sum(dim=1).mean(dim=0).sqrt()
+    rms = sample[:, WIDTH:].view(9, 3, VECTORS).square().sum(dim=1).mean(dim=0).sqrt()
     projected = step.student.vector_embedding @ step.vector_projection.weight.T
     expected = projected if standardize else projected * rms
     torch.testing.assert_close(student.view(-1, VECTORS, 3).transpose(1, 2), expected)
@@ -193,8 +201,8 @@ def test_relations_with_vectors_give_both_parts_the_same_weight():
     torch.testing.assert_close(teacher[:, WIDTH:].norm(dim=1), torch.ones(sum(SIZES)).double())
 
 
-def test_atom_energies_are_in_the_students_unit_and_sum_to_its_target():
-    step = step_of(SIZES)
+def test_atom_energies_are_in_the_students_unit_and_sum_to_its_target(device):
+    step = step_of(SIZES, device=device)
     student, teacher = compared(step, keys.ATOM_ENERGIES)
     torch.testing.assert_close(student, step.student.atom_energies.float())
     first = 0
@@ -205,8 +213,8 @@ def test_atom_energies_are_in_the_students_unit_and_sum_to_its_target():
         first += size
 
 
-def test_energy_and_forces_are_the_students_own_terms_with_the_teachers_labels():
-    step = step_of(SIZES)
+def test_energy_and_forces_are_the_students_own_terms_with_the_teachers_labels(device):
+    step = step_of(SIZES, device=device)
     student, teacher = compared(step, keys.TEACHER_ENERGY)
     torch.testing.assert_close(student, step.outputs["energy"].float())
     torch.testing.assert_close(teacher, (step.teacher.energy[:, None] - 1.5) / 2.0)
@@ -216,10 +224,12 @@ def test_energy_and_forces_are_the_students_own_terms_with_the_teachers_labels()
     torch.testing.assert_close(teacher, step.teacher.forces[free] / 0.5)
 
 
-def test_rows_and_columns_of_the_jacobian_are_those_of_the_hessian():
-    batch = batch_of(SIZES)
+def test_rows_and_columns_of_the_jacobian_are_those_of_the_hessian(device):
+    batch = batch_of(SIZES, device=device)
     coordinates = draw_coordinates(batch, 3)
-    expected = -hessian(batch)[coordinates].view(len(SIZES), -1, 3)[batch.batch, torch.arange(batch.num_nodes)]
+    expected = -hessian(batch)[coordinates].view(len(SIZES), -1, 3)[
+        batch.batch, torch.arange(batch.num_nodes, device=device)
+    ]
     columns = jacobian_columns(harmonic, batch, coordinates)
     batch.pos.requires_grad_(True)
     rows = jacobian_rows(harmonic(batch), batch.pos, coordinates)
@@ -243,8 +253,8 @@ def test_the_error_of_a_column_is_of_second_order():
     assert cubic.count_nonzero() == 1
 
 
-def test_coordinates_are_drawn_among_the_free_atoms_of_each_system():
-    batch = batch_of((4, 1, 2, 3))
+def test_coordinates_are_drawn_among_the_free_atoms_of_each_system(device):
+    batch = batch_of((4, 1, 2, 3), device=device)
     batch.fixed[7:] = 1  # of the last system none is free
     drawn = torch.stack([draw_coordinates(batch, seed) for seed in range(400)])
     free = [{3, 4, 5, 6, 7, 8, 9, 10, 11}, {12, 13, 14}, {18, 19, 20}, {-1}]
@@ -252,8 +262,8 @@ def test_coordinates_are_drawn_among_the_free_atoms_of_each_system():
     assert torch.equal(draw_coordinates(batch, 5), draw_coordinates(batch, 5))
 
 
-def test_a_kept_row_is_the_row_that_was_kept():
-    batch = batch_of((4, 1, 2, 3))
+def test_a_kept_row_is_the_row_that_was_kept(device):
+    batch = batch_of((4, 1, 2, 3), device=device)
     batch.fixed[7:] = 1
     rows = [JacobianRows(at := draw_coordinates(batch, seed), jacobian_columns(harmonic, batch, at)) for seed in range(3)]
     kept = torch.stack([to_keep(row, batch) for row in rows], dim=1)
@@ -299,7 +309,12 @@ def rank_main(rank: int, directory: str) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=2)
     step = step_of(SIZES[:1] if rank == 0 else SIZES[1:], seed=rank)
-    torch.save({key: loss_of(step, key, fn).detach() for key, fn in ELEMENTWISE.items()}, Path(directory) / f"{rank}.pt")
+    sent: list[int] = []
+    all_reduce = distributed.all_reduce
+    distributed.all_reduce = lambda tensor, **options: sent.append(tensor.numel()) or all_reduce(tensor, **options)
+    losses = reduce_parts([part_of(step, key, fn) for key, fn in ELEMENTWISE.items()])
+    assert sent == [len(ELEMENTWISE)]  # the counts of all terms, at once
+    torch.save({key: loss.detach() for key, loss in zip(ELEMENTWISE, losses)}, Path(directory) / f"{rank}.pt")
     distributed.barrier()
     os._exit(0)  # gloo's threads, torn down while another rank still ends, abort a process now and then
 
@@ -317,28 +332,41 @@ def test_the_weight_of_a_term_does_not_depend_on_the_number_of_ranks(tmp_path):
         assert len(values[0]) != len(values[1])
 
 
-def test_info_nce_is_the_cross_entropy_of_cosines():
+def test_info_nce_is_the_cross_entropy_of_cosines(device):
     generator = torch.Generator().manual_seed(0)
-    student, teacher = (torch.randn(7, 5, generator=generator, dtype=torch.float64) for _ in range(2))
+    student, teacher = (torch.randn(7, 5, generator=generator, dtype=torch.float64).to(device) for _ in range(2))
     term = TermConfig(keys.NODE_CONTRAST, "info_nce", 1.0, temperature=0.3)
     loss = build_loss(term, DistillConfig(TeacherConfig("any")))
     cosines = torch.nn.functional.cosine_similarity(student[:, None], teacher[None], dim=-1)
-    expected = torch.nn.functional.cross_entropy(cosines / 0.3, torch.arange(7))
-    torch.testing.assert_close(loss(student, teacher, natoms=torch.tensor([7])), expected)
+    expected = torch.nn.functional.cross_entropy(cosines / 0.3, torch.arange(7, device=device))
+    torch.testing.assert_close(loss(student, teacher, natoms=torch.tensor([7], device=device)), expected)
 
 
-def test_info_nce_leaves_out_atoms_without_a_direction():
-    student, teacher = torch.eye(4, dtype=torch.float64), torch.eye(4, dtype=torch.float64)
+def test_info_nce_leaves_out_atoms_without_a_direction(device):
+    student, teacher = (torch.eye(4, dtype=torch.float64, device=device) for _ in range(2))
     student[1], teacher[2] = 0, 0
     student.requires_grad_(True)
     loss_fn = build_loss(TermConfig(keys.NODE_CONTRAST, "info_nce", 1.0), DistillConfig(TeacherConfig("any")))
     loss = loss_fn(student, teacher, natoms=torch.tensor([4]))
-    one = torch.exp(torch.tensor(1 / 0.15)).double()
+    one = torch.exp(torch.tensor(1 / 0.15, device=device)).double()
     torch.testing.assert_close(loss, torch.log((one + 1) / one), rtol=1e-5, atol=1e-9)
     loss.backward()
     assert student.grad.isfinite().all()
     nothing = loss_fn(student[:0], teacher[:0], natoms=torch.tensor([0]))
     assert float(nothing) == 0
+
+
+def test_parts_are_means_or_sums_and_nothing_is_zero(device):
+    six, none = torch.tensor(6.0, device=device), torch.tensor(0, device=device)
+    parts = [
+        Part(six, 4),
+        Part(six, torch.tensor(3, device=device)),
+        Part(six, None),
+        Part(none.float(), none),
+        Part(six, 0),
+    ]
+    assert [value.item() for value in reduce_parts(parts)] == [1.5, 2.0, 6.0, 0.0, 6.0]
+    assert reduce_parts([]) == []
 
 
 @pytest.mark.parametrize(

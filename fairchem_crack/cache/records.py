@@ -78,7 +78,7 @@ class Record:
         digest: of the system, `system_digest`.
         values: by the names of `FIELDS`, energy () in eV, forces (N, 3) in eV/A, atom_energies (N,) eV,
             node_embedding (N, D), vector_embedding (N, 3, D_v), force_jacobian (N, rows, 4).
-        pairs: (2, P) unordered pairs of the teacher's edges, i < j.
+        pairs: (2, P) unordered pairs of the teacher's edges, i < j, each once.
     """
 
     digest: bytes
@@ -112,6 +112,10 @@ def encode(record: Record, plan: Plan, index: int) -> bytes:
     pairs = record.pairs
     if pairs.size and not (pairs[0].min() >= 0 and (pairs[0] < pairs[1]).all() and pairs[1].max() < record.atoms):
         raise ValueError(f"pairs must be 0 <= i < j < {record.atoms}.")
+    if (
+        np.unique(pairs[0].astype(np.int64) * record.atoms + pairs[1]).size < pairs.shape[1]
+    ):  # a training takes them as they are
+        raise ValueError("pairs holds a pair twice; expected each once, whatever the number of its periodic images.")
     parts = [_RECORD.pack(record.atoms, record.pairs.shape[1], record.digest)]
     for name in plan.fields:
         shape = () if FIELDS[name][0] is None else (record.atoms, *plan.shape(name))

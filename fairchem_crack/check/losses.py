@@ -10,6 +10,7 @@ from torch_geometric.data import Batch
 
 from fairchem_crack import keys
 from fairchem_crack.check.context import Check, LeftOut
+from fairchem_crack.readout import Readout
 
 
 def examine_loss(check: Check) -> str:
@@ -28,7 +29,7 @@ def examine_loss(check: Check) -> str:
     loss.backward()
     trainer.model.zero_grad()
     _metrics(check, outputs, batch)
-    terms = {**trainer._own_losses, **({} if distillation is None else distillation.log)}
+    terms = Readout({**trainer._own_losses, **({} if distillation is None else distillation.log)}).numbers
     terms = {
         name.removeprefix(keys.LOSS_PREFIX): value for name, value in terms.items() if name.startswith(keys.LOSS_PREFIX)
     }

@@ -83,7 +83,7 @@ def examine_memory(check: Check) -> str:
         atoms=batch.num_nodes / len(batch.natoms) * check.batch_size,
         width=teacher.width,
         device=device,
-        fused=device == "cpu" and partition.fused_kernels() is not None and threshold is None,
+        fused=partition.is_fused(check.need("trainer").device, excludes=threshold is not None),
     )
     how = "peak on the GPU" if device == "cuda" else "growth of the resident memory"
     activations = (

@@ -66,14 +66,14 @@ def state(finished) -> dict:
 
 def test_the_distillation_is_computed_in_float32(run, amp, monkeypatch):
     seen: list[tuple] = []
-    loss = Distillation._term_loss
+    part_of = Distillation._part
 
     def watched(self, term, step_seen, step):
-        value = loss(self, term, step_seen, step)
-        seen.append((torch.is_autocast_cpu_enabled(), step_seen.nodes()[0].dtype, value.dtype))
-        return value
+        part = part_of(self, term, step_seen, step)
+        seen.append((torch.is_autocast_cpu_enabled(), step_seen.nodes()[0].dtype, part.total.dtype))
+        return part
 
-    monkeypatch.setattr(Distillation, "_term_loss", watched)
+    monkeypatch.setattr(Distillation, "_part", watched)
     finished = run(amp)
     assert len(finished.steps) == 6 and all(math.isfinite(loss) for loss in finished.losses())
     assert set(seen) == {(True, torch.float32, torch.float32)}

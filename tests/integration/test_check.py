@@ -19,7 +19,7 @@ from conftest import STUDENT_MODEL, TEACHER_MODEL
 from fairchem.core.common.registry import registry
 from fairchem.core.datasets import LmdbDataset, data_list_collater
 
-from fairchem_crack import partition
+from fairchem_crack import tiles
 from fairchem_crack.check import inputs, models
 from fairchem_crack.checks import distill_faults, term_faults
 from fairchem_crack.cli import main
@@ -274,22 +274,23 @@ def test_every_fault_of_the_terms_is_found():
 
 
 @pytest.mark.parametrize("method", ["ours", "unfused"])
-def test_memory_estimate_is_that_of_the_benchmark(method):
+@pytest.mark.parametrize("device, page", [("cpu", "crack_loss"), ("cuda", "crack_loss_gpu")])
+def test_memory_estimate_is_that_of_the_benchmark(device, page, method):
     """Peaks measured by benchmarks/crack_loss.py, D = 128, N = P / 12.5."""
-    report = Path(__file__).parents[2] / "docs/benchmarks/crack_loss.json"
+    report = Path(__file__).parents[2] / f"docs/benchmarks/{page}.json"
     measured = [one for one in json.loads(report.read_text())["results"] if one["method"] == method]
     assert measured
     for one in measured:
-        pairs = one["pairs"]
-        estimate = loss_bytes(pairs=pairs, atoms=pairs / 12.5, width=128, fused=method == "ours") / 2**20
+        pairs, options = one["pairs"], {"width": 128, "device": device, "fused": method == "ours"}
+        estimate = loss_bytes(pairs=pairs, atoms=pairs / 12.5, **options) / 2**20
         assert one["peak_mb"] / 1.5 < estimate < one["peak_mb"] * 1.5, one
 
 
 def test_memory_estimate_holds_for_the_tiles_of_a_gpu(monkeypatch):
     """Their size on the CPU, where memory can be measured without a GPU."""
-    for sizes in (partition.TILE_ENTRIES, partition.SLAB_COLUMNS):
+    for sizes in (tiles.TILE_ENTRIES, tiles.COLUMN_BLOCK):
         monkeypatch.setitem(sizes, "cpu", sizes["cuda"])
-    monkeypatch.setattr(partition, "fused_kernels", lambda: None)
+    monkeypatch.setattr(tiles, "fused_kernels", lambda: None)
     generator = torch.Generator().manual_seed(0)
     student, teacher = (torch.randn(800, 128, generator=generator) for _ in range(2))
     student.requires_grad_(True)

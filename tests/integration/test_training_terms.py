@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 from architectures import GEMNET_T
-from conftest import DATASET, TEACHER_MODEL
+from conftest import DATASET, TEACHER_MODEL, TERMS, with_terms, write_cache
 
 from fairchem_crack import keys, terms
 from fairchem_crack.cli import main
@@ -22,32 +22,7 @@ from fairchem_crack.config import TeacherConfig
 from fairchem_crack.evaluation import CheckpointEvaluator
 from fairchem_crack.teacher import Teacher, load_teacher
 
-TERMS = {
-    "relations": {"fn": "crack", "coefficient": 1, "lmax": 1},
-    "node_embeddings": {"fn": "mse", "coefficient": 1},
-    "vector_embeddings": {"fn": "mse", "coefficient": 1},
-    "node_contrast": {"fn": "info_nce", "coefficient": 1},
-    "atom_energies": {"fn": "mae", "coefficient": 1},
-    "teacher_energy": {"fn": "mae", "coefficient": 1},
-    "teacher_forces": {"fn": "l2mae", "coefficient": 1},
-    "force_jacobian": {"fn": "mse", "coefficient": 1},
-}
 GEMNET = {"name": "gemnet_t", **GEMNET_T, "max_neighbors": 20}
-
-
-def with_terms(config: dict, terms: dict) -> dict:
-    config = copy.deepcopy(config)
-    config["loss_functions"] = [*config["loss_functions"][:2], *({key: options} for key, options in terms.items())]
-    return config
-
-
-def write_cache(config: dict, directory: Path) -> Path:
-    file = directory / "cached.yml"
-    file.write_text(yaml.safe_dump(config))
-    gc.collect()  # a former run's data set closes its LMDB when collected; one process opens it only once
-    flags = ["--config-yml", str(file), "--cpu", "--output", str(directory / "cache")]
-    main(["cache-teacher", *flags, "--dtype", "float32", "--vectors", "--jacobian-rows", "2", "--chunk", "5"])
-    return directory / "cache"
 
 
 @pytest.mark.parametrize("key", TERMS)
