@@ -157,7 +157,7 @@ def test_unreadable_records_of_the_cache(run, config, cache, in_step, whole, tmp
     in_step(5, lambda: overwrite(file, [(place, bytes(len(values))) for place, values in places]))
     with pytest.raises(CacheError, match=r"Teacher cache .*/cache record \d+: .*write it anew"):
         run(config)
-    assert last_step(tmp_path) == 4
+    assert last_step(tmp_path) in (4, 6)  # the batch of step 6 is read while step 5 computes
     overwrite(file, places)
     goes_on(run, config, whole, rel=1e-5)
 
@@ -223,7 +223,7 @@ def test_a_signal_in_the_middle_of_a_step(run, config, faulty, whole, tmp_path, 
 def test_a_cache_cut_short_under_a_training(run, config, cache, faulty, whole, written, tmp_path):
     done = faulty(TRUNCATE=str(cache / "shard.0000.lmdb"))
     assert done.returncode == 1 and "CacheError: Teacher cache" in done.stderr, done.returncode
-    assert last_step(tmp_path) == 4
+    assert last_step(tmp_path) in (4, 6)  # as above
     shutil.copy(written / "shard.0000.lmdb", cache)
     goes_on(run, config, whole, rel=1e-5)
 
