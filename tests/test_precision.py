@@ -125,7 +125,7 @@ def test_every_student_takes_every_term_under_autocast(name, dtype):
             loss = distillation.loss(batch, 1, outputs)
         assert loss.dtype == torch.float32
         loss.backward()
-        values[enabled] = {term.key: distillation.log[f"loss_{term.key}"] for term in terms}
+        values[enabled] = {term.key: float(distillation.log[f"loss_{term.key}"]) for term in terms}
     assert len(values[True]) >= 7 and values[True] == pytest.approx(values[False], rel=0.15)
     gradients = [parameter.grad for parameter in (*student.parameters(), *distillation.projections.parameters())]
     assert all(bool(gradient.isfinite().all()) for gradient in gradients if gradient is not None)
