@@ -1,4 +1,4 @@
-"""Fused float32 kernels of `partition` for the CPU: one pass over a slab, nothing of it stored.
+"""Fused float32 kernels of `partition` for the CPU: one pass over a block of columns, nothing of it stored.
 
 An entry costs one subtraction, one exponential and one division, in registers, instead of a read and a write for each
 operation of torch. numba comes with fairchem; without it, and for float64, masks and CUDA, `partition` runs its torch code,
@@ -136,10 +136,10 @@ def _gradients(gram, first, second, scale, slope, row_weight, column_weight, gra
 
 
 def sum_rows(gram: Tensor, pairs: Tensor, scale: Tensor, total: Tensor, moment: Tensor, largest: Tensor) -> None:
-    """Add a slab's columns to the sums of its rows.
+    """Add a block of columns to the sums of its rows.
 
     Args:
-        gram: (N, C) slab of H.
+        gram: (N, C) block of H.
         pairs: (2, R) atoms of each row.
         scale: (R,).
         total: (R,) += sum_f 2 cosh(x_ef), in place.
@@ -164,7 +164,7 @@ def gradients(
     gram_grad: Tensor,
     scale_grad: Tensor,
 ) -> None:
-    """Add dL/dH of a slab to gram_grad (N, C), and sum_f x_ef dL/dx_ef to scale_grad (R,), in place.
+    """Add dL/dH of a block to gram_grad (N, C), and sum_f x_ef dL/dx_ef to scale_grad (R,), in place.
 
     dL/dx_ef = 2 sinh(x_ef) (row_weight_e + column_weight_f), dx_ef/dH_if = slope_e.
     """

@@ -21,9 +21,7 @@ from fairchem.core.datasets import LmdbDataset, data_list_collater
 
 from fairchem_crack.commands.check import inputs, models
 from fairchem_crack.commands.cli import main
-from fairchem_crack.evaluation.time_and_memory import loss_bytes, peak_growth
-from fairchem_crack.loss import tiles
-from fairchem_crack.loss.crack import crack_loss
+from fairchem_crack.evaluation.time_and_memory import loss_bytes
 from fairchem_crack.training.config_checks import distill_faults, term_faults
 from fairchem_crack.training.scale_factors import scale_factors
 
@@ -289,23 +287,8 @@ def test_memory_estimate_is_that_of_the_benchmark(device, page, method):
         assert one["peak_mb"] / 1.5 < estimate < one["peak_mb"] * 1.5, one
 
 
-def test_memory_estimate_holds_for_the_tiles_of_a_gpu(monkeypatch):
-    """Their size on the CPU, where memory can be measured without a GPU."""
-    for sizes in (tiles.TILE_ENTRIES, tiles.COLUMN_BLOCK):
-        monkeypatch.setitem(sizes, "cpu", sizes["cuda"])
-    monkeypatch.setattr(tiles, "fused_kernels", lambda: None)
-    generator = torch.Generator().manual_seed(0)
-    student, teacher = (torch.randn(800, 128, generator=generator) for _ in range(2))
-    student.requires_grad_(True)
-    pairs = torch.combinations(torch.arange(800))[::40].T.contiguous()
-    work = lambda: crack_loss(student=student, teacher=teacher, pairs=pairs).backward()  # noqa: E731
-    _, peak = peak_growth(work, torch.device("cpu"))
-    estimate = loss_bytes(pairs=pairs.shape[1], atoms=800, width=128, device="cuda", fused=False)
-    assert pairs.shape[1] > 7900 and peak / 1.3 < estimate < peak * 1.3
-
-
 def test_memory_estimate_is_linear_in_pairs_and_atoms():
-    """Beyond the width of a slab."""
+    """Beyond the width of a block of columns."""
     for device, base in (("cpu", 10_000), ("cuda", 100_000)):
         one, two, three = (
             loss_bytes(pairs=base * n, atoms=base * n / 10, width=64, device=device, fused=False) for n in (1, 2, 3)
