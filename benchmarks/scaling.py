@@ -40,7 +40,6 @@ from fairchem_crack import keys
 from fairchem_crack.commands.cache_teacher.job import Job, cache_teacher
 from fairchem_crack.config import split_loss_functions
 from fairchem_crack.demo.prepare import METADATA_FILE, prepare_demo
-from fairchem_crack.training.trainer import CrackDistillTrainer
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs/oc20/demo"
 TEACHER = CONFIGS / "teacher_equiformer_v2.pt"
@@ -110,8 +109,6 @@ def ready_trainer(student: str, kind: str, directory: Path) -> OCPTrainer:
     trainer.train_sampler = [list(indices[first : first + BATCH_SIZE]) for first in indices[::BATCH_SIZE]]
     trainer.train_loader = trainer.get_dataloader(trainer.train_dataset, trainer.train_sampler)
     begin(trainer)
-    if isinstance(trainer, CrackDistillTrainer):  # a part of each of its steps
-        trainer.optimizer.register_step_pre_hook(trainer._drop_nonfinite_gradients)
     return trainer
 
 

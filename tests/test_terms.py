@@ -27,7 +27,7 @@ from fairchem_crack.teacher.force_jacobian import (
     to_keep,
 )
 from fairchem_crack.teacher.frozen import TeacherOutputs
-from fairchem_crack.training.losses import Part, build_loss, reduce_parts
+from fairchem_crack.training.losses import CrackLoss, Part, build_loss, reduce_parts
 from fairchem_crack.training.terms import COMPARISONS, Step
 
 WIDTH, VECTORS, OF_STUDENT = 5, 4, 3
@@ -383,3 +383,11 @@ def test_parts_are_means_or_sums_and_nothing_is_zero(device):
 def test_a_schedule_goes_from_one_to_its_final_factor(schedule, expected):
     config = ScheduleConfig(**schedule)
     assert [config.factor(progress) for progress in (0, 0.25, 0.5, 1.0)] == pytest.approx(expected)
+
+
+def test_a_crack_loss_keeps_its_diagnostics_and_not_its_graph():
+    loss = CrackLoss()
+    student, teacher = torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(0))
+    values = loss(student.requires_grad_(), teacher, torch.tensor([3, 3]))
+    assert values.requires_grad and len(values) == 6 and not loss.terms.loss.requires_grad
+    assert torch.equal(loss.terms.loss, values.detach()) and loss.diagnostics()["pairs"] == 6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, Optional, Union
 
 import torch
@@ -49,11 +50,12 @@ class CrackLoss(nn.Module):
         systems = torch.repeat_interleave(numbers, natoms.to(pred.device), output_size=len(pred))
         pairs = _all_pairs(systems) if self.pairs is None else self.pairs
         if self.options.get("negatives") == "world":
-            self.terms = self._among_all_ranks(pred, target.detach(), pairs)
+            terms = self._among_all_ranks(pred, target.detach(), pairs)
         else:
             given: dict[str, Any] = {"student": pred, "teacher": target, "pairs": pairs, "systems": systems}
-            self.terms = crack_terms(**given, generator=self.generator, **self.options)
-        return self.terms.loss
+            terms = crack_terms(**given, generator=self.generator, **self.options)
+        self.terms = replace(terms, loss=terms.loss.detach())  # its graph would be kept until the next call
+        return terms.loss
 
     def diagnostics(self) -> dict[str, Union[Tensor, float]]:
         """() numbers of the last call, by the names under which a step is logged."""
