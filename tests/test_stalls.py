@@ -19,7 +19,7 @@ STEP = 3  # that is counted: nothing is set up, validated or saved in it
 CACHED = {
     "readout.py": 1,  # what is logged, and whether it is finite, before the backward pass
     "guard.py": 1,  # whether the gradients are, before the update
-    "contrastive.py": 1,  # whether a pair has no direction
+    "crack.py": 1,  # whether a pair has no direction
 }
 ALLOWED = {
     "cached": CACHED,
