@@ -32,7 +32,7 @@ demo: venv
 	  { echo "STUDENT is painn or gemnet_dT, TEACHER is equiformer_v2 or escn."; exit 1; }
 	@echo; echo "== 1/5  Data: adsorbates on metal slabs, labelled with EMT, in OC20's LMDB format -> data/demo"
 	$(BIN)/fairchem-crack prepare-demo data/demo
-	@echo; echo "== 2/5  What the $(TEACHER) teacher says of the training data, once -> $(CACHE)"
+	@echo; echo "== 2/5  The $(TEACHER) teacher's outputs for the training data, once -> $(CACHE)"
 	$(BIN)/fairchem-crack cache-teacher --config-yml $(CONFIGS)/$(STUDENT)_crack.yml --cpu $(DISTILL) --vectors --jacobian-rows 8
 	@mkdir -p $(RUN)
 	@for seed in $(SEEDS); do \
@@ -45,7 +45,7 @@ demo: venv
 	@$(BIN)/fairchem-crack summarize-demo $(RUN) --teacher $(TEACHER_FILE) --seeds $(SEEDS)
 
 # $(call train,YAML,NAME,OVERRIDES): the stock command; the log goes to a file, the validations to the screen.
-# A training that was interrupted goes on where its last checkpoint was written.
+# A training that was interrupted resumes from its last checkpoint.
 define train
 command="$(BIN)/fairchem --mode train --config-yml $(CONFIGS)/$(1) --cpu --seed $$seed --run-dir $(RUN) --timestamp-id $(2) $(3)"; \
 echo "$$command"; echo "   (log: $(RUN)/$(2).log)"; \

@@ -9,8 +9,8 @@
 
 `run` prepares the demo's data and each teacher's cache once, then trains every missing (student, method, seed, size) by the
 stock `fairchem` command, one thread each, and evaluates its best checkpoint on the four validation splits. Seeds are the
-outermost loop: stopped at any time, every method has the same seeds but for the last. The same command goes on: a run of the
-CSV is not run again, an interrupted one goes on from its checkpoint. accuracy.yml says what the methods are.
+outermost loop: stopped at any time, every method has the same seeds but for the last. The same command resumes: a run of the
+CSV is not run again, an interrupted one resumes from its checkpoint. accuracy.yml says what the methods are.
 
 Budgets. `steps`: every run takes the student's optim.total_steps, whatever the data. `time`: every method takes as long as
 the undistilled student did for these: its number of steps over the cost of a step, as `cost` measured it, in whole epochs

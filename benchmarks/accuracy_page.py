@@ -157,7 +157,8 @@ def page(content: dict[Group, dict], systems: dict[str, int], tuning: list[dict]
         "dominates, with one it is of the systems alone (`fairchem_crack/evaluation/intervals.py`). Mean of the four: of "
         "the errors on the four splits. Step: CPU time of a training step, with the teacher's cache, over the undistilled "
         "one's; the "
-        "methods take turns on the same batches in one process (`accuracy.py cost`), median over the rounds and quartiles.",
+        "methods are interleaved on the same batches in one process (`accuracy.py cost`), median over the rounds and "
+        "quartiles.",
         "",
         "![gap closed](accuracy.png)",
         "",

@@ -93,7 +93,7 @@ class Workspace:
     tuning.csv           the same of candidates, on val_id
     costs.csv            seconds of a step of each student, teacher, method and round
     errors.npz           RUN/SPLIT, (3, K) energy, forces, components, see `CheckpointEvaluator.metrics_and_errors`
-    data/, caches/       the splits and what each teacher says of the training data
+    data/, caches/       the splits and each teacher's outputs for the training data
     runs/RUN.yml, .log   and, from fairchem, runs/checkpoints/RUN, runs/logs/LOGGER/RUN
     """
 

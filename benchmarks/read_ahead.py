@@ -2,7 +2,7 @@
 
     python benchmarks/read_ahead.py --data data/demo/train --cache data/demo-cache-equiformer_v2    # about 5 minutes
 
-The demo's PaiNN in fairchem's training loop, without loader workers, as `--num-gpus` forces it. Both ways take turns of
+The demo's PaiNN in fairchem's training loop, without loader workers, as `--num-gpus` forces it. Both ways are interleaved,
 one epoch on the same batches, in alternating order. Writes read_ahead.json and read_ahead.md to docs/benchmarks/.
 """
 
@@ -86,7 +86,7 @@ def report(content: dict) -> str:
         "# Reading ahead: how long a cached step waits for its batch",
         "",
         f"{content['machine']}. The demo's {content['student']}, distilled from its cache, batches of "
-        f"{content['batch_size']} systems, no loader workers. Both ways take turns of one epoch on the same "
+        f"{content['batch_size']} systems, no loader workers. Both ways are interleaved, one epoch at a time, on the same "
         "batches, in alternating order; an epoch gives the median of its steps, the first of which is not "
         "counted. Figures are medians over the epochs, of the ratios too, in brackets quartiles. "
         f"Load of the machine before it began: {content['load']:.1f}. `{content['command']}` makes this "

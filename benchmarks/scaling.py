@@ -5,9 +5,9 @@
 
 Every rank trains the demo's student on batches of the same systems. Efficiency is the time of a step on one rank over that
 on two; what distillation loses of it is 1 - efficiency(distilled) / efficiency(undistilled). All processes live from the
-start to the end, each with a trainer of every kind; they take turns of a few steps, and sleep in between. Beside one rank
-and two ranks, two runs of one rank each take their turn together: the machine is as busy, and nothing is sent. Writes
-scaling.json and scaling.md to docs/benchmarks/, or scaling_gemnet_dT.json and .md.
+start to the end, each with a trainer of every kind; their steps are interleaved, a few at a time, and they sleep in between.
+Beside one rank and two ranks, two runs of one rank each are timed together: the machine is as busy, and nothing is sent.
+Writes scaling.json and scaling.md to docs/benchmarks/, or scaling_gemnet_dT.json and .md.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ def measure(student: str, directory: Path, rounds: int) -> list[dict[str, dict[s
 
 
 def statistics_of(values: list[float]) -> dict[str, Any]:
-    """Median, quartiles, least and largest, and the interval in which the true median lies, by order statistics."""
+    """Median, quartiles, min and max, and the interval in which the true median lies, by order statistics."""
     ordered = sorted(values)
     outside = max(1, int(binom.ppf((1 - CONFIDENCE) / 2, len(ordered), 0.5)))  # from each end, the interval's last value
     return {
@@ -249,7 +249,8 @@ def report(content: dict) -> str:
         f"{content['machine']}. Weak scaling: the demo's {content['student']}, {BATCH_SIZE} systems "
         f"({min(content['atoms'])} to {max(content['atoms'])} atoms) on each rank, the same on both; gloo, one core and "
         "one thread per rank, DDP on one rank too, as fairchem has it. Efficiency is the time of a step on 1 rank over that "
-        "on 2. Lost is 1 - efficiency / efficiency undistilled, of one round. All kinds and numbers of ranks take turns of "
+        "on 2. Lost is 1 - efficiency / efficiency undistilled, of one round. All kinds and numbers of ranks are "
+        "interleaved, in turns of "
         f"{STEPS - 1} timed steps on the same batches, in alternating order, {content['rounds']} times; a turn gives its "
         "median step. Figures are medians over the rounds, of the ratios too, in brackets quartiles. Load of the machine "
         f"before it began: {content['load']:.2f}. `python benchmarks/scaling.py` makes this page and its JSON file.",
@@ -264,11 +265,11 @@ def report(content: dict) -> str:
         "",
         "## Efficiency lost by distillation",
         "",
-        f"Target: at most {MOST_LOST:.0%}. In brackets the {CONFIDENCE:.0%} interval of the median (least and largest of "
-        f"fewer than {FEWEST} rounds), in the third column least and largest. The first row is a second undistilled run: "
+        f"Target: at most {MOST_LOST:.0%}. In brackets the {CONFIDENCE:.0%} interval of the median (min and max of "
+        f"fewer than {FEWEST} rounds), in the third column min and max. The first row is a second undistilled run: "
         "what the measurement says where there is nothing to find.",
         "",
-        "| | lost, % | least and largest, % | target |",
+        "| | lost, % | min and max, % | target |",
         "|---" * 4 + "|",
     ]
     for kind in (AGAIN, *DISTILLED):

@@ -15,7 +15,7 @@ COLORS = {"student": "#d1495b", "undistilled": "#9aa5b1", "teacher": "#1d3557", 
 
 
 def cell(values: Sequence[float], digits: int = 2) -> str:
-    """Median, least and largest."""
+    """Median, min and max."""
     return f"{median(values):.{digits}f} [{min(values):.{digits}f}, {max(values):.{digits}f}]"
 
 
@@ -29,7 +29,7 @@ def report(content: dict[str, Any]) -> str:
     lines = [
         "# Screening with a student instead of its teacher",
         "",
-        "Medians, in brackets least and largest. CPU time is disturbed less by other work on the machine.",
+        "Medians, in brackets min and max. CPU time is disturbed less by other work on the machine.",
         "",
         "## Verdicts",
         "",

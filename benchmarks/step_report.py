@@ -12,7 +12,7 @@ CLOCKS = {"wall": "", "cpu": "_cpu"}  # what a figure's name ends in; the second
 
 
 def summary(steps: dict) -> dict:
-    """Median, least and largest of each ratio over the rounds, by wall clock and CPU time, and of each time in seconds."""
+    """Median, min and max of each ratio over the rounds, by wall clock and CPU time, and of each time in seconds."""
     ratios = {
         "cached_over_undistilled": lambda s: s["cached"] / s["undistilled"],
         "online_over_sum": lambda s: s["online"] / (s["teacher"] + s["undistilled"]),
@@ -78,9 +78,10 @@ def report(content: dict) -> str:
         f"{content['machine']}. Teacher: an {TEACHER} with random weights. Batches of {content['batch_size']} of "
         f"{len(content['atoms'])} slabs of {_range(content['atoms'])} atoms. A step is a turn of "
         "fairchem's training loop: load and collate the batch (no loader workers), forward, losses, metrics, backward, "
-        "clipping, optimizer, EMA. The kinds of step take turns on the same batches in one run, undistilled and cached in "
+        "clipping, optimizer, EMA. The kinds of step are interleaved on the same batches in one run, "
+        "undistilled and cached in "
         "alternating order and after a step that is not timed, as the teacher alone slows the next one; figures are medians "
-        "over the rounds, of the ratios too, in brackets least and largest. CPU time is disturbed less by other work on the "
+        "over the rounds, of the ratios too, in brackets min and max. CPU time is disturbed less by other work on the "
         f"machine. `{content['command']}` makes this page and `step.json`.",
         "",
         "## Ratios",

@@ -3,7 +3,7 @@
     python benchmarks/teacher.py --data data/demo/val_id                    # the demo's EquiformerV2, about 10 minutes
     python benchmarks/teacher.py --data data/demo/val_id --without-compile
 
-All kinds of forward take turns on the same batches, in alternating order. Writes teacher.json and teacher.md to
+All kinds of forward are interleaved on the same batches, in alternating order. Writes teacher.json and teacher.md to
 docs/benchmarks/.
 """
 

@@ -37,7 +37,8 @@ def report(content: dict) -> str:
         [
             "# The teacher: settled edges, bfloat16, torch.compile",
             "",
-            f"{content['machine']}. The demo's EquiformerV2. Forwards to energy and forces take turns on the same batches, "
+            f"{content['machine']}. The demo's EquiformerV2. Forwards to energy and forces are interleaved "
+            "on the same batches, "
             "in alternating order; figures are medians over the rounds, of the ratios too, in brackets quartiles. "
             f"Load of the machine before it began, of {content['cores']} cores: {content['load']:.1f}. "
             f"`{content['command']}` makes this page and `teacher.json`.",

@@ -25,7 +25,7 @@ Precision = Literal["auto", "float32", "bfloat16"]
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    """Where the frozen teacher, or what it said of the training data, comes from."""
+    """Where the frozen teacher, or its outputs for the training data, come from."""
 
     checkpoint: Optional[str] = None  # a fairchem checkpoint file, or a name in fairchem's registry of pretrained models
     cache: Optional[str] = None  # directory of a teacher cache; with it the teacher is not run, and its file may be gone

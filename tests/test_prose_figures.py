@@ -119,7 +119,7 @@ CLAIMS = [
         "O on # of the demo's surfaces the demo's distilled student ranks them with a Spearman correlation of # [#, #] with "
         "EMT, the undistilled one with # [#, #], the teacher with #, at # times the teacher's relaxations an hour; at "
         "constant energy it drifts by # [#, #] meV/atom/ps, the teacher by # [#, #], the undistilled one by # [#, #] (# "
-        "starts, least and largest). At the published sizes a PaiNN h512 has # [#, #] times the throughput of EquiformerV2 "
+        "starts, min and max). At the published sizes a PaiNN h512 has # [#, #] times the throughput of EquiformerV2 "
         "153M and # [#, #] times that of 31M, on 2 CPU threads.",
         [
             len(DEMO["surfaces"]),

@@ -25,7 +25,7 @@ def _split(coefficients: Tensor, lmax_list: list[int]) -> dict[str, Tensor]:
 
 @register_features("equiformer_v2", "equiformer_v2_backbone")
 class EquiformerV2Features(Features):
-    """Embedding: the coefficients behind the last norm."""
+    """Embedding: the coefficients after the last norm."""
 
     has_position_gradients = False  # the rotations of the edges are detached
     makes_edges = ("generate_graph", "_init_edge_rot_mat")
@@ -72,7 +72,7 @@ class ESCNFeatures(Features):
 
 @register_features("esen_backbone")
 class ESENFeatures(Features):
-    """Embedding: the coefficients behind the last norm."""
+    """Embedding: the coefficients after the last norm."""
 
     makes_edges = ("generate_graph", "get_rotmat_and_wigner")
 

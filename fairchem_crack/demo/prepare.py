@@ -47,7 +47,7 @@ def prepare_demo(directory: Path, *, sizes: dict[str, int], seed: int, workers: 
     """Write `sizes[split]` systems of each split to `directory/split`.
 
     A split is written beside its final place and renamed when complete. A complete split with the same manifest is kept;
-    an interrupted one goes on where it stopped; a different one is refused.
+    an interrupted one resumes where it stopped; a different one is refused.
 
     Raises:
         ValueError: the directory holds splits of another seed or size.

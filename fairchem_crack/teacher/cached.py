@@ -55,7 +55,7 @@ def open_cache(config: TeacherConfig, device: torch.device) -> TeacherCache:
 
 
 class CachedDataset(Dataset):
-    """A dataset of fairchem, each system with what the teacher says of it. Read by the loader's workers.
+    """A dataset of fairchem, each system with the teacher's outputs for it. Read by the loader's workers.
 
     Args:
         fields: of the cache, those to attach.
@@ -106,7 +106,7 @@ class CachedTeacher:
         self.vector_width, self.cache, self.use_pbc = plan.vector_width, cache, plan.graph.get("use_pbc", True)
 
     def __call__(self, batch: Batch, wanted: Collection[str] = (keys.NODE_EMBEDDING,), seed: int = 0) -> TeacherOutputs:
-        """What the cache says of the batch.
+        """The cached outputs for the batch.
 
         Args:
             wanted: fields of `TeacherOutputs`, of those that `CachedDataset` has attached.

@@ -2,8 +2,8 @@
 
 For a coordinate k (an atom and x, y or z) a row of a conservative force field is d F_k / d x = d F / d x_k = -d2E / dx dx_k.
 The student's is the first form, one extra backward pass; the teacher's the second, a central difference of its forces, for
-EquiformerV2 and eSCN detach the rotations of their edges, so that autograd has not the whole derivative of their forces.
-The Hessian is symmetric, and both forms are estimates of the same numbers where forces are not exactly conservative.
+EquiformerV2 and eSCN detach the rotations of their edges, so that autograd does not provide the whole derivative of their
+forces. The Hessian is symmetric, and both forms are estimates of the same numbers where forces are not exactly conservative.
 Source of matching Hessian rows: Amin, Raja, Krishnapriyan 2025.
 """
 

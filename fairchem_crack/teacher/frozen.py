@@ -38,7 +38,7 @@ from fairchem_crack.teacher.force_jacobian import JacobianRows, draw_coordinates
 
 @dataclass(frozen=True)
 class TeacherOutputs:
-    """What a teacher says of a batch: ordinary tensors, without gradient; None is what it was not asked for.
+    """A teacher's outputs for a batch: ordinary tensors, without gradient; None for a field that was not requested.
 
     Attributes:
         edge_index: (2, E) edges the teacher passed messages along.
@@ -92,7 +92,7 @@ class Teacher:
     def __call__(self, batch: Batch, wanted: Collection[str] = (keys.NODE_EMBEDDING,), seed: int = 0) -> TeacherOutputs:
         """Run the teacher on a batch on its device.
 
-        What it says of a system does not depend on the other systems of the batch, see `_OfItsSystemAlone`; the caller's
+        Its outputs for a system do not depend on the other systems of the batch, see `_OfItsSystemAlone`; the caller's
         random number stream is left as it was.
 
         Args:
@@ -209,7 +209,7 @@ def own(batch: Batch) -> Batch:
 
 
 class _OfItsSystemAlone(TorchFunctionMode):
-    """Within it a model says of a system what it would say of it alone; a cache's records are then those of any batch.
+    """Within it a model's outputs for a system are those for the system alone; a cache has the same records for any batch.
 
     EquiformerV2, eSCN and eSEN draw a random frame for each edge, which their grids make visible in the third digit: here
     all edges draw the same numbers. Among equally distant neighbors beyond `max_neighbors` the first ones are kept. Both

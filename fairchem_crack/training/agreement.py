@@ -46,7 +46,7 @@ class EnergyAgreement:
 
 
 def energy_agreement(labels: Tensor, teacher: Tensor, batch: Batch) -> EnergyAgreement:
-    """Judge the teacher's energies by the labels. A fit is judged on each system by the other ones.
+    """Compare the teacher's energies with the labels. A fit is evaluated on each system from the others.
 
     Args:
         labels: (B,) eV.

@@ -1,4 +1,4 @@
-"""`ResumableTrainer`: a checkpoint at any moment, whole or not at all, from which a training goes on as if uninterrupted."""
+"""`ResumableTrainer`: a checkpoint at any moment, whole or not at all, from which a training resumes as if uninterrupted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data and caches that break while a training reads them, and a training that is told to end: the next run goes on."""
+"""Data and caches that break while a training reads them, and a training that is told to end: the next run resumes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run interrupted anywhere and started again goes on as the uninterrupted one."""
+"""A run interrupted anywhere and started again resumes as the uninterrupted one."""
 
 from __future__ import annotations
 

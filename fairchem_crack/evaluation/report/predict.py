@@ -1,4 +1,4 @@
-"""What the models say of the systems, and how fast."""
+"""The models' outputs for the systems, and how fast."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def predict(
 def atoms_per_second(models: Mapping[str, Teacher], systems: list[Data], device: torch.device) -> dict[str, float]:
     """Atoms per second of inference on one batch, of each model as it stands, without what makes a `Teacher` reproducible.
 
-    The models take turns, and the fastest of their rounds counts: what else the machine does meanwhile hurts none alone.
+    The models are interleaved, and the fastest of their rounds counts: other work of the machine then hurts no single one.
     """
     batch = next(batches(systems, len(systems), device))
     times: dict[str, list[float]] = {role: [] for role in models}

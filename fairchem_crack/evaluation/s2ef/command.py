@@ -173,7 +173,7 @@ def atoms_note(found: dict[Path, Found]) -> str:
 def _throughput(
     models: list[Path], data: dict[str, Path], dataset: dict[str, Any], options: argparse.Namespace
 ) -> Throughput:
-    """Speed and memory of every model on the first systems of the first split; models take turns."""
+    """Speed and memory of every model on the first systems of the first split; models are interleaved."""
     if not options.batch_sizes:
         return {}
     records = first_records(next(iter(data.values())), dataset, max(options.batch_sizes))

@@ -1,7 +1,7 @@
 """`fairchem-crack bench`: how fast checkpoints are at what they are used for, next to each other.
 
-Models take turns within each repeat, so that a machine that becomes slower does so for all of them; a ratio is the median of
-the ratios of the single repeats.
+Models are interleaved within each repeat, so that a machine that becomes slower does so for all of them; a ratio is the
+median of the ratios of the single repeats.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ MIB = 2**20
 
 
 def report(content: dict[str, Any]) -> str:
-    """The tables: medians, in brackets least and largest of the repeats."""
+    """The tables: medians, in brackets min and max of the repeats."""
     checkpoints = content["checkpoints"]
     options = content["options"]
     atoms = content["systems"]["atoms"]
@@ -38,7 +38,7 @@ def report(content: dict[str, Any]) -> str:
 
 
 def cell(values: Sequence[float], digits: int = 3) -> str:
-    """Median, least and largest to so many significant digits."""
+    """Median, min and max to so many significant digits."""
     return f"{number(median(values), digits)} [{number(min(values), digits)}, {number(max(values), digits)}]"
 
 

@@ -1,4 +1,4 @@
-"""The teacher cache: what a teacher says of every system of a dataset, on disk.
+"""The teacher cache: a teacher's outputs for every system of a dataset, on disk.
 
 A cache is a directory of LMDB shards and two JSON files. `plan.json`, written first, says whose it is; `header.json`,
 written when every system is there, repeats it and lists the shards. A shard maps the number of a chunk (8 bytes, big

@@ -88,7 +88,7 @@ class TeacherCache:
         except lmdb.Error as error:
             raise self._error(f"has a damaged {name} ({error})") from error
         if identity != identity_of(self.plan, name):
-            raise self._error(f"has a {name} that is another one's")
+            raise self._error(f"has a {name} that belongs to another cache")
 
     def __len__(self) -> int:
         return self.plan.systems

@@ -72,7 +72,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Record:
-    """What a teacher says of one system of N atoms.
+    """A teacher's outputs for one system of N atoms.
 
     Attributes:
         digest: of the system, `system_digest`.
