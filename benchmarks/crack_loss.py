@@ -14,6 +14,7 @@ import json
 import math
 import os
 import platform
+import re
 import resource
 import statistics
 import subprocess
@@ -185,7 +186,8 @@ def _fits(pairs: int, device: str) -> bool:
     need = DENSE_MATRICES * (2 * pairs) ** 2 * 4
     if device == "cuda":
         return need < 0.9 * torch.cuda.mem_get_info()[0]
-    return need < 0.7 * os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    available = re.search(r"^MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+    return available is not None and need < 0.7 * 1024 * int(available[1])
 
 
 def exponent(rows: list[dict], quantity: str) -> float:

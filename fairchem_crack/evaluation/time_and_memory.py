@@ -17,7 +17,7 @@ WARM_UP = 2  # torch.jit, which PaiNN uses, compiles in the first two runs
 REPEATS = 3  # timed runs after them
 
 # Copies of a (P, D) or (N, D) array alive at the loss's peak, fitted to crack_loss.json and crack_loss_gpu.json of the docs.
-EMBEDDING_COPIES = {"cpu": 9, "cuda": 5}
+EMBEDDING_COPIES = {"cpu": 7, "cuda": 5}
 # And of a tile.
 TILE_COPIES = {"cpu": 4, "cuda": 4}
 
