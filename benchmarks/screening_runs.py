@@ -19,6 +19,7 @@ from scipy.stats import spearmanr
 
 from fairchem_crack.demo.systems import Catalyst, catalysts, clean_slab, reference_energy
 from fairchem_crack.evaluation.speed.runs import Model, forward_seconds, relax, warm_up
+from fairchem_crack.io.samples import evenly_spaced
 
 # Heights in A at which the adsorbate starts over the top layer, by the coordination of the site.
 SITES = {
@@ -47,8 +48,7 @@ class Candidate:
 def surfaces(count: int) -> list[Catalyst]:
     """The demo's catalysts with facets of `SITES`, those held out of its training too; `count` of them, spread over all."""
     found = [one for held_out in (False, True) for one in catalysts(held_out=held_out) if one.facet in SITES]
-    count = min(count, len(found))
-    return [found[index * len(found) // count] for index in range(count)]
+    return [found[index] for index in evenly_spaced(len(found), count)]
 
 
 def candidates(chosen: list[Catalyst], adsorbate: str) -> list[Candidate]:

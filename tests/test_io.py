@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,9 @@ from torch_geometric.data import Data
 from fairchem_crack.evaluation.relaxations.metrics import distance_within_thresholds, distances
 from fairchem_crack.io.atoms import atoms_at, to_atoms
 from fairchem_crack.io.datasets import open_dataset
+from fairchem_crack.io.files import whole, write_json
 from fairchem_crack.io.named_records import NamedRecords, ids_of, listed
+from fairchem_crack.io.samples import evenly_spaced
 from fairchem_crack.teacher.cached import digest_of
 
 
@@ -116,3 +120,26 @@ def test_systems_are_listed_by_any_id(batch, sid, expected):
         batch.sid = sid
     assert listed(batch) == expected and (ids_of(batch) is None) == (sid is None)
     assert listed(batch, [1]).endswith(expected.rpartition(" ")[2])
+
+
+def test_a_file_is_whole_or_as_it_was(tmp_path):
+    file = tmp_path / "found.png"
+    file.write_bytes(b"before")
+    with pytest.raises(OSError, match="disk"), whole(file) as partial:
+        assert partial.suffix == ".png"
+        partial.write_bytes(b"half")
+        raise OSError("disk full")
+    assert file.read_bytes() == b"before"
+    with whole(file) as partial:
+        partial.write_bytes(b"after")
+    assert file.read_bytes() == b"after" and list(tmp_path.iterdir()) == [file]
+
+
+def test_json_has_null_for_what_is_not_a_number(tmp_path):
+    write_json(tmp_path / "found.json", {"mae": [1.5, float("nan"), (float("inf"), 2)], "name": "ü"})
+    assert json.loads((tmp_path / "found.json").read_text()) == {"mae": [1.5, None, [None, 2]], "name": "ü"}
+
+
+@pytest.mark.parametrize("size, count, indices", [(10, 4, [0, 2, 5, 7]), (3, 5, [0, 1, 2]), (4, 4, [*range(4)]), (0, 5, [])])
+def test_a_sample_is_evenly_spaced(size, count, indices):
+    assert evenly_spaced(size, count) == indices

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
 from fairchem_crack.commands.flags import parser_of, read_or_refuse
-from fairchem_crack.io.files import write_text
+from fairchem_crack.io.files import write_json
 from fairchem_crack.training.scale_factors import fit_scale_factors
 
 
@@ -22,7 +21,7 @@ def fit_scales(arguments: list[str]) -> None:
             raise ValueError(f"--output {output}: expected the name of a .json file.")
         factors = fit_scale_factors(given.config)
         output.parent.mkdir(parents=True, exist_ok=True)
-        write_text(output, json.dumps(factors, indent=1) + "\n")
+        write_json(output, factors)
     except (ValueError, OSError) as error:
         sys.exit(f"fairchem-crack fit-scales: {error}")
     print(f"{len(factors)} scale factors written. Set model.scale_file: {output}")

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import mean
 
 from fairchem_crack.demo.prepare import SPLITS
 from fairchem_crack.evaluation.s2ef.evaluator import CheckpointEvaluator
-from fairchem_crack.io.files import write_text
+from fairchem_crack.io.files import whole, write_json
 
 MODELS = ("undistilled", "crack", "teacher")
 COLUMNS = {  # of summary.json: heading, format
@@ -42,7 +40,7 @@ def summarize_demo(run_dir: Path, *, data: Path, teacher: Path, seeds: list[int]
     rows = [row for model, seed, path in checkpoints for row in _evaluate(model, seed, path, data)]
     logging.disable(logging.NOTSET)
 
-    write_text(run_dir / "summary.json", json.dumps(rows, indent=1))
+    write_json(run_dir / "summary.json", rows)
     draw(rows, run_dir / "summary.png")
     print(table(rows))
     print("\nWritten:")
@@ -132,7 +130,6 @@ def draw(rows: list[dict], file: Path) -> None:
         axis.margins(y=0.18)
         axis.spines[["top", "right"]].set_visible(False)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
-    partial = file.with_suffix(".partial.png")
-    figure.savefig(partial, dpi=150)
+    with whole(file) as partial:
+        figure.savefig(partial, dpi=150)
     pyplot.close(figure)
-    os.replace(partial, file)

@@ -17,6 +17,7 @@ from fairchem_crack import keys
 from fairchem_crack.io.atoms import atoms_at
 from fairchem_crack.io.calculators import calculator_of, energy_and_forces
 from fairchem_crack.io.named_records import NamedRecords, check_cells
+from fairchem_crack.io.samples import evenly_spaced
 from fairchem_crack.loss.relations import unordered_pairs
 from fairchem_crack.teacher.cache import CacheError, Plan, Record
 from fairchem_crack.teacher.cached import SAMPLE, digest_of
@@ -112,8 +113,8 @@ class CalculatorSource:
 
 def sample_digest(dataset: NamedRecords) -> str:
     """Digest of some of the systems, evenly spaced."""
-    digest, size = hashlib.blake2b(digest_size=16), len(dataset)
-    for index in sorted({number * size // SAMPLE for number in range(SAMPLE)}):
+    digest = hashlib.blake2b(digest_size=16)
+    for index in evenly_spaced(len(dataset), SAMPLE):
         digest.update(digest_of(dataset[index]))
     return digest.hexdigest()
 

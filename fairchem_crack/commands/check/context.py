@@ -18,6 +18,7 @@ from torch_geometric.data import Batch
 from fairchem_crack.config import DistillConfig, TeacherConfig, TermConfig
 from fairchem_crack.io.datasets import only_split
 from fairchem_crack.io.named_records import NamedRecords
+from fairchem_crack.io.samples import evenly_spaced
 from fairchem_crack.teacher.cached import CachedTeacher
 from fairchem_crack.teacher.frozen import Teacher
 from fairchem_crack.training.distillation import Distillation
@@ -133,9 +134,7 @@ class Check:
 
     def take_sample(self, split: str, dataset: Any) -> None:
         """Keep evenly spaced systems of a dataset, for the sections that look at systems."""
-        size = len(dataset)
-        sample = min(SAMPLE_SYSTEMS, size)
-        self.samples[split] = [dataset[index * size // sample] for index in range(sample)]
+        self.samples[split] = [dataset[index] for index in evenly_spaced(len(dataset), SAMPLE_SYSTEMS)]
 
     @property
     def ranks(self) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-import json
 import logging
 import math
 import sys
@@ -33,7 +32,7 @@ from fairchem_crack.evaluation.relaxations.reading import (
 )
 from fairchem_crack.io.arguments import named_values
 from fairchem_crack.io.calculators import calculator_of
-from fairchem_crack.io.files import write_text
+from fairchem_crack.io.files import write_json, write_text
 
 
 def parser() -> argparse.ArgumentParser:
@@ -179,10 +178,6 @@ def as_csv(rows: Sequence[Row]) -> str:
 
 def _write(output: Path, rows: Sequence[Row], notes: Sequence[str]) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
-    written = [asdict(row) for row in rows]
-    for row in written:
-        for found in row["metrics"].values():
-            found.update({end: None for end, value in found.items() if math.isnan(value)})  # JSON has no NaN
-    write_text(output.with_name(f"{output.name}.json"), json.dumps({"rows": written, "notes": notes}, indent=1) + "\n")
+    write_json(output.with_name(f"{output.name}.json"), {"rows": [asdict(row) for row in rows], "notes": notes})
     write_text(output.with_name(f"{output.name}.csv"), as_csv(rows))
     print(f"\nWritten: {output}.json, {output}.csv")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import platform
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -151,21 +150,8 @@ def collect(request: Request) -> Findings:
     )
 
 
-def as_json(findings: Findings) -> dict[str, Any]:
-    """The numbers of the tables, for other programs; null is a number that does not exist."""
-    return _finite(_numbers(findings))
-
-
-def _finite(value: Any) -> Any:
-    """Dictionaries and lists whose NaN and infinities are None, which JSON knows."""
-    if isinstance(value, dict):
-        return {key: _finite(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_finite(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _numbers(findings: Findings) -> dict[str, Any]:
+def numbers_of(findings: Findings) -> dict[str, Any]:
+    """The numbers of the tables, for other programs."""
     return {
         "facts": findings.facts,
         "models": {role: vars(model) for role, model in findings.models.items()},

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
-import os
 import sys
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fairchem_crack.io.arguments import IMPORT_HELP
-from fairchem_crack.io.files import write_text
+from fairchem_crack.io.files import whole, write_json, write_text
 from fairchem_crack.plugins import load_plugins
 
 if TYPE_CHECKING:
@@ -78,7 +76,7 @@ def write_report(request: Request) -> tuple[Path, int]:
     Returns:
         The page, and how many pictures are beside it.
     """
-    from fairchem_crack.evaluation.report.collect import as_json, collect
+    from fairchem_crack.evaluation.report.collect import collect, numbers_of
     from fairchem_crack.evaluation.report.page import page
     from fairchem_crack.evaluation.report.sections import sections
 
@@ -88,14 +86,8 @@ def write_report(request: Request) -> tuple[Path, int]:
     request.output.mkdir(parents=True, exist_ok=True)
     pictures = [picture for section in shown for picture in section.all_pictures]
     for picture in pictures:
-        _write_bytes(request.output / f"{picture.name}.png", picture.png)
-    write_text(request.output / NUMBERS, json.dumps(as_json(findings), indent=1) + "\n")
+        with whole(request.output / f"{picture.name}.png") as partial:
+            partial.write_bytes(picture.png)
+    write_json(request.output / NUMBERS, numbers_of(findings))
     write_text(request.output / PAGE, html)
     return request.output / PAGE, len(pictures)
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    """Write under a temporary name and rename."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)

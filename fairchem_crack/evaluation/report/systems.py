@@ -18,6 +18,7 @@ from fairchem_crack import keys
 from fairchem_crack.evaluation.report.request import SETTINGS
 from fairchem_crack.io.datasets import open_dataset
 from fairchem_crack.io.named_records import NamedRecords, free_atoms
+from fairchem_crack.io.samples import evenly_spaced
 
 ADSORBATE = 2  # OC20's tag of its atoms
 
@@ -73,8 +74,7 @@ def load_split(name: str, options: dict[str, Any], *, systems: int, free_atoms_o
     try:
         dataset = NamedRecords(open_dataset(options), name)
         total = len(dataset)
-        count = min(systems, total)
-        chosen = [dataset[index * total // count] for index in range(count)]
+        chosen = [dataset[index] for index in evenly_spaced(total, systems)]
     except Exception as error:
         raise ValueError(f"{name}: {options['src']} cannot be read ({type(error).__name__}: {error}).") from error
     del dataset

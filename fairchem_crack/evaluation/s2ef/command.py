@@ -6,9 +6,7 @@ The figures are those of fairchem's own `--mode validate`; intervals come from a
 from __future__ import annotations
 
 import argparse
-import json
 import logging
-import math
 import sys
 import warnings
 from collections.abc import Sequence
@@ -29,7 +27,7 @@ from fairchem_crack.evaluation.speed.command import measure_throughput
 from fairchem_crack.evaluation.speed.runs import Model
 from fairchem_crack.io.arguments import IMPORT_HELP, named_values
 from fairchem_crack.io.atoms import to_atoms
-from fairchem_crack.io.files import write_text
+from fairchem_crack.io.files import write_json, write_text
 from fairchem_crack.plugins import load_plugins
 from fairchem_crack.teacher.frozen import read_checkpoint
 from fairchem_crack.training.config_checks import check_dataset, check_gpus
@@ -199,15 +197,6 @@ def _speed(cell: dict[str, Any]) -> str:
     return f"{median(cell['atoms_per_second']):,.0f}{memory}"
 
 
-def _with_null(content: Any) -> Any:
-    """NaN, which JSON has not, as None."""
-    if isinstance(content, dict):
-        return {key: _with_null(value) for key, value in content.items()}
-    if isinstance(content, (list, tuple)):
-        return [_with_null(value) for value in content]
-    return None if isinstance(content, float) and math.isnan(content) else content
-
-
 def _write(output: Path, rows: list[Row], found: dict[Path, Found], throughput: Throughput) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     short = names(list(found))
@@ -223,8 +212,7 @@ def _write(output: Path, rows: list[Row], found: dict[Path, Found], throughput: 
         for path, one in found.items()
     }
     speed = {one["name"]: one["speed"] for one in models.values() if one["speed"]}
-    content = _with_null({"rows": [asdict(row) for row in rows], "models": models})
-    write_text(output.with_name(f"{output.name}.json"), json.dumps(content, indent=1) + "\n")
+    write_json(output.with_name(f"{output.name}.json"), {"rows": [asdict(row) for row in rows], "models": models})
     write_text(output.with_name(f"{output.name}.csv"), as_csv(rows, speed))
     draw(rows, speed, output.with_name(f"{output.name}.png"))
     print(f"\nWritten: {output}.json, {output}.csv, {output}.png")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from statistics import median
 from typing import Any, Optional
 
 from fairchem_crack.evaluation.intervals import Interval
+from fairchem_crack.io.files import whole
 
 COLUMNS = {  # heading, format; as fairchem's Evaluator calls them
     "energy_mae": ("energy MAE [eV]", "{:.4f}"),
@@ -135,10 +135,9 @@ def draw(rows: Sequence[Row], throughput: Throughput, file: Path) -> None:
     if throughput:
         _draw_speeds(axes[-1], throughput, shades)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=min(len(models), 4), frameon=False)
-    partial = file.with_suffix(".partial.png")
-    figure.savefig(partial, dpi=150)
+    with whole(file) as partial:
+        figure.savefig(partial, dpi=150)
     pyplot.close(figure)
-    os.replace(partial, file)
 
 
 def literal(name: str) -> str:

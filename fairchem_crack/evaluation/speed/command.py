@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import json
 import platform
 import sys
 import warnings
@@ -34,7 +33,7 @@ from fairchem_crack.evaluation.speed.runs import (
 from fairchem_crack.evaluation.speed.systems import make_systems, read_systems, take
 from fairchem_crack.evaluation.speed.tables import report
 from fairchem_crack.io.arguments import IMPORT_HELP
-from fairchem_crack.io.files import write_text
+from fairchem_crack.io.files import write_json
 from fairchem_crack.plugins import load_plugins
 
 QUANTITIES = ("throughput", "latency", "dynamics", "relaxation")
@@ -51,7 +50,7 @@ def bench(arguments: list[str]) -> None:
         content = run(options)
         if options.output is not None:
             options.output.parent.mkdir(parents=True, exist_ok=True)
-            write_text(options.output, json.dumps(content, indent=1) + "\n")
+            write_json(options.output, content)
     except (ValueError, OSError) as error:
         sys.exit(f"fairchem-crack bench: {error}")
     print(report(content))

@@ -1,0 +1,9 @@
+"""Some of many."""
+
+from __future__ import annotations
+
+
+def evenly_spaced(size: int, count: int) -> list[int]:
+    """At most `count` indices below `size`, in order: 0, and then one every size / count."""
+    count = min(count, size)
+    return [index * size // count for index in range(count)]
