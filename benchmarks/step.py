@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import os
 import platform
 import shlex
 import subprocess
@@ -75,8 +76,9 @@ def main() -> None:
         systems = read_systems(options.systems, SYSTEMS) if options.systems else make_systems(ATOMS, SYSTEMS)
         atoms = write_dataset(systems, Path(directory) / "train")
         command = [sys.executable, "-W", "ignore", __file__, *_passed_on(options), "--directory", directory]
+        threads = dict.fromkeys(("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"), str(options.threads))  # fairchem takes numba's
         for case in (CACHE, *options.students):
-            if subprocess.run([*command, "--case", case]).returncode != 0:
+            if subprocess.run([*command, "--case", case], env={**os.environ, **threads}).returncode != 0:
                 sys.exit(f"{case} failed; see above.")
             raw[case] = json.loads((Path(directory) / f"{case}.json").read_text())
     students, cache = {name: summary(raw[name]) for name in options.students}, cache_ratios(raw[CACHE])
