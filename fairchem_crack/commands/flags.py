@@ -13,6 +13,7 @@ import yaml
 from fairchem.core.common.flags import flags
 from fairchem.core.common.utils import build_config, create_dict_from_args, merge_dicts
 
+from fairchem_crack.commands.configs import locate, teacher_override
 from fairchem_crack.config import suggestion
 from fairchem_crack.plugins import imports_of, load_plugins
 from fairchem_crack.training.spelling import BLOCKS, SETTINGS, misspelt_names, nearest
@@ -60,11 +61,13 @@ def read(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Given:
         FileNotFoundError: there is no such YAML.
     """
     options, rest = parser.parse_known_args(["--mode", "train", *arguments])
+    options.config_yml = locate(options.config_yml)
     try:
         without_overrides = build_config(options, [])
     except (yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"--config-yml {options.config_yml}: cannot be read as a config of fairchem: {error}") from error
     known_flags = [name for action in parser._actions for name in action.option_strings if name.startswith("--")]
+    rest = [*teacher_override(options.config_yml, without_overrides), *rest]
     overrides, problems, warnings = examine_overrides(rest, without_overrides, known_flags)
     try:
         config, _ = merge_dicts(without_overrides, create_dict_from_args(overrides))
