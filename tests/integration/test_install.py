@@ -25,8 +25,8 @@ HOMES = {  # folders of the tree, and where the wheel has them
     "fairchem_crack": "fairchem_crack",
     "configs": "fairchem_crack/configs",
 }
-# What a user does, in one process, which imports fairchem once: train by the stock `fairchem` command, on two ranks; read every
-# command's help; evaluate the student.
+# What a user does, in one process, which imports fairchem once: train by the stock command, on two ranks; read the help of
+# every command; evaluate the student.
 USE = """
 import contextlib, io, json, os, sys
 import fairchem.core._cli
