@@ -9,11 +9,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from accuracy_figure import draw, draw_learning_curve
-from accuracy_page import curve_file, page
-from accuracy_runs import COSTS, SPLITS, TEACHER, Run, Workspace
-from accuracy_summary import Group, Results, choices, compared, curves, hours, in_order, summary
-
+from benchmarks.accuracy.figure import draw, draw_learning_curve
+from benchmarks.accuracy.page import curve_file, page
+from benchmarks.accuracy.runs import COSTS, SPLITS, TEACHER, Run, Workspace
+from benchmarks.accuracy.summary import Group, Results, choices, compared, curves, hours, in_order, summary
 from fairchem_crack.evaluation.intervals import Interval
 from fairchem_crack.io.files import write_text
 

@@ -1,11 +1,11 @@
 """Accuracy of distilled students: methods x students x seeds by one command, resumable, into one CSV; a page by another.
 
-    python benchmarks/accuracy.py run --students painn --methods undistilled crack --seeds 0 1 2 --output runs/accuracy
-    python benchmarks/accuracy.py run ... --train-systems 75 300 1200   # a learning curve, on the same validation splits
-    python benchmarks/accuracy.py cost --students painn --methods undistilled crack --output runs/accuracy  # of a step
-    python benchmarks/accuracy.py run ... --budget time                 # once their costs are there
-    python benchmarks/accuracy.py report runs/accuracy                  # docs/benchmarks/accuracy.{md,json,png}
-    python benchmarks/accuracy.py report docs/benchmarks/accuracy       # the same from the published CSV
+    python -m benchmarks.accuracy run --students painn --methods undistilled crack --seeds 0 1 2 --output runs/accuracy
+    python -m benchmarks.accuracy run ... --train-systems 75 300 1200   # a learning curve, on the same validation splits
+    python -m benchmarks.accuracy cost --students painn --methods undistilled crack --output runs/accuracy  # of a step
+    python -m benchmarks.accuracy run ... --budget time                 # once their costs are there
+    python -m benchmarks.accuracy report runs/accuracy                  # docs/benchmarks/accuracy.{md,json,png}
+    python -m benchmarks.accuracy report docs/benchmarks/accuracy       # the same from the published CSV
 
 `run` prepares the demo's data and each teacher's cache once, then trains every missing (student, method, seed, size) by the
 stock `fairchem` command, one thread each, and evaluates its best checkpoint on the four validation splits. Seeds are the
@@ -38,9 +38,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from accuracy_page import tuning_table
-from accuracy_report import write_report
-from accuracy_runs import (
+
+from benchmarks.accuracy.page import tuning_table
+from benchmarks.accuracy.report import write_report
+from benchmarks.accuracy.runs import (
     COMPARISON,
     COSTS,
     ONE_THREAD,
@@ -59,7 +60,7 @@ from accuracy_runs import (
     work,
     write_config,
 )
-from accuracy_summary import choices, step_costs, time_ratio
+from benchmarks.accuracy.summary import choices, step_costs, time_ratio
 
 LOG_TAIL = 15  # lines of a failed run that are shown
 POLL = 0.5  # seconds
@@ -187,7 +188,7 @@ def run_all(runs: list[Run], workspace: Workspace, options: argparse.Namespace, 
 
 
 def _start(run: Run, workspace: Workspace, options: argparse.Namespace, lock: int) -> subprocess.Popen:
-    command = [sys.executable, "-W", "ignore", __file__, "work", encode(run), str(workspace.table)]
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.accuracy", "work", encode(run), str(workspace.table)]
     command += ["--comparison", str(options.comparison), "--device", options.device, "--splits", *options.splits]
     workspace.runs.mkdir(parents=True, exist_ok=True)
     with (workspace.runs / f"{run.name}.log").open("a") as log:

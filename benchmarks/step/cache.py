@@ -1,4 +1,4 @@
-"""The teacher cache of `benchmarks/step.py`: what writing and reading it costs."""
+"""The teacher cache of `benchmarks/step`: what writing and reading it costs."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from step_runs import CACHE, Clock, teacher_clock, training_config
 
+from benchmarks.step.runs import CACHE, Clock, teacher_clock, training_config
 from fairchem_crack import keys
 from fairchem_crack.commands.cache_teacher.job import Job, write_chunks
 from fairchem_crack.evaluation.time_and_memory import peak_growth

@@ -1,4 +1,4 @@
-"""Every check and measurement that needs a GPU, in order of importance, each within its own time; called by `gpu.sh`.
+"""Every check and measurement that needs a GPU, in order of importance, each within its own time; called by `run.sh`.
 
 Writes gpu.json, gpu.md and logs.tar.gz to OUT while the parts run: one that is cut off keeps the rows it has written.
 """
@@ -19,10 +19,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import gpu_rows
-from gpu_report import report
+from benchmarks import ROOT
+from benchmarks.gpu import json_lines
+from benchmarks.gpu.report import report
 
-ROOT = Path(__file__).resolve().parents[1]
 TRIALS = {  # what shows that each of the compiled packages loads and runs
     "torch_scatter": "assert torch_scatter.scatter(ones, index).tolist() == [2.0, 2.0]",
     "torch_sparse": "torch_sparse.SparseTensor(row=index, col=index, value=ones, sparse_sizes=(2, 2))[index]",
@@ -56,15 +56,15 @@ class Part:
     gpus: int = 1
 
 
-STEPS = "benchmarks/gpu_steps.py --device {device} --directory {work}/steps --rows {rows}"
+STEPS = "-m benchmarks.gpu.steps --device {device} --directory {work}/steps --rows {rows}"
 PARTS = (
-    Part("tests", "benchmarks/gpu_tests.py --rows {rows}", 90),
-    Part("loss", "benchmarks/crack_loss.py --device {device} --out {work}/loss", 150, compiled=False),
+    Part("tests", "-m benchmarks.gpu.tests --rows {rows}", 90),
+    Part("loss", "-m benchmarks.crack_loss --device {device} --out {work}/loss", 150, compiled=False),
     Part("steps", STEPS, 150),
     Part("amp", STEPS + " --precision amp", 120),
-    Part("host", "benchmarks/gpu_host.py --device {device} --directory {work}/demo --rows {rows}", 120),
-    Part("demo", "benchmarks/gpu_demo.py --device {device} --directory {work}/demo --rows {rows}", 180),
-    Part("ranks", "benchmarks/gpu_demo.py --device {device} --directory {work}/demo --rows {rows} --ranks 2", 60, gpus=2),
+    Part("host", "-m benchmarks.gpu.host --device {device} --directory {work}/demo --rows {rows}", 120),
+    Part("demo", "-m benchmarks.gpu.demo --device {device} --directory {work}/demo --rows {rows}", 180),
+    Part("ranks", "-m benchmarks.gpu.demo --device {device} --directory {work}/demo --rows {rows} --ranks 2", 60, gpus=2),
 )
 
 
@@ -144,8 +144,8 @@ class Day:
     def rows(self, part: Part) -> list[dict]:
         """What the part has written so far."""
         if part.name == "loss":
-            return gpu_rows.read_loss(self.work / "loss", self.work / "loss.log")
-        return gpu_rows.read(self.work / f"{part.name}.jsonl")
+            return json_lines.read_loss(self.work / "loss", self.work / "loss.log")
+        return json_lines.read(self.work / f"{part.name}.jsonl")
 
     def works(self, package: str) -> bool:
         """Whether torch-scatter or torch-sparse loads and runs here; what it says is kept."""
@@ -155,7 +155,7 @@ class Day:
 
     def start_build(self, packages: list[str]) -> None:
         """Compile them for this card, in the background; the wheels go to OUT, for the next call's bundle."""
-        command = ["bash", "benchmarks/gpu_wheels.sh", self.options.bundle, str(self.out), self.content["capability"]]
+        command = ["bash", "benchmarks/gpu/wheels.sh", self.options.bundle, str(self.out), self.content["capability"]]
         cores = max(1, (os.cpu_count() or 1) - 2)  # the parts that run meanwhile need the others
         environment = {**os.environ, "PYTHON": sys.executable, "MAX_JOBS": str(cores)}
         options = {"env": environment, "cwd": ROOT, "stderr": subprocess.STDOUT, "start_new_session": True}
@@ -244,7 +244,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=480.0, help="for all parts together")
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: a dry run at toy size")
     options = parser.parse_args()
-    options.command = shlex.join(["bash", "benchmarks/gpu.sh", "BUNDLE", "OUT", *own_options(sys.argv[1:])])
+    options.command = shlex.join(["bash", "benchmarks/gpu/run.sh", "BUNDLE", "OUT", *own_options(sys.argv[1:])])
     try:
         parts = chosen(options.only)
     except ValueError as error:
@@ -256,7 +256,7 @@ def main() -> None:
 
 
 def own_options(arguments: list[str]) -> list[str]:
-    """The arguments without those that `gpu.sh` adds."""
+    """The arguments without those that `run.sh` adds."""
     added = [index for index, word in enumerate(arguments) if word in ("--bundle", "--site", "--out")]
     return [word for index, word in enumerate(arguments) if not {index, index - 1} & set(added)]
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Optional
 
 import numpy as np
-from accuracy_runs import (
+
+from benchmarks.accuracy.runs import (
     COMPARISON,
     COSTS,
     ERRORS,
@@ -21,7 +22,6 @@ from accuracy_runs import (
     load_comparison,
     run_of,
 )
-
 from fairchem_crack.evaluation.intervals import Errors, Interval, gap_closed_interval, t_interval
 
 MEAN = "mean of the four"

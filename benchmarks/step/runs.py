@@ -1,4 +1,4 @@
-"""Data, trainers and steps of `benchmarks/step.py`."""
+"""Data, trainers and steps of `benchmarks/step`."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from fairchem.core.common.utils import load_config
 from fairchem.core.trainers.ocp_trainer import OCPTrainer
-from step_report import KINDS, TEACHER
 from torch_geometric.data import Batch
 
+from benchmarks import ROOT
+from benchmarks.step.report import KINDS, TEACHER
 from fairchem_crack.config import split_loss_functions
 from fairchem_crack.demo.prepare import DATA_FILE, MAP_SIZE, METADATA_FILE, oc20_record
 from fairchem_crack.teacher.frozen import Teacher
 from fairchem_crack.training.trainer import CrackDistillTrainer
 
-CONFIG = str(Path(__file__).resolve().parents[1] / "configs/oc20/s2ef/200k/{}_from_eqV2-31M.yml")
+CONFIG = str(ROOT / "configs/oc20/s2ef/200k/{}_from_eqV2-31M.yml")
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 CACHE = "cache"
 

@@ -1,4 +1,4 @@
-"""What fairchem-core 1.10 imports and newer packages no longer have, for `benchmarks/gpu.sh`; fairchem stays as it is."""
+"""What fairchem-core 1.10 imports and newer packages no longer have; fairchem stays as it is."""
 
 try:
     import scipy.special

@@ -16,15 +16,17 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import gpu_rows
 import torch
 from fairchem.core.common.utils import setup_imports
 from fairchem.core.datasets import data_list_collater
 from fairchem.core.preprocessing import AtomsToGraphs
-from gpu_demo import OURS, TEACHER, Demo
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from benchmarks import ROOT
+from benchmarks.gpu import json_lines
+from benchmarks.gpu.demo import OURS, TEACHER, Demo
+
+sys.path.insert(0, str(ROOT / "tests"))
 
 from architectures import MODELS, build
 
@@ -110,7 +112,7 @@ def attempt(rows: Path, kind: str, what: str, work: Callable[[], None]) -> None:
     except Exception as problem:
         error = str(problem) if isinstance(problem, RuntimeError) else traceback.format_exc()[-1500:]
         print(what, error, flush=True)
-    gpu_rows.append(rows, kind=kind, what=what, works=not error, seconds=time.monotonic() - start, error=error)
+    json_lines.append(rows, kind=kind, what=what, works=not error, seconds=time.monotonic() - start, error=error)
 
 
 def main() -> None:

@@ -6,10 +6,12 @@ import argparse
 import sys
 from pathlib import Path
 
-import gpu_rows
 import pytest
 
-TESTS = Path(__file__).resolve().parents[1] / "tests"
+from benchmarks import ROOT
+from benchmarks.gpu import json_lines
+
+TESTS = ROOT / "tests"
 NONE_COLLECTED = 5
 
 
@@ -22,13 +24,15 @@ class Recorder:
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         """Keep a file that could not be imported."""
         if report.failed:
-            gpu_rows.append(self.file, test=report.nodeid, outcome="failed", seconds=0.0, error=report.longreprtext[-1000:])
+            json_lines.append(
+                self.file, test=report.nodeid, outcome="failed", seconds=0.0, error=report.longreprtext[-1000:]
+            )
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keep the call of a test, and what else of it did not pass."""
         if report.when == "call" or not report.passed:
             error = "" if report.passed else report.longreprtext[-1000:]
-            gpu_rows.append(
+            json_lines.append(
                 self.file, test=report.nodeid, outcome=report.outcome, seconds=round(report.duration, 3), error=error
             )
 

@@ -20,10 +20,10 @@ from typing import Any, Optional
 import numpy as np
 import yaml
 
+from benchmarks import ROOT
 from fairchem_crack import keys
 from fairchem_crack.io.files import write_text
 
-ROOT = Path(__file__).resolve().parents[1]
 COMPARISON = Path(__file__).with_name("accuracy.yml")
 SPLITS = ("val_id", "val_ood_ads", "val_ood_cat", "val_ood_both")
 METRICS = ("energy_mae", "forces_mae", "forces_cosine_similarity", "energy_forces_within_threshold")

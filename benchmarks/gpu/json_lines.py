@@ -1,4 +1,4 @@
-"""Rows of `benchmarks/gpu.py`: JSON lines, each written at once, so that a part that is cut off loses none."""
+"""Rows of `benchmarks/gpu/day.py`: JSON lines, each written at once, so that a part that is cut off loses none."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The teacher's speed: what fixing its edge frames costs, bfloat16 in error and time, and what torch.compile makes of it.
 
-    python benchmarks/teacher.py --data data/demo/val_id                    # the demo's EquiformerV2, about 10 minutes
-    python benchmarks/teacher.py --data data/demo/val_id --without-compile
+    python -m benchmarks.teacher --data data/demo/val_id                    # the demo's EquiformerV2, about 10 minutes
+    python -m benchmarks.teacher --data data/demo/val_id --without-compile
 
 All kinds of forward are interleaved on the same batches, in alternating order. Writes teacher.json and teacher.md to
 docs/benchmarks/.
@@ -29,18 +29,19 @@ import torch
 from fairchem.core.common.registry import registry
 from fairchem.core.common.utils import load_config, setup_imports
 from fairchem.core.datasets import LmdbDataset, data_list_collater
-from teacher_report import COMPILED, report
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch_geometric.data import Batch
 
+from benchmarks import ROOT
+from benchmarks.teacher.report import COMPILED, report
 from fairchem_crack import keys
 from fairchem_crack.adapters.outputs import predicted
 from fairchem_crack.config import TeacherConfig
 from fairchem_crack.loss.relations import relation_vectors, unordered_pairs
 from fairchem_crack.teacher.frozen import Teacher, TeacherOutputs, _OfItsSystemAlone, load_teacher, own
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs/oc20/demo"
+CONFIGS = ROOT / "configs/oc20/demo"
 TEACHER = CONFIGS / "teacher_equiformer_v2.pt"
 ALL = (keys.ENERGY, keys.FORCES, keys.NODE_EMBEDDING)
 SMALL, LARGE = 1, 16  # systems in a batch
@@ -206,7 +207,7 @@ def _first_line(message: object) -> str:
 
 def compile_apart(name: str, options: argparse.Namespace) -> dict:
     """`measure_compile` in a process of its own, which is ended when it takes too long."""
-    command = [sys.executable, "-W", "ignore", __file__, "--data", str(options.data), "--case", name]
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.teacher", "--data", str(options.data), "--case", name]
     command += ["--rounds", str(options.rounds), "--threads", str(options.threads)]
     try:
         output = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=LONGEST).stdout
@@ -246,7 +247,7 @@ def main() -> None:
         "bfloat16": _bfloat16_unit(),
         "cores": os.cpu_count(),
         "load": os.getloadavg()[0],
-        "command": shlex.join(["python", "benchmarks/teacher.py", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", "benchmarks.teacher", *sys.argv[1:]]),
         "edges": measure_edges({SMALL: small, LARGE: batches[0]}, options.rounds),
         "precision": measure_precision(batches, options.rounds // 4),
         "longest": LONGEST,

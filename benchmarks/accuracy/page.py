@@ -6,9 +6,9 @@ import math
 from collections import Counter
 
 import numpy as np
-from accuracy_runs import METRICS, TEACHER, UNDISTILLED, VALIDATIONS, schedule, student_options
-from accuracy_summary import GAPS, MEAN, Group, curves
 
+from benchmarks.accuracy.runs import METRICS, TEACHER, UNDISTILLED, VALIDATIONS, schedule, student_options
+from benchmarks.accuracy.summary import GAPS, MEAN, Group, curves
 from fairchem_crack.evaluation.intervals import Interval
 
 WORKING = "runs/accuracy"  # where the commands of the page work
@@ -100,20 +100,20 @@ def commands(content: dict[Group, dict]) -> list[str]:
                 by_seeds.setdefault(tuple(found["seeds"]), []).append(name)
         epochs = _given_epochs(group, methods[UNDISTILLED]["steps"])
         runs[group.budget] += [
-            f"    python benchmarks/accuracy.py run --students {group.student} --methods {' '.join(names)} "
+            f"    python -m benchmarks.accuracy run --students {group.student} --methods {' '.join(names)} "
             f"--seeds {' '.join(map(str, seeds))} --teacher {group.teacher} --train-systems {group.train_systems} "
             f"--budget {group.budget} {epochs}--output {WORKING}"
             for seeds, names in by_seeds.items()
         ]
     costs = [
-        f"    python benchmarks/accuracy.py cost --students {student} --teacher {teacher} --methods {' '.join(methods)} "
+        f"    python -m benchmarks.accuracy cost --students {student} --teacher {teacher} --methods {' '.join(methods)} "
         f"--output {WORKING}"
         for (student, teacher), methods in _costed(content).items()
     ]
     return [
         f"    cp -r docs/benchmarks/accuracy {WORKING}  # to go on from these runs; without it all are made anew",
         *[*runs["steps"], *costs, *runs["time"]],
-        f"    python benchmarks/accuracy.py report {WORKING}",
+        f"    python -m benchmarks.accuracy report {WORKING}",
     ]
 
 
@@ -185,7 +185,7 @@ def page(content: dict[Group, dict], systems: dict[str, int], tuning: list[dict]
             "",
             tuning_table(tuning),
         ]
-    source = "`python benchmarks/accuracy.py report docs/benchmarks/accuracy` makes this page from its CSV."
+    source = "`python -m benchmarks.accuracy report docs/benchmarks/accuracy` makes this page from its CSV."
     took = ", ".join(f"{hours:.1f} hours for the {runs} runs of {table}" for table, (runs, hours) in cost.items())
     source += f" CPU time of the trainings, one thread each: {took}; the teacher's caches come on top."
     lines += ["", "## Commands", "", source, "", *commands(content)]

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Compile torch-scatter and torch-sparse: PYTHON=python3 bash benchmarks/gpu_wheels.sh SOURCES WHEELS ARCH [torch_sparse]
+# Compile torch-scatter and torch-sparse: PYTHON=python3 bash benchmarks/gpu/wheels.sh SOURCES WHEELS ARCH [torch_sparse]
 # ARCH is the compute capability of the one card they are for, 9.0 for example; "" is for the CPU only.
 #
 # Their own setup.py builds its sixteen extensions one after the other. Here each is built in a copy of the source that has

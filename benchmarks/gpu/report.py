@@ -1,6 +1,6 @@
-"""The page of a GPU day: a pure function of gpu.json, which `benchmarks/gpu.py` fills.
+"""The page of a GPU day: a pure function of gpu.json, which `benchmarks/gpu/day.py` fills.
 
-python benchmarks/gpu_report.py OUT/gpu.json          # writes docs/benchmarks/gpu.json and gpu.md, of a card's figures only
+python -m benchmarks.gpu.report OUT/gpu.json          # writes docs/benchmarks/gpu.json and gpu.md, of a card's figures only
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
-DOCS = Path(__file__).resolve().parents[1] / "docs/benchmarks"
+from benchmarks import ROOT
+
+DOCS = ROOT / "docs/benchmarks"
 KINDS = ("undistilled", "cached", "online")
 GIB = 2**30
 MOST_CACHED = 1.05  # asked: a cached step over an undistilled one
@@ -175,7 +177,7 @@ def host_page(rows: list[dict]) -> list[str]:
         return []
     unmodified = (
         "fairchem is unmodified: TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 is set, as it stores plain pickles, which torch 2.6 and "
-        "later refuse; benchmarks/gpu_site/ has scipy's sph_harm, which 1.17 removed, and an empty wandb."
+        "later refuse; benchmarks/gpu/site/ has scipy's sph_harm, which 1.17 removed, and an empty wandb."
     )
     found = f"{len(works)} of {len(rows)} trials work: {', '.join(works)}."
     return [unmodified, "", found, "", *table(["does not work", "error"], failed)]

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
-from accuracy_runs import Comparison, Run, Workspace, training_config
 from fairchem.core.common.utils import load_config, setup_imports
 from fairchem.core.trainers.ocp_trainer import OCPTrainer
-from step_runs import Clock, begin, build_trainer, endless, take_step
 
+from benchmarks.accuracy.runs import Comparison, Run, Workspace, training_config
+from benchmarks.step.runs import Clock, begin, build_trainer, endless, take_step
 from fairchem_crack.io.files import write_text
 from fairchem_crack.training.trainer import CrackDistillTrainer
 

@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import gpu_rows
+from benchmarks.gpu import json_lines
 
 TEACHER = "configs/oc20/demo/teacher_equiformer_v2.pt"
 DISTILLED = "painn_crack"
@@ -104,12 +104,12 @@ def train_all(demo: Demo, runs: dict[str, list[str]], rows: Path) -> bool:
             found = validation(logs[name].read_text(errors="replace"))
             if found != last[name]:
                 last[name] = found
-                gpu_rows.append(rows, run=name, systems=demo.systems, seconds=time.monotonic() - begun, **found)
+                json_lines.append(rows, run=name, systems=demo.systems, seconds=time.monotonic() - begun, **found)
                 print(name, found, flush=True)
         for name in ended:
             if processes.pop(name).returncode != 0 or not last[name]:
                 failed = True
-                gpu_rows.append(rows, run=name, error=logs[name].read_text(errors="replace")[-1000:])
+                json_lines.append(rows, run=name, error=logs[name].read_text(errors="replace")[-1000:])
     return not failed
 
 

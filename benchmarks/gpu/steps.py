@@ -14,18 +14,19 @@ import traceback
 import warnings
 from pathlib import Path
 
-import gpu_rows
 import torch
 from fairchem.core.common.utils import setup_imports
 from fairchem.core.trainers.ocp_trainer import OCPTrainer
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "tools"))
+from benchmarks import ROOT
+from benchmarks.gpu import json_lines
+
+sys.path.insert(0, str(ROOT / "tests/tools"))
 
 import make_published_checkpoint
-from step_report import KINDS, TEACHER
-from step_runs import CACHE, Clock, begin, build_trainer, endless, take_step, training_config, write_dataset
 
+from benchmarks.step.report import KINDS, TEACHER
+from benchmarks.step.runs import CACHE, Clock, begin, build_trainer, endless, take_step, training_config, write_dataset
 from fairchem_crack.commands.cache_teacher.job import Job, write_chunks
 from fairchem_crack.evaluation.speed.systems import make_systems
 from fairchem_crack.evaluation.time_and_memory import peak_growth
@@ -69,7 +70,7 @@ def prepare(options: argparse.Namespace) -> None:
     finish(job.directory, plan)
     (directory / "done").touch()
     row = {"written": written, "loaded": loaded, "seconds": clock.read()["wall"], "growth": growth}
-    gpu_rows.append(options.rows, what="cache", systems=len(sizes), atoms=sum(sizes), **row)
+    json_lines.append(options.rows, what="cache", systems=len(sizes), atoms=sum(sizes), **row)
 
 
 def trainer_of(student: str, kind: str, options: argparse.Namespace) -> OCPTrainer:
@@ -108,10 +109,10 @@ def measure(student: str, options: argparse.Namespace) -> None:
         clock = Clock()
         teacher(batch)
         seconds["teacher"] = clock.read()["wall"]
-        gpu_rows.append(options.rows, what="round", **common, seconds=seconds)
+        json_lines.append(options.rows, what="round", **common, seconds=seconds)
         print(student, options.precision, {kind: round(value, 4) for kind, value in seconds.items()}, flush=True)
     model = trainers["undistilled"]._unwrapped_model
-    gpu_rows.append(
+    json_lines.append(
         options.rows,
         what="sizes",
         **common,
@@ -164,7 +165,7 @@ def main() -> None:
             measure(student, options)
         except Exception as error:
             traceback.print_exc()
-            gpu_rows.append(
+            json_lines.append(
                 options.rows, what="error", student=student, precision=options.precision, error=str(error)[-500:]
             )
             failed.append(student)

@@ -1,9 +1,9 @@
 """A small screening: adsorption energies on many surfaces, with the demo's teacher and with a student of it.
 
-    python benchmarks/screening.py --student runs/demo/checkpoints/crack-0/best_checkpoint.pt \
+    python -m benchmarks.screening --student runs/demo/checkpoints/crack-0/best_checkpoint.pt \
         --undistilled runs/demo/checkpoints/undistilled-0/best_checkpoint.pt      # CPU, half an hour
-    python benchmarks/screening.py --true-size                                    # CPU, 10 to 15 minutes
-    python benchmarks/screening.py --true-size --device cuda --batch-size 32
+    python -m benchmarks.screening --true-size                                    # CPU, 10 to 15 minutes
+    python -m benchmarks.screening --true-size --device cuda --batch-size 32
 
 The first relaxes one adsorbate from every site of many of the demo's surfaces, with each model and with EMT, the potential
 that labelled the demo's data; and runs each model at constant energy from the same thermalised starts. The second times
@@ -27,8 +27,10 @@ from typing import Any
 import numpy as np
 import torch
 from ase.calculators.emt import EMT
-from screening_report import draw, report
-from screening_runs import (
+
+from benchmarks import ROOT
+from benchmarks.screening.report import draw, report
+from benchmarks.screening.runs import (
     HOT,
     TIME_STEP,
     agreement,
@@ -42,15 +44,11 @@ from screening_runs import (
     surfaces,
     thermalised,
 )
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from fairchem_crack.evaluation.speed.command import machine
 from fairchem_crack.evaluation.speed.runs import RELAXES_IN_BATCHES, Model
 from fairchem_crack.evaluation.speed.systems import make_systems
 from fairchem_crack.io.files import write_text
 
-ROOT = Path(__file__).resolve().parents[1]
 TEACHER = ROOT / "configs/oc20/demo/teacher_equiformer_v2.pt"
 TOOL = ROOT / "tests/tools/make_published_checkpoint.py"
 TRUE_SIZE = ("painn_h512", "eqV2_31M", "eqV2_153M")  # the student first
@@ -164,7 +162,7 @@ def main() -> None:
     content = json.loads(file.read_text()) if file.is_file() else {}
     part = "true_size" if options.true_size else "demo"
     content[part] = true_size(options) if options.true_size else screen(options)
-    content[part]["command"] = shlex.join(["python", "benchmarks/screening.py", *sys.argv[1:]])
+    content[part]["command"] = shlex.join(["python", "-m", "benchmarks.screening", *sys.argv[1:]])
     content["hot"] = HOT
     options.out.mkdir(parents=True, exist_ok=True)
     write_text(file, json.dumps(content) + "\n")

@@ -1,8 +1,8 @@
 """Time of a training step at true size: undistilled, distilled from a teacher cache, distilled with the teacher online.
 
-    python benchmarks/step.py                             # CPU, both students, about 10 minutes
-    python benchmarks/step.py painn --repeats 10
-    python benchmarks/step.py --device cuda --batch-size 8
+    python -m benchmarks.step                             # CPU, both students, about 10 minutes
+    python -m benchmarks.step painn --repeats 10
+    python -m benchmarks.step --device cuda --batch-size 8
 
 The shipped YAMLs, fairchem's trainer and ours, an eqV2_31M with random weights in the published format, slabs with random
 energies and forces. The three kinds of step, and the teacher alone, are interleaved on the same batches, so that a machine
@@ -25,15 +25,16 @@ from pathlib import Path
 
 import torch
 from fairchem.core.common.utils import setup_imports
-from step_report import TEACHER, cache_ratios, missed, report, summary
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "tools"))
+from benchmarks import ROOT
+from benchmarks.step.report import TEACHER, cache_ratios, missed, report, summary
+
+sys.path.insert(0, str(ROOT / "tests/tools"))
 
 import make_published_checkpoint
-from step_cache import measure_cache
-from step_runs import CACHE, measure_steps, write_dataset
 
+from benchmarks.step.cache import measure_cache
+from benchmarks.step.runs import CACHE, measure_steps, write_dataset
 from fairchem_crack.evaluation.speed.systems import make_systems, read_systems
 
 STUDENTS = {"painn": 5, "gemnet_dT": 3}  # and how many rounds it is measured for
@@ -75,7 +76,7 @@ def main() -> None:
         make_published_checkpoint.write_published_checkpoint(TEACHER, Path(directory) / f"{TEACHER}.pt")
         systems = read_systems(options.systems, SYSTEMS) if options.systems else make_systems(ATOMS, SYSTEMS)
         atoms = write_dataset(systems, Path(directory) / "train")
-        command = [sys.executable, "-W", "ignore", __file__, *_passed_on(options), "--directory", directory]
+        command = [sys.executable, "-W", "ignore", "-m", "benchmarks.step", *_passed_on(options), "--directory", directory]
         threads = dict.fromkeys(("OMP_NUM_THREADS", "NUMBA_NUM_THREADS"), str(options.threads))  # fairchem takes numba's
         for case in (CACHE, *options.students):
             if subprocess.run([*command, "--case", case], env={**os.environ, **threads}).returncode != 0:
@@ -85,7 +86,7 @@ def main() -> None:
     device = torch.cuda.get_device_name() if options.device == "cuda" else f"CPU, {platform.machine()}"
     content = {
         "machine": f"{device}, {options.threads} thread{'s' * (options.threads > 1)}, torch {torch.__version__}",
-        "command": shlex.join(["python", "benchmarks/step.py", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", "benchmarks.step", *sys.argv[1:]]),
         "batch_size": options.batch_size,
         "atoms": atoms,
         "students": students,

@@ -1,4 +1,4 @@
-"""The page of `benchmarks/teacher.py`."""
+"""The page of `benchmarks/teacher`."""
 
 from __future__ import annotations
 
