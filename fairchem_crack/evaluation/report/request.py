@@ -13,12 +13,12 @@ from fairchem_crack import keys
 from fairchem_crack.evaluation.s2ef.data import SELECTING, as_labelled, validation_options
 from fairchem_crack.evaluation.s2ef.evaluator import judged_outputs
 from fairchem_crack.io.arguments import named_values
+from fairchem_crack.io.datasets import VAL_SETTINGS
 from fairchem_crack.teacher.frozen import read_checkpoint
 from fairchem_crack.training.config_checks import check_dataset
 
 ROLES = ("undistilled", "student", "teacher")
 BEST, LAST = "best_checkpoint.pt", "checkpoint.pt"
-SETTINGS = "val_split_settings"  # which fairchem takes over the options that choose among a dataset's own systems
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def _data(entries: Sequence[str], config: dict[str, Any], names: dict[str, str])
         data["val"] = shared
     named = [entry if "=" in entry else f"{Path(entry).name}={entry}" for entry in entries]
     for name, src in named_values(named, "--data", "NAME=SRC, val_id=data/s2ef/val_id say").items():
-        data[name] = {**_general(shared), SETTINGS: _general(shared.get(SETTINGS) or {}), "src": src}
+        data[name] = {**_general(shared), VAL_SETTINGS: _general(shared.get(VAL_SETTINGS) or {}), "src": src}
     for name, options in data.items():
         try:
             check_dataset(name, options, options.get("format", "lmdb"))
