@@ -10,6 +10,7 @@ from typing import Any, Optional
 from fairchem.core.common.utils import update_config
 
 from fairchem_crack import keys
+from fairchem_crack.evaluation.names import BEST, LAST, short_names
 from fairchem_crack.evaluation.s2ef.data import SELECTING, as_labelled, validation_options
 from fairchem_crack.evaluation.s2ef.evaluator import judged_outputs
 from fairchem_crack.io.arguments import named_values
@@ -18,7 +19,6 @@ from fairchem_crack.teacher.frozen import read_checkpoint
 from fairchem_crack.training.config_checks import check_dataset
 
 ROLES = ("undistilled", "student", "teacher")
-BEST, LAST = "best_checkpoint.pt", "checkpoint.pt"
 
 
 @dataclass(frozen=True)
@@ -138,19 +138,16 @@ def _checkpoint_of(run_dir: Path, name: str) -> Path:
 
 
 def further_names(checkpoints: Sequence[Path]) -> dict[str, Path]:
-    """What further checkpoints are called: by their run where they are one's `best_checkpoint.pt`, else by their file.
+    """What further checkpoints are called: by their `short_names`, none of which is a role.
 
     Raises:
         ValueError: a checkpoint that is given twice.
     """
-    named: dict[str, Path] = {}
-    for path in checkpoints:
-        if any(path.resolve() == other.resolve() for other in named.values()):
-            raise ValueError(f"--also {path}: is given twice.")
-        name = path.absolute().parent.name if path.name in (BEST, LAST) else path.stem
-        same = [one for one in (*named, *ROLES) if one.partition(" (")[0] == name]
-        named[f"{name} ({len(same) + 1})" if same else name] = path
-    return named
+    resolved = [path.resolve() for path in checkpoints]
+    for number, path in enumerate(resolved):
+        if path in resolved[:number]:
+            raise ValueError(f"--also {checkpoints[number]}: is given twice.")
+    return {name: path for path, name in short_names(checkpoints, taken=ROLES).items()}
 
 
 def _given(option: str, given: str, run_dir: Path) -> Path:
