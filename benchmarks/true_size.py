@@ -1,7 +1,7 @@
 """Memory to load a teacher of the published size, and the time of one distillation step with it on the CPU.
 
-    python benchmarks/true_size.py                          # all four teachers, about 12 minutes
-    python benchmarks/true_size.py eqV2_31M --threads 2
+    python -m benchmarks.true_size                          # all four teachers, about 12 minutes
+    python -m benchmarks.true_size eqV2_31M --threads 2
 
 Each teacher runs in a process of its own: its checkpoint is written (random weights, published format and size, with EMA),
 loaded, and distils one step into a PaiNN h512 on two slabs. Writes true_size.json and true_size.md to docs/benchmarks/.
@@ -30,8 +30,9 @@ from fairchem.core.modules.loss import DDPLoss
 from fairchem.core.preprocessing import AtomsToGraphs
 from torch_geometric.data import Batch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "tools"))
+from benchmarks import ROOT
+
+sys.path.insert(0, str(ROOT / "tests/tools"))
 
 import make_published_checkpoint
 
@@ -207,7 +208,7 @@ def report(results: list[dict], machine: str) -> str:
         "# Teachers of the published size: memory to load, time of a step",
         "",
         f"CPU, {machine}. Random weights in the published OC20 format, written with EMA weights; one fresh process each. "
-        "`python benchmarks/true_size.py` makes this page and `true_size.json`.",
+        "`python -m benchmarks.true_size` makes this page and `true_size.json`.",
         "",
         "## Loading",
         "",
@@ -261,7 +262,7 @@ def main() -> None:
         return
     results = []
     with tempfile.TemporaryDirectory(dir=options.directory) as directory:
-        command = [sys.executable, __file__, "--case", "--directory", directory]
+        command = [sys.executable, "-m", "benchmarks.true_size", "--case", "--directory", directory]
         for name in options.teachers:
             done = subprocess.run([*command, "--threads", str(options.threads), name], capture_output=True, text=True)
             if done.returncode != 0:

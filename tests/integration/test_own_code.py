@@ -18,17 +18,16 @@ import yaml
 from fairchem.core.common.registry import registry
 
 from fairchem_crack import config, keys, plugins, shapes
-from fairchem_crack.commands import fit_scales
 from fairchem_crack.commands.cache_teacher import job as cache_teacher
 from fairchem_crack.commands.cache_teacher.command import job_of, parser
 from fairchem_crack.commands.check.context import TrainerParts, parts_of
 from fairchem_crack.commands.cli import main
 from fairchem_crack.commands.flags import read_or_refuse
-from fairchem_crack.commands.train import dotted_path
+from fairchem_crack.commands.launch import dotted_path
 from fairchem_crack.config import split_loss_functions
 from fairchem_crack.evaluation.s2ef import runs as evaluation_runs
 from fairchem_crack.plugins import load_plugins
-from fairchem_crack.training import terms
+from fairchem_crack.training import scale_factors, terms
 from fairchem_crack.training.losses import LossContext, build_loss
 from fairchem_crack.training.terms import register_term
 
@@ -149,7 +148,7 @@ def test_fit_scales_leaves_a_users_own_terms_out(own, monkeypatch):
         seen.extend(split_loss_functions(config["loss_functions"])[0])
         raise ValueError("seen")
 
-    monkeypatch.setattr(fit_scales, "fit_scale_factors", fit)
+    monkeypatch.setattr(scale_factors, "fit_scale_factors", fit)
     with pytest.raises(SystemExit, match="seen"):
         main(["fit-scales", *write(own), "--output", "scales.json"])
     assert [name for own_loss in seen for name in own_loss] == ["energy", "forces"]
