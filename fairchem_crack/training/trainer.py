@@ -19,7 +19,7 @@ from torch_geometric.data import Batch
 
 from fairchem_crack import keys
 from fairchem_crack.adapters.outputs import ModelOutputs
-from fairchem_crack.config import DistillConfig, TeacherConfig, parse, split_loss_functions
+from fairchem_crack.config import DistillConfig, Fault, TeacherConfig, read_options, refuse
 from fairchem_crack.io.batches import to_device
 from fairchem_crack.io.named_records import NAMED, NamedRecords, listed
 from fairchem_crack.plugins import imports_of, load_plugins
@@ -29,15 +29,10 @@ from fairchem_crack.teacher.read_ahead import read_ahead
 from fairchem_crack.training.compiled import check_built_for_cuda
 from fairchem_crack.training.config_checks import (
     check_datasets,
-    check_has_validation,
-    check_metrics,
     check_no_graph_parallelism,
     check_normalizers,
-    check_not_fitted_to_labels,
-    check_own_terms,
     check_run_dir,
     check_warmup,
-    missing_distill,
 )
 from fairchem_crack.training.continuation import compare
 from fairchem_crack.training.distillation import Distillation, wanted_fields
@@ -49,7 +44,17 @@ from fairchem_crack.training.guard import (
     from_all_ranks,
     nonfinite_on_all_ranks,
 )
-from fairchem_crack.training.host_options import check_free_atoms, check_lambda, check_optim, check_outputs, check_transforms
+from fairchem_crack.training.host_options import (
+    check_free_atoms,
+    label_faults,
+    lambda_faults,
+    metric_faults,
+    optim_faults,
+    output_faults,
+    own_loss_faults,
+    transform_faults,
+    validation_faults,
+)
 from fairchem_crack.training.identity import content_of, joined, of_distillation, of_training
 from fairchem_crack.training.init_from_teacher import copy_weights
 from fairchem_crack.training.readout import Readout
@@ -79,45 +84,39 @@ class CrackDistillTrainer(ResumableTrainer):
     def __init__(self, *, task: dict, loss_functions: list[dict], **fairchem_arguments: Any) -> None:
         check_built_for_cuda(fairchem_arguments.get("cpu", False))
         load_plugins(imports_of(task))
-        self.check_names({"task": task, "optim": fairchem_arguments.get("optimizer"), **fairchem_arguments})
-        own_losses, terms = split_loss_functions(loss_functions)
-        if terms and not own_losses:
-            raise ValueError("loss_functions: has distillation terms alone; the student needs its own too, `energy` say.")
-        self._terms = [term for term in terms if term.coefficient > 0]
-        for term in terms:
+        names = self.name_faults({"task": task, "optim": fairchem_arguments.get("optimizer"), **fairchem_arguments})
+        options = read_options(task, loss_functions)
+        outputs, data = fairchem_arguments["outputs"], _training_split(fairchem_arguments["dataset"])
+        of_labels = () if options.distill is None else label_faults(options.distill, data)
+        of_losses = own_loss_faults(options.own_losses, outputs)
+        refuse(names, options.faults, of_losses, transform_faults(data, outputs), of_labels)
+        self._terms = [term for term in options.terms if term.coefficient > 0]
+        for term in options.terms:
             if term not in self._terms:
                 logging.info(f"loss_functions: `{term.key}` is left out, its coefficient is 0.")
-        distill = task.get("distill")
-        self._distill_config: DistillConfig | None = None
-        if self._terms:
-            if distill is None:
-                raise ValueError(missing_distill(task))
-            self._distill_config = parse(DistillConfig, distill, "task.distill")
+        self._distill_config = options.distill
+        if self._distill_config is not None:
             check_no_graph_parallelism(fairchem_arguments.get("gp_gpus"))
-            check_not_fitted_to_labels(self._distill_config, _training_split(fairchem_arguments["dataset"]))
-        elif distill is not None:
+        elif task.get("distill") is not None:
             logging.warning("task.distill is given, but loss_functions has no distillation term: plain training.")
         self._distillation: Distillation | None = None
         self._spoiled: list[str] = []  # of an evaluation, what is not finite
         self._skipped = SkippedSteps((self._distill_config or DistillConfig).max_skipped_steps)
         check_run_dir(fairchem_arguments.get("run_dir"))
-        check_own_terms(own_losses, fairchem_arguments["outputs"])
-        check_transforms(_training_split(fairchem_arguments["dataset"]), fairchem_arguments["outputs"])
         fairchem_arguments["model"] = with_inline_scales(fairchem_arguments["model"])
         super().__init__(
             task={key: value for key, value in task.items() if key != "distill"},
-            loss_functions=own_losses,
+            loss_functions=options.own_losses,
             **fairchem_arguments,
         )
 
-    def check_names(self, given: dict[str, Any]) -> None:
-        """Raise ValueError for a misspelt name in what fairchem forwards of a YAML, and warn of what may be one."""
+    def name_faults(self, given: dict[str, Any]) -> list[Fault]:
+        """Misspelt names in what fairchem forwards of a YAML; what may be one is warned of."""
         blocks = ("task", "optim", "dataset", "evaluation_metrics", "outputs")
-        problems, warnings = misspelt_names({name: given.get(name) for name in blocks})
-        if problems:
-            raise ValueError("\n".join(problems))
+        faults, warnings = misspelt_names({name: given.get(name) for name in blocks})
         for warning in warnings:
             logging.warning(warning)
+        return faults
 
     def load_datasets(self) -> None:
         """Fail on a missing dataset by the name of its option, then load as fairchem does."""
@@ -156,7 +155,7 @@ class CrackDistillTrainer(ResumableTrainer):
         if "lambda_type" not in optim.get("scheduler_params", {}):
             super().load_extras()
             return
-        check_lambda(optim["scheduler_params"])
+        refuse(lambda_faults(optim["scheduler_params"]))
         if self.train_loader is not None:
             check_warmup(optim["scheduler_params"], len(self.train_loader))
         self.config["optim"] = copy.deepcopy(optim)  # fairchem turns its epochs into steps; a resubmitted run must not twice
@@ -165,11 +164,10 @@ class CrackDistillTrainer(ResumableTrainer):
 
     def train(self, disable_eval_tqdm: bool = False) -> None:
         """Load the teacher, check it against data and student, then train as fairchem does."""
-        check_optim(self.config["optim"])
-        check_outputs(self.output_targets)
-        check_length(self.scheduler, self.config["optim"]["max_epochs"] * len(self.train_loader or ()))
-        check_metrics(self.evaluation_metrics)
-        check_has_validation(self.config["val_dataset"], self.config["optim"])
+        optim, validation = self.config["optim"], self.config["val_dataset"]
+        of_outputs, of_metrics = output_faults(self.output_targets), metric_faults(self.evaluation_metrics)
+        refuse(optim_faults(optim), of_outputs, of_metrics, validation_faults(validation, optim))
+        check_length(self.scheduler, optim["max_epochs"] * len(self.train_loader or ()))
         if self._distill_config is None:
             self._compare_with_checkpoint(of_training(self.config, ranks=distutils.get_world_size()))
             self._take_steps(disable_eval_tqdm)

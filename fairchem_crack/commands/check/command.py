@@ -22,7 +22,7 @@ def check(arguments: list[str]) -> None:
         sys.exit(f"fairchem-crack check: {error}")
     for warning in given.warnings:
         print(f"WARNING: {warning}")
-    problems = check_config(given.config, str(given.flags.config_yml), given.problems)
+    problems = check_config(given.config, str(given.flags.config_yml), [str(fault) for fault in given.problems])
     if not problems:
         print("\nNo problem found.")
         return
