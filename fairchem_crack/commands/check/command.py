@@ -23,7 +23,7 @@ def check(arguments: list[str]) -> None:
         print(f"WARNING: {warning}")
     from fairchem_crack.commands.check.sections import check_config
 
-    problems = check_config(given.config, str(given.flags.config_yml), given.problems)
+    problems = check_config(given.config, str(given.flags.config_yml), [str(fault) for fault in given.problems])
     if not problems:
         print("\nNo problem found.")
         return
