@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tolerances import SPHERE
 from tools.make_published_checkpoint import PUBLISHED, TARGET_MEAN, TARGET_STD, write_published_checkpoint
 
 from fairchem_crack.config import TeacherConfig
@@ -95,7 +96,7 @@ def test_a_teacher_has_the_embeddings_of_the_model_that_was_written(write, name,
     assert torch.equal(loaded.node_embedding, written.node_embedding)
     assert torch.equal(loaded.edge_index, written.edge_index)
     other = load_teacher(TeacherConfig(checkpoint=str(path), use_ema=not use_ema), CPU)(slab_batch())
-    assert not torch.allclose(loaded.node_embedding, other.node_embedding, rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(loaded.node_embedding, other.node_embedding, **SPHERE)
 
 
 def test_a_teacher_of_a_file_without_ema_has_its_own_weights(write):
