@@ -12,9 +12,8 @@ from typing import Any, NamedTuple, Optional
 import torch
 from torch import Tensor
 
-from fairchem_crack.loss.precision import full_precision
 from fairchem_crack.loss.relations import pair_difference, relation_vectors, unit_embedding
-from fairchem_crack.loss.tiles import Problem, TiledSums
+from fairchem_crack.loss.tiles import Problem, TiledSums, first_derivative
 
 Sides = tuple[bool, bool]
 DEVICE_TYPES = ("cuda",)  # where Triton compiles
@@ -61,9 +60,8 @@ class FusedSums(torch.autograd.Function):
         return outputs
 
     @staticmethod
+    @first_derivative
     def backward(ctx, row_grad: Tensor, _1, _2, column_grad: Tensor, _3, _4):  # noqa: D102
-        if torch.is_grad_enabled():
-            raise RuntimeError("The CRACK loss cannot be differentiated twice: call backward without create_graph.")
         problem: Problem = ctx.problem
         unit_student, scale, row_log_sum, row_mean, column_log_sum = ctx.saved_tensors
         kernels = _Kernels(unit_student, scale, problem)
@@ -71,11 +69,10 @@ class FusedSums(torch.autograd.Function):
         of_columns = _Anchors(column_grad.clone(), column_log_sum * LOG2_E)
         student_grad = torch.zeros_like(unit_student)
         column_moment = torch.zeros_like(scale)  # (R,) sum_f x_ef dL/dx_ef, of the columns' anchors
-        with full_precision(scale.device.type):
-            for block in kernels.blocks():
-                student_grad.addmm_(kernels.gram_gradient(block, of_rows, of_columns), problem.relations[block.columns])
-                if problem.over_rows:
-                    kernels.add_moments(block, of_columns, column_moment)
+        for block in kernels.blocks():
+            student_grad.addmm_(kernels.gram_gradient(block, of_rows, of_columns), problem.relations[block.columns])
+            if problem.over_rows:
+                kernels.add_moments(block, of_columns, column_moment)
         moment = column_moment / LOG2_E
         if problem.over_columns:
             moment += row_grad * row_mean

@@ -28,7 +28,7 @@ from fairchem_crack.config import split_loss_functions
 from fairchem_crack.evaluation.s2ef import runs as evaluation_runs
 from fairchem_crack.plugins import load_plugins
 from fairchem_crack.training import scale_factors, terms
-from fairchem_crack.training.losses import build_loss
+from fairchem_crack.training.losses import LossContext, build_loss
 from fairchem_crack.training.terms import register_term
 
 OWN_CODE = Path(__file__).parents[1] / "own_code.py"
@@ -78,9 +78,11 @@ def test_a_term_gets_its_options_and_a_loss_of_ones_own(own, batch, teacher_chec
     _, parsed = split_loss_functions([own["loss_functions"][-1]])
     assert parsed[0].options.power == 2.0
     student, teacher = torch.randn(4, 3), torch.randn(4, 3)
-    step = type("Step", (), {"projected": student, "teacher": type("Outputs", (), {"node_embedding": teacher})})
-    compared = terms.COMPARISONS["own_lengths"].pair(step, parsed[0])
-    loss = build_loss(parsed[0], config.DistillConfig(config.TeacherConfig("t.pt")))(*compared, natoms=torch.tensor([4]))
+    context = type("Context", (), {"projected": student, "teacher": type("Outputs", (), {"node_embedding": teacher})})
+    compared = terms.inputs_of(parsed[0], context)
+    loss = build_loss(parsed[0], config.DistillConfig(config.TeacherConfig("t.pt")))(
+        *compared, LossContext(torch.tensor([4]))
+    )
     expected = sum(abs(float(a @ a) - float(b @ b)) ** 3 for a, b in zip(student, teacher)) / 4
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
@@ -237,7 +239,7 @@ def test_installed_plugins_are_loaded_by_their_entry_points(monkeypatch):
 )
 def test_a_term_that_cannot_be_registered_is_named(arguments, options, part):
     with pytest.raises(ValueError) as error:
-        register_term(*arguments, options=options)(lambda step, term: None)
+        register_term(*arguments, options=options)(lambda context, term: None)
     assert part in str(error.value)
 
 
@@ -245,5 +247,5 @@ def test_options_are_of_types_that_a_yaml_has():
     for name, hint, part in (("fn", str, "every term has"), ("numbers", "list", "expected bool, int")):
         made = dataclasses.make_dataclass("Options", [(name, list if hint == "list" else hint)], frozen=True)
         with pytest.raises(ValueError, match=part):
-            register_term("mine", keys.ENERGY, options=made)(lambda step, term: None)
+            register_term("mine", keys.ENERGY, options=made)(lambda context, term: None)
     assert "mine" not in config.TERM_OPTIONS
