@@ -145,7 +145,7 @@ def test_nothing_of_it_can_be_trained(teacher_checkpoint, batch):
     assert before.keys() == after.keys() and all(torch.equal(value, after[key]) for key, value in before.items())
 
 
-def test_outputs_depend_on_the_batch_alone_and_leave_the_callers_random_numbers(teacher_checkpoint, batch):
+def test_only_the_batch_decides_outputs_and_global_rng_stays(teacher_checkpoint, batch):
     teacher = load(teacher_checkpoint)
     torch.manual_seed(1)
     before = torch.get_rng_state()
@@ -261,7 +261,7 @@ def test_a_painn_can_teach(save, batch):
     assert torch.equal(load(save(content))(batch).node_embedding, found[0])
 
 
-def test_a_name_of_the_pretrained_registry_is_looked_up_in_the_local_cache(teacher_checkpoint, tmp_path, monkeypatch):
+def test_a_pretrained_name_is_looked_up_in_the_local_cache(teacher_checkpoint, tmp_path, monkeypatch):
     asked = []
 
     def local_file(name, local_cache):
@@ -348,7 +348,7 @@ def scn() -> dict:
 
 
 @pytest.mark.parametrize("kind", UNREADABLE)
-def test_an_unusable_checkpoint_is_refused_by_its_path_and_reason(checkpoint, tmp_path, kind):
+def test_an_unusable_checkpoint_is_refused_by_path_and_reason(checkpoint, tmp_path, kind):
     write, message = UNREADABLE[kind]
     write(checkpoint, tmp_path / "teacher.pt")
     with pytest.raises(ValueError, match=message) as error:

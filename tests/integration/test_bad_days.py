@@ -225,7 +225,7 @@ def test_graph_parallelism_is_refused_with_the_reason(distilled):
 
 
 @pytest.mark.parametrize("stop_at", [3, 5, 8])
-def test_a_student_with_dropout_and_random_frames_resumes_exactly(run, distilled, stop_at):
+def test_dropout_and_random_frames_resume_exactly(run, distilled, stop_at):
     distilled["model"] = {**TEACHER_MODEL, "alpha_drop": 0.1, "drop_path_rate": 0.1}
     distilled["optim"].update(max_epochs=2, checkpoint_every=2, eval_every=4)
     whole = run(distilled, name="whole")

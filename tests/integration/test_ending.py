@@ -90,7 +90,7 @@ def test_without_validation_the_last_step_is_saved(run, plain):
 
 
 @pytest.mark.parametrize("eval_every", [3, 4])
-def test_a_run_killed_in_its_last_validation_is_validated_when_it_resumes(run, distilled, monkeypatch, eval_every):
+def test_a_run_killed_in_its_last_validation_validates_on_resume(run, distilled, monkeypatch, eval_every):
     validate = CrackDistillTrainer.validate
 
     def killed(self, *given, **options):

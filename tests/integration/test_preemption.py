@@ -186,7 +186,7 @@ def test_between_the_updates_of_the_first_step(job, strike, whole):
 
 
 @pytest.mark.parametrize("where", ["build_distillation", "preflight"])
-def test_a_resubmitted_job_preempted_before_its_first_step_loses_nothing(job, strike, whole, where):
+def test_a_resubmitted_job_preempted_before_step_1_loses_nothing(job, strike, whole, where):
     strike(PaiNNUpdate, "forward", in_step(11))
     job()
     strike({"preflight": Distillation}.get(where, CrackDistillTrainer), where, lambda *_: True)
@@ -195,7 +195,7 @@ def test_a_resubmitted_job_preempted_before_its_first_step_loses_nothing(job, st
     assert [record["loss"] for record in resumed] == pytest.approx(whole[10:], rel=REPEATED)
 
 
-def test_a_job_preempted_before_its_first_step_still_starts_from_the_teacher(strike, data, teacher_checkpoint, tmp_path):
+def test_a_job_preempted_before_step_1_starts_from_the_teacher(strike, data, teacher_checkpoint, tmp_path):
     config = long_config(data, teacher_checkpoint)
     config["model"] = copy.deepcopy(TEACHER_MODEL)
     config["task"]["distill"]["init_from_teacher"] = {"blocks": [0]}

@@ -55,7 +55,7 @@ def test_every_step_logs_each_loss_and_the_relations(run, distilled):
         assert record[keys.NUM_PAIRS] > 20
 
 
-def test_distillation_changes_the_student_and_brings_its_relations_to_the_teachers(run, stock, distilled):
+def test_distillation_changes_the_student_towards_the_teacher(run, stock, distilled):
     for config in (stock, distilled):
         config["optim"].update(max_epochs=4, T_max=24, lr_initial=5e-3)
     plain, ours = run(stock, name="stock"), run(distilled, name="ours")
@@ -64,7 +64,7 @@ def test_distillation_changes_the_student_and_brings_its_relations_to_the_teache
     assert cosines[-1] > cosines[0] + 0.1
 
 
-def test_the_projection_does_not_depend_on_how_the_student_was_drawn(run, distilled):
+def test_the_projection_is_drawn_independently_of_the_student(run, distilled):
     first, second = (run(copy.deepcopy(distilled), name=name) for name in ("one", "two"))
     assert first.losses() == second.losses()
 
