@@ -41,7 +41,7 @@ from fairchem_crack.adapters.outputs import ModelOutputs
 from fairchem_crack.config import DistillConfig, TeacherConfig, parse, split_loss_functions
 from fairchem_crack.evaluation.speed.systems import make_systems
 from fairchem_crack.teacher.frozen import load_teacher
-from fairchem_crack.training.distillation import Distillation
+from fairchem_crack.training.distillation import Distillation, Student
 
 TEACHERS = ("eqV2_31M", "eqV2_83M", "eqV2_153M", "escn_L6_M3_Lay20")
 STUDENT = "painn_h512"
@@ -140,12 +140,9 @@ def measure_step(checkpoint: Path) -> dict:
     distillation = Distillation(
         parse(DistillConfig, {"teacher": {"checkpoint": str(checkpoint)}}, "task.distill"),
         split_loss_functions(TERMS)[1],
-        teacher=load_teacher(TeacherConfig(checkpoint=str(checkpoint)), torch.device("cpu")),
-        student=student,
-        optimizer=optimizer,
-        outputs=ModelOutputs("outputs"),
+        load_teacher(TeacherConfig(checkpoint=str(checkpoint)), torch.device("cpu")),
+        Student(student, ModelOutputs("outputs"), optimizer, torch.device("cpu")),
         total_steps=1,
-        device=torch.device("cpu"),
         seed=0,
     )
     distillation.preflight(batch)
@@ -154,22 +151,23 @@ def measure_step(checkpoint: Path) -> dict:
     mae, l2mae = DDPLoss("mae", reduction="mean"), DDPLoss("l2mae", reduction="mean")
     with PeakMemory() as memory:
         cpu_start = time.process_time()
-        distillation.ask(batch, 1)
+        teacher_step = distillation.run_teacher(batch, 1)
         with _clock(seconds, "student"):
             out = student(batch)
         with _clock(seconds, "losses"):
             loss = ENERGY * mae(out["energy"].view(-1), batch.energy, natoms=batch.natoms)
             loss = loss + FORCES * l2mae(out["forces"], batch.forces, natoms=batch.natoms)
-            loss = loss + distillation.loss(batch, 1, out)
+            distilled = distillation.loss(teacher_step, out)
+            loss = loss + distilled.total
         with _clock(seconds, "backward"):
             loss.backward()
         with _clock(seconds, "optimizer"):
             optimizer.step()
-            distillation.step(1e-4, max_norm=None)
+            distillation.update_projection(1e-4, max_norm=None)
         cpu_seconds = time.process_time() - cpu_start
     return {
         "atoms": batch.natoms.tolist(),
-        "pairs": int(distillation.log[keys.NUM_PAIRS]),
+        "pairs": int(distilled.log[keys.NUM_PAIRS]),
         "loss": loss.item(),
         "seconds": {part: seconds[part] for part in PARTS},
         "cpu_seconds": cpu_seconds,

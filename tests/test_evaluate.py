@@ -19,7 +19,8 @@ from matplotlib.text import Text
 from tools.make_published_checkpoint import write_published_checkpoint
 
 from fairchem_crack.evaluation.intervals import MOST_UNITS, Errors, Interval, error_interval, gap_closed, gap_closed_interval
-from fairchem_crack.evaluation.s2ef.command import evaluate, names
+from fairchem_crack.evaluation.names import short_names
+from fairchem_crack.evaluation.s2ef.command import evaluate
 from fairchem_crack.evaluation.s2ef.leaderboard import COLUMNS, Row, draw, literal
 
 PUBLISHED = {"num_layers": 1, "sphere_channels": 8, "attn_hidden_channels": 8, "num_heads": 2, "attn_alpha_channels": 8}
@@ -167,8 +168,9 @@ def test_table_csv_and_json_agree(written, capsys):
     assert float(student["energy_mae_gap_closed_low"]) == pytest.approx(row["gaps"]["energy_mae"]["low"])
     assert Path(f"{written}.png").stat().st_size > 10_000
     models = json.loads(Path(f"{written}.json").read_text())["models"].values()
-    steps = {model["name"].split("/")[-1]: (model["step"], model["epoch"]) for model in models}
-    assert steps == {"best_checkpoint": (None, None), "eqV2_31M": (1000, 1.0)}  # fairchem's own best_checkpoint.pt has none
+    steps = {model["name"]: (model["step"], model["epoch"]) for model in models}
+    trained = dict.fromkeys(("undistilled", "student", "teacher"), (None, None))
+    assert steps == {**trained, "eqV2_31M": (1000, 1.0)}  # fairchem's own best_checkpoint.pt has none
 
 
 @pytest.mark.slow
@@ -242,10 +244,20 @@ def test_a_checkpoint_given_twice_is_refused(models, data):
         evaluate([*flags, "--data", f"val_id={data / 'val_id'}"])
 
 
-def test_files_are_told_apart_by_as_little_as_is_needed():
-    paths = [Path("runs/a-0/best.pt"), Path("runs/b-0/best.pt"), Path("teacher.pt")]
-    assert list(names(paths).values()) == ["a-0/best", "b-0/best", "teacher"]
-    assert list(names([Path("x/one.pt"), Path("x/two.pt")]).values()) == ["one", "two"]
+@pytest.mark.parametrize(
+    "paths, names",
+    [
+        (["runs/a-0/best_checkpoint.pt", "runs/b-0/checkpoint.pt", "teacher.pt"], ["a-0", "b-0", "teacher"]),
+        (["one/a-0/checkpoint.pt", "two/a-0/checkpoint.pt"], ["one/a-0", "two/a-0"]),
+        (["a/eqv2.pt", "b/eqv2.pt", "b/escn.pt"], ["a/eqv2", "b/eqv2", "b/escn"]),
+        (["a-0/best_checkpoint.pt", "a-0/checkpoint.pt"], ["best_checkpoint.pt", "checkpoint.pt"]),
+        (["x/student.pt"], ["x/student"]),
+        ([], []),
+    ],
+)
+def test_a_name_is_the_shortest_that_is_unique(paths, names):
+    paths = [Path(path) for path in paths]
+    assert short_names(paths, taken=("student",)) == dict(zip(paths, names))
 
 
 def test_the_interval_of_an_error_is_that_of_the_normal_distribution():

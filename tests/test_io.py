@@ -17,7 +17,7 @@ from torch_geometric.data import Data
 
 from fairchem_crack.evaluation.relaxations.metrics import distance_within_thresholds, distances
 from fairchem_crack.io.atoms import atoms_at, to_atoms
-from fairchem_crack.io.datasets import open_dataset
+from fairchem_crack.io.datasets import Records, open_dataset
 from fairchem_crack.io.files import whole, write_json
 from fairchem_crack.io.named_records import NamedRecords, ids_of, listed
 from fairchem_crack.io.samples import evenly_spaced
@@ -75,6 +75,15 @@ def test_atoms_of_an_ase_dataset_are_those_it_reads(tmp_path):
         assert found.info["note"] == original.get_chemical_formula() and found.calc is None
         assert found.get_initial_magnetic_moments().tolist() == original.get_initial_magnetic_moments().tolist()
         assert np.array_equal(found.get_tags(), dataset[index].tags.numpy())  # 1 where none is tagged, as models get them
+
+
+def test_records_keep_their_order_and_can_be_read_again(data):
+    options = {"src": str(data / "train"), "key_mapping": {"y": "energy"}}
+    for _ in range(2):  # a process opens an LMDB only once at a time
+        with Records(options) as records:
+            read = records.first(20)
+        assert [record.sid for record in read] == list(range(12)) and "energy" in read[0]
+    assert options == {"src": str(data / "train"), "key_mapping": {"y": "energy"}}
 
 
 def test_a_digest_tells_boundaries_apart():

@@ -27,7 +27,7 @@ from fairchem_crack.evaluation.report.collect import Model
 from fairchem_crack.evaluation.report.curves import read_curves
 from fairchem_crack.evaluation.report.drawing import digits
 from fairchem_crack.evaluation.report.predict import Embeddings, Prediction, embed, load_model
-from fairchem_crack.evaluation.report.request import ROLES, further_names, make_request
+from fairchem_crack.evaluation.report.request import ROLES, make_request
 from fairchem_crack.evaluation.report.sections import columns, sections, tables, tiles
 from fairchem_crack.evaluation.report.systems import Split, load_split
 from fairchem_crack.evaluation.s2ef.data import as_labelled
@@ -549,14 +549,6 @@ def test_bad_arguments_are_refused_with_what_to_do(run_dir, data, teacher_checkp
     content["config"]["model"] = dict(SCN_MODEL)
     torch.save(content, tmp_path / "scn.pt")
     assert "The teacher" in refused(*crack, *small, teacher=tmp_path / "scn.pt")
-
-
-def test_further_models_are_called_by_their_run_or_file(tmp_path):
-    paths = [
-        tmp_path / part for part in ("one/best_checkpoint.pt", "two/checkpoint.pt", "a/eqv2.pt", "b/eqv2.pt", "student.pt")
-    ]
-    assert list(further_names(paths)) == ["one", "two", "eqv2", "eqv2 (2)", "student (2)"]
-    assert list(further_names(paths).values()) == paths
 
 
 def test_a_users_names_are_no_formulas():

@@ -118,7 +118,7 @@ def measure(student: str, options: argparse.Namespace) -> None:
         **common,
         batch_size=options.batch_size,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        pairs=int(trainers["cached"]._distillation.log["pairs"]),
+        pairs=int(trainers["cached"]._readout.numbers["pairs"]),
         atoms=int(batch.natoms.sum()),
         resident=resident,
         growth=growth,

@@ -182,6 +182,6 @@ def measure_steps(student: str, directory: Path, *, repeats: int, batch_size: in
     return {
         "student": student,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "pairs": int(trainers["cached"]._distillation.log["pairs"]),
+        "pairs": int(trainers["cached"]._readout.numbers["pairs"]),
         "rounds": rounds,
     }

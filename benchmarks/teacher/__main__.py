@@ -28,7 +28,7 @@ from pathlib import Path
 import torch
 from fairchem.core.common.registry import registry
 from fairchem.core.common.utils import load_config, setup_imports
-from fairchem.core.datasets import LmdbDataset, data_list_collater
+from fairchem.core.datasets import data_list_collater
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch_geometric.data import Batch
@@ -38,6 +38,7 @@ from benchmarks.teacher.report import COMPILED, report
 from fairchem_crack import keys
 from fairchem_crack.adapters.outputs import predicted
 from fairchem_crack.config import TeacherConfig
+from fairchem_crack.io.datasets import Records
 from fairchem_crack.loss.relations import relation_vectors, unordered_pairs
 from fairchem_crack.teacher.frozen import Teacher, TeacherOutputs, _OfItsSystemAlone, load_teacher, own
 
@@ -232,10 +233,8 @@ def main() -> None:
     logging.disable(logging.WARNING)
     torch.set_num_threads(options.threads)
     setup_imports()
-    dataset = LmdbDataset({"src": str(options.data), "key_mapping": {"y": "energy", "force": "forces"}})
-    systems = sorted(
-        (dataset[index] for index in range(min(options.systems, len(dataset)))), key=lambda system: -system.natoms
-    )
+    with Records({"src": str(options.data), "key_mapping": {"y": "energy", "force": "forces"}}) as records:
+        systems = sorted(records.first(options.systems), key=lambda system: -system.natoms)
     batches = [data_list_collater(systems[start : start + LARGE], otf_graph=True) for start in range(0, len(systems), LARGE)]
     if options.case:
         print(json.dumps(measure_compile(options.case, batches[0], options.rounds // 4)))

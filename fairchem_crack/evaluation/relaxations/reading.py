@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import io
 import math
 import zipfile
@@ -13,8 +12,11 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import CalculationFailed, Calculator
 from ase.io import iread, write
+from torch_geometric.data import Data
 
 from fairchem_crack.evaluation.relaxations.metrics import System, largest_distance
+from fairchem_crack.io.atoms import to_atoms
+from fairchem_crack.io.datasets import Records
 from fairchem_crack.io.files import write_text
 from fairchem_crack.training.config_checks import ASE_SUFFIXES
 
@@ -33,42 +35,39 @@ def read_systems(source: Path, key_mapping: Mapping[str, str]) -> dict[str, Syst
         FileNotFoundError: there is no LMDB.
         ValueError: it is no IS2RE dataset.
     """
-    from fairchem.core.datasets import LmdbDataset
-
-    from fairchem_crack.io.atoms import to_atoms
-
     if not source.exists() or (source.is_dir() and not any(source.glob("*.lmdb"))):
         raise FileNotFoundError(f"--data {source}: no .lmdb file (looked in {Path.cwd()}). Give OC20's IS2RE LMDBs.")
     if source.suffix in ASE_SUFFIXES:
         raise ValueError(f"--data {source}: an ASE database. Expected LMDBs with pos_relaxed and y_relaxed, as OC20's.")
-    dataset = LmdbDataset({"src": str(source), "key_mapping": dict(key_mapping)})
     systems: dict[str, System] = {}
-    for index in range(len(dataset)):
-        record = dataset[index]
-        if lacking := [name for name in ("sid", "fixed", "tags") if name not in record]:
-            raise ValueError(
-                f"--data {source}: system {index} has no {', '.join(lacking)}, without which fairchem relaxes none."
-            )
-        sid = str(record.sid.item() if hasattr(record.sid, "item") else record.sid)
-        if sid in systems:
-            raise ValueError(
-                f"--data {source}: sid {sid} is there twice. Expected one start of each system, as in IS2RE's LMDBs."
-            )
-        free = record.fixed.numpy() == 0
-        if not free.any():
-            raise ValueError(f"--data {source}: system {sid} has no free atom; nothing of it can relax.")
-        energy = getattr(record, "y_relaxed", None)
-        energy = getattr(record, "energy_relaxed", None) if energy is None else energy
-        positions = getattr(record, "pos_relaxed", None)
-        systems[sid] = System(
-            to_atoms(record),
-            free,
-            None if positions is None else positions.double().numpy(),
-            None if energy is None else float(energy),
-        )
-    del dataset
-    gc.collect()  # closes the LMDB, which one process may open only once
+    with Records({"src": str(source), "key_mapping": dict(key_mapping)}) as records:
+        for index in range(len(records)):
+            sid, system = _system(records[index], f"--data {source}: system {index}")
+            if sid in systems:
+                raise ValueError(
+                    f"--data {source}: sid {sid} is there twice. Expected one start of each system, as in IS2RE's LMDBs."
+                )
+            systems[sid] = system
     return systems
+
+
+def _system(record: Data, where: str) -> tuple[str, System]:
+    """A record's id and system; ValueError, beginning with `where`, for one that cannot have been relaxed."""
+    if lacking := [name for name in ("sid", "fixed", "tags") if name not in record]:
+        raise ValueError(f"{where} has no {', '.join(lacking)}, without which fairchem relaxes none.")
+    sid = str(record.sid.item() if hasattr(record.sid, "item") else record.sid)
+    free = record.fixed.numpy() == 0
+    if not free.any():
+        raise ValueError(f"{where} (sid {sid}) has no free atom; nothing of it can relax.")
+    energy = getattr(record, "y_relaxed", None)
+    energy = getattr(record, "energy_relaxed", None) if energy is None else energy
+    positions = getattr(record, "pos_relaxed", None)
+    return sid, System(
+        to_atoms(record),
+        free,
+        None if positions is None else positions.double().numpy(),
+        None if energy is None else float(energy),
+    )
 
 
 def read_arrays(file: Path, key: str) -> dict[str, np.ndarray]:

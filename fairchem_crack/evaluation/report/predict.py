@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -18,14 +19,14 @@ from fairchem_crack.config import TeacherConfig
 from fairchem_crack.evaluation.report.request import ROLES
 from fairchem_crack.evaluation.report.systems import Split, batches
 from fairchem_crack.evaluation.s2ef.evaluator import CheckpointEvaluator
-from fairchem_crack.evaluation.time_and_memory import seconds
+from fairchem_crack.evaluation.time_and_memory import measure_throughput
 from fairchem_crack.loss.relations import unordered_pairs
 from fairchem_crack.teacher.channels import ChannelStatistics
 from fairchem_crack.teacher.frozen import Teacher, load_teacher, read_checkpoint
 from fairchem_crack.training.projection import projection_of
 from fairchem_crack.training.projection_state import upgraded
 
-SPEED_ROUNDS = 3  # each the median of several forwards
+SPEED_REPEATS = 5
 
 TITLES = {
     "painn": "PaiNN",
@@ -152,22 +153,17 @@ def predict(
 
 
 def atoms_per_second(models: Mapping[str, Teacher], systems: list[Data], device: torch.device) -> dict[str, float]:
-    """Atoms per second of inference on one batch, of each model as it stands, without what makes a `Teacher` reproducible.
-
-    The models are interleaved, and the fastest of their rounds counts: other work of the machine then hurts no single one.
-    """
+    """Median atoms per second on one batch, of each model as it stands, without what makes a `Teacher` reproducible."""
     batch = next(batches(systems, len(systems), device))
-    times: dict[str, list[float]] = {role: [] for role in models}
-    for _ in range(SPEED_ROUNDS):
-        for role, model in models.items():
-            times[role].append(seconds(partial(_forward, model), device, prepare=batch.clone))
-            model.features.clear()
-    return {role: batch.num_nodes / min(found) for role, found in times.items()}
+    forwards = {role: partial(_forward, model) for role, model in models.items()}
+    measured = measure_throughput(forwards, dict.fromkeys(models, batch), device, repeats=SPEED_REPEATS)
+    return {role: statistics.median(throughput["atoms_per_second"]) for role, throughput in measured.items()}
 
 
 def _forward(model: Teacher, batch: Batch) -> None:
     with torch.set_grad_enabled(model.features.has_gradient_forces):
         model.model(batch)
+    model.features.clear()
 
 
 def embed(

@@ -10,15 +10,15 @@ from typing import Any, Optional
 from fairchem.core.common.utils import update_config
 
 from fairchem_crack import keys
+from fairchem_crack.evaluation.names import BEST, LAST, short_names
 from fairchem_crack.evaluation.s2ef.data import SELECTING, as_labelled, validation_options
 from fairchem_crack.evaluation.s2ef.evaluator import judged_outputs
 from fairchem_crack.io.arguments import named_values
+from fairchem_crack.io.datasets import VAL_SETTINGS
 from fairchem_crack.teacher.frozen import read_checkpoint
 from fairchem_crack.training.config_checks import check_dataset
 
 ROLES = ("undistilled", "student", "teacher")
-BEST, LAST = "best_checkpoint.pt", "checkpoint.pt"
-SETTINGS = "val_split_settings"  # which fairchem takes over the options that choose among a dataset's own systems
 
 
 @dataclass(frozen=True)
@@ -138,19 +138,16 @@ def _checkpoint_of(run_dir: Path, name: str) -> Path:
 
 
 def further_names(checkpoints: Sequence[Path]) -> dict[str, Path]:
-    """What further checkpoints are called: by their run where they are one's `best_checkpoint.pt`, else by their file.
+    """What further checkpoints are called: by their `short_names`, none of which is a role.
 
     Raises:
         ValueError: a checkpoint that is given twice.
     """
-    named: dict[str, Path] = {}
-    for path in checkpoints:
-        if any(path.resolve() == other.resolve() for other in named.values()):
-            raise ValueError(f"--also {path}: is given twice.")
-        name = path.absolute().parent.name if path.name in (BEST, LAST) else path.stem
-        same = [one for one in (*named, *ROLES) if one.partition(" (")[0] == name]
-        named[f"{name} ({len(same) + 1})" if same else name] = path
-    return named
+    resolved = [path.resolve() for path in checkpoints]
+    for number, path in enumerate(resolved):
+        if path in resolved[:number]:
+            raise ValueError(f"--also {checkpoints[number]}: is given twice.")
+    return {name: path for path, name in short_names(checkpoints, taken=ROLES).items()}
 
 
 def _given(option: str, given: str, run_dir: Path) -> Path:
@@ -175,7 +172,7 @@ def _data(entries: Sequence[str], config: dict[str, Any], names: dict[str, str])
         data["val"] = shared
     named = [entry if "=" in entry else f"{Path(entry).name}={entry}" for entry in entries]
     for name, src in named_values(named, "--data", "NAME=SRC, val_id=data/s2ef/val_id say").items():
-        data[name] = {**_general(shared), SETTINGS: _general(shared.get(SETTINGS) or {}), "src": src}
+        data[name] = {**_general(shared), VAL_SETTINGS: _general(shared.get(VAL_SETTINGS) or {}), "src": src}
     for name, options in data.items():
         try:
             check_dataset(name, options, options.get("format", "lmdb"))

@@ -140,7 +140,7 @@ def _accuracy(findings: Findings) -> Section:
     metrics, roles = findings.metrics, [role for role in ROLES if role in findings.models]
     pictures = [figures.by_split(name, metrics, roles, findings.gaps) for name in (ENERGY_MAE, FORCE_MAE)]
     pictures += [figures.speed_accuracy(name, findings.models, metrics) for name in (ENERGY_MAE, FORCE_MAE)]
-    text = f"Speeds: all models on the same batch of {findings.splits[0].name}, in turns; the fastest of three rounds."
+    text = f"Speeds: all models on the same batch of {findings.splits[0].name}, interleaved; medians."
     return Section("accuracy", "Accuracy and speed", text, pictures, per_row=4)
 
 

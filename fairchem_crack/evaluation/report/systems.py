@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +14,7 @@ from fairchem.core.datasets import data_list_collater
 from torch_geometric.data import Batch, Data
 
 from fairchem_crack import keys
-from fairchem_crack.evaluation.report.request import SETTINGS
-from fairchem_crack.io.datasets import open_dataset
+from fairchem_crack.io.datasets import Records
 from fairchem_crack.io.named_records import NamedRecords, free_atoms
 from fairchem_crack.io.samples import evenly_spaced
 
@@ -68,17 +66,12 @@ def load_split(name: str, options: dict[str, Any], *, systems: int, free_atoms_o
     Raises:
         ValueError: the dataset cannot be read, is empty, or has no labels.
     """
-    if not {"first_n", "sample_n", "no_shuffle"} & {*options, *(options.get(SETTINGS) or {})}:
-        options = {**options, "no_shuffle": True}  # fairchem shuffles otherwise
-    gc.collect()  # a former reader closes its LMDB when collected; one process opens it only once
     try:
-        dataset = NamedRecords(open_dataset(options), name)
-        total = len(dataset)
-        chosen = [dataset[index] for index in evenly_spaced(total, systems)]
-    except Exception as error:
+        with Records(options) as records:
+            total = len(records)
+            chosen = [NamedRecords(records, name)[index] for index in evenly_spaced(total, systems)]
+    except Exception as error:  # each format fails in its own way
         raise ValueError(f"{name}: {options['src']} cannot be read ({type(error).__name__}: {error}).") from error
-    del dataset
-    gc.collect()
     if not chosen:
         raise ValueError(f"{name}: {options['src']} holds no system.")
     for label in (keys.ENERGY, keys.FORCES):

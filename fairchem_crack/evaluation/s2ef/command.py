@@ -18,12 +18,13 @@ from typing import Any
 
 from fairchem.core.common.utils import update_config
 
+from fairchem_crack.evaluation.names import short_names
 from fairchem_crack.evaluation.s2ef.data import given_options, options_for, validation_options
 from fairchem_crack.evaluation.s2ef.evaluator import CheckpointEvaluator, first_records, judged_outputs
 from fairchem_crack.evaluation.s2ef.leaderboard import Row, Throughput, as_csv, draw, table
-from fairchem_crack.evaluation.s2ef.runs import Found, evaluate_all, leaderboard, names
+from fairchem_crack.evaluation.s2ef.runs import Found, evaluate_all, leaderboard
 from fairchem_crack.evaluation.s2ef.submission import TEST_SPLITS, check_submission, write_submission
-from fairchem_crack.evaluation.speed.command import measure_throughput
+from fairchem_crack.evaluation.speed.measure import throughput_by_size
 from fairchem_crack.evaluation.speed.runs import Model
 from fairchem_crack.io.arguments import IMPORT_HELP, named_values
 from fairchem_crack.io.atoms import to_atoms
@@ -91,7 +92,7 @@ def evaluate(arguments: list[str]) -> None:
         )
         rows = leaderboard(found, roles)
         throughput = _throughput(list(roles), data, dataset, options)
-        print("\n".join(f"{names(list(found))[path]}: {model.progress}" for path, model in found.items()) + "\n")
+        print("\n".join(f"{short_names(list(found))[path]}: {model.progress}" for path, model in found.items()) + "\n")
         print(table(rows))
         print(atoms_note(found))
         if None in (options.undistilled, options.teacher):
@@ -160,7 +161,7 @@ def atoms_note(found: dict[Path, Found]) -> str:
     """Whose forces were compared."""
     if len({model.atoms for model in found.values()}) == 1:
         return f"\nForces of {next(iter(found.values())).atoms} atoms."
-    short = names(list(found))
+    short = short_names(list(found))
     said = "; ".join(
         f"of {atoms} atoms: {', '.join(short[path] for path, model in found.items() if model.atoms == atoms)}"
         for atoms in ("free", "all")
@@ -177,13 +178,13 @@ def _throughput(
     records = first_records(next(iter(data.values())), dataset, max(options.batch_sizes))
     systems = [to_atoms(record) for record in records]
     loaded = {str(path): Model(path, cpu=options.cpu) for path in models}
-    return measure_throughput(loaded, systems, options.batch_sizes, REPEATS)
+    return throughput_by_size(loaded, systems, options.batch_sizes, REPEATS)
 
 
 def speeds(found: dict[Path, Found], throughput: Throughput) -> str:
     """Atoms per second, median of some repeats, and peak memory of each model at each batch size."""
     lines = [f"atoms/s, median of {REPEATS} in turns (peak memory beyond the model), by systems in a batch"]
-    short = names(list(found))
+    short = short_names(list(found))
     for path, one in found.items():
         cells = [f"{size}: {_speed(cell)}" for size, cell in throughput[str(path)].items()]
         lines.append(f"  {short[path]}, {one.architecture}, {one.parameters / 1e6:.2f}M parameters   " + "   ".join(cells))
@@ -199,7 +200,7 @@ def _speed(cell: dict[str, Any]) -> str:
 
 def _write(output: Path, rows: list[Row], found: dict[Path, Found], throughput: Throughput) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
-    short = names(list(found))
+    short = short_names(list(found))
     models: dict[str, dict[str, Any]] = {
         str(path): {
             "name": short[path],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 import statistics
 import time
 from collections.abc import Mapping
@@ -15,7 +14,6 @@ from typing import Any, Literal, Optional
 import numpy as np
 import torch
 from fairchem.core.common.utils import setup_imports, update_config
-from fairchem.core.datasets.base_dataset import create_dataset
 from fairchem.core.modules.exponential_moving_average import ExponentialMovingAverage
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -24,6 +22,7 @@ from fairchem_crack import keys
 from fairchem_crack.adapters import architecture
 from fairchem_crack.adapters.outputs import predicted
 from fairchem_crack.evaluation.s2ef.data import without_labels
+from fairchem_crack.io.datasets import Records, close_unused
 from fairchem_crack.io.named_records import NAMED
 from fairchem_crack.io.progress import trained_progress
 from fairchem_crack.teacher.frozen import model_config, read_checkpoint
@@ -102,18 +101,14 @@ def first_records(src: Path, dataset: dict, count: int) -> list[Any]:
     Raises:
         ValueError: they cannot be read, or have no energy and forces.
     """
-    setup_imports()
     try:
-        content = create_dataset({**copy.deepcopy(dataset), "src": str(src)}, "val")  # it adds to nested options
-        records = [content[index] for index in range(min(count, len(content)))]
-        del content
+        with Records({**dataset, "src": str(src)}) as content:
+            records = content.first(count)
     except Exception as error:  # each format fails in its own way
         raise ValueError(
             f"{src}: its first systems cannot be read with energies and forces as {dataset['format']} ({error}). Evaluation "
             "needs labelled data."
         ) from error
-    finally:
-        gc.collect()  # closes an LMDB, which one process may open only once
     missing = [name for name in ("energy", "forces") if records and name not in records[0]]
     if missing or not records:
         found = f"no {missing[0]}" if missing else "no system"
@@ -259,7 +254,7 @@ class CheckpointEvaluator:
 
     def _load(self, src: Path, options: Optional[dict] = None) -> DataLoader:
         self._trainer.val_loader = self._trainer.val_sampler = self._trainer.val_dataset = None
-        gc.collect()  # closes the last data set's LMDB, which one process may open only once
+        close_unused()
         options = copy.deepcopy(self._dataset if options is None else options)  # a dataset adds to nested ones
         self._trainer.config["val_dataset"] = {**options, "src": str(src), "use_train_settings": False}
         self._trainer.load_datasets()

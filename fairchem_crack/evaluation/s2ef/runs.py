@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from fairchem_crack.evaluation.intervals import Errors, Interval, average_error_interval, gap_closed_interval
+from fairchem_crack.evaluation.names import short_names
 from fairchem_crack.evaluation.s2ef.evaluator import Atoms, CheckpointEvaluator
 from fairchem_crack.evaluation.s2ef.leaderboard import AVERAGE, COLUMNS, ERRORS, Row
 from fairchem_crack.io.progress import Progress
@@ -133,7 +134,7 @@ def leaderboard(found: dict[Path, Found], roles: dict[Path, str]) -> list[Row]:
     by_role = {role: found[path] for path, role in roles.items()}
     undistilled, teacher = by_role.get("undistilled"), by_role.get("teacher")
     splits = list(next(iter(found.values())).metrics)
-    rows = []
+    names, rows = short_names(list(found)), []
     for title, chosen in [*((split, [split]) for split in splits), *([(AVERAGE, splits)] if len(splits) > 1 else [])]:
         for path, one in found.items():
             gaps: dict[str, Interval] = {}
@@ -144,7 +145,7 @@ def leaderboard(found: dict[Path, Found], roles: dict[Path, str]) -> list[Row]:
             intervals = {
                 name: average_error_interval([_sums(one.errors[split], name) for split in chosen]) for name in ERRORS
             }
-            rows.append(Row(names(list(found))[path], roles[path], title, metrics, intervals, gaps))
+            rows.append(Row(names[path], roles[path], title, metrics, intervals, gaps))
     return rows
 
 
@@ -165,11 +166,3 @@ def _gap(name: str, splits: Sequence[str], undistilled: Found, student: Found, t
         (u, weights), (d, _), (t, _) = (_sums(one.errors[split], name) for one in (undistilled, student, teacher))
         errors.append(Errors(u[None], d[None], t, weights))
     return gap_closed_interval(errors)
-
-
-def names(paths: Sequence[Path]) -> dict[Path, str]:
-    """A short name of each file: its own, behind as many of its directories as tell it from the others."""
-    depth = 1
-    while depth < max(len(path.parts) for path in paths) and len({path.parts[-depth:] for path in paths}) < len(paths):
-        depth += 1
-    return {path: "/".join(path.with_suffix("").parts[-depth:]) for path in paths}
