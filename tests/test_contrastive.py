@@ -67,9 +67,7 @@ def with_rows(embedding, rows):
 @all_thresholds
 @all_negatives
 @all_anchors
-def test_value_and_gradient_equal_the_double_loop_over_directed_relations(
-    anchor, negatives, threshold, dtype, tolerance, device
-):
+def test_value_and_gradient_equal_the_double_loop(anchor, negatives, threshold, dtype, tolerance, device):
     batch = make_batch(dtype, device=device)
     options = {"anchor": anchor, "negatives": negatives, "false_negative_threshold": threshold}
     loss, gradient = batch.loss_and_gradient(**options)
@@ -180,7 +178,7 @@ def test_mean_over_all_subsets_of_anchors_equals_the_full_mean(anchor, negatives
 
 @all_negatives
 @all_anchors
-def test_max_pairs_draws_anchors_and_keeps_all_relations_as_negatives(anchor, negatives, device):
+def test_max_pairs_draws_anchors_and_keeps_all_negatives(anchor, negatives, device):
     batch, options = make_batch(device=device), {"anchor": anchor, "negatives": negatives}
     of_all = batch.terms(**options).loss
     drawn = batch.terms(**options, max_pairs=4).loss

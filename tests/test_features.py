@@ -18,7 +18,7 @@ TOLERANCES = {name: 5e-3 if "gemnet_oc" in name else 1e-4 for name in MODELS}
 # What is tried on a GPU too: together they read all that adapter and teacher have of a model.
 ON_A_GPU = [
     "test_atom_energies_add_up_to_the_energy_of_each_system",
-    "test_a_teacher_builds_no_graph_and_leaves_the_batch_alone",
+    "test_a_teacher_builds_no_graph_and_keeps_the_batch",
 ]
 # The option that limits the elements, where there is one.
 ELEMENTS = {
@@ -40,7 +40,7 @@ class TestEveryAdapter(FeaturesConformance):
 
 @pytest.mark.parametrize("holds", ON_A_GPU)
 @pytest.mark.parametrize("name", MODELS)
-def test_every_adapter_on_a_gpu(name, holds, gpu):
+def test_every_adapter_works_on_a_gpu(name, holds, gpu):
     conformance = TestEveryAdapter()
     conformance.name, conformance.tolerance, conformance.device = name, TOLERANCES[name], gpu
     getattr(conformance, holds)()
@@ -68,7 +68,7 @@ def test_max_atomic_number_is_the_last_one_that_runs(name):
         model(collate([system]))
 
 
-def test_equiformer_and_escn_atom_energies_come_from_the_node_embedding():
+def test_spherical_atom_energies_come_from_the_node_embedding():
     """The heads, applied by hand to the coefficients that the adapter split, give the atom energies."""
     model = build("escn").eval()
     adapter = attach_features(model, "teacher")
@@ -86,7 +86,7 @@ def test_equiformer_and_escn_atom_energies_come_from_the_node_embedding():
 
 
 @pytest.mark.parametrize("name", ["equiformer_v2 hydra", "escn hydra", "esen hydra"])
-def test_atom_energies_of_a_head_that_averages(name, monkeypatch):
+def test_a_head_that_averages_divides_its_atom_energies(name, monkeypatch):
     attributes = {**MODELS[name], "heads": {**MODELS[name]["heads"]}}
     attributes["heads"]["energy"] = {**attributes["heads"]["energy"], "reduce": "mean"}
     monkeypatch.setitem(MODELS, name, attributes)
@@ -109,7 +109,7 @@ def test_atom_energies_hold_the_linear_references():
     torch.testing.assert_close(sums, energy, **FLOAT32_SMALL)
 
 
-def test_architecture_is_the_registered_name_of_model_and_backbone():
+def test_architecture_is_the_registered_name_of_the_backbone():
     assert architecture(build("gemnet_t")) == "gemnet_t"
     assert architecture(build("escn hydra")) == "escn_backbone"
 
@@ -123,7 +123,7 @@ def test_unknown_architecture_names_the_role_and_the_known_ones(monkeypatch):
         attach_features(PaiNM(), "student")
 
 
-def test_an_adapter_of_ones_own_needs_a_few_lines(monkeypatch):
+def test_a_users_own_adapter_needs_a_few_lines(monkeypatch):
     monkeypatch.setattr(base, "_ADAPTERS", dict(base._ADAPTERS))
 
     class Model(nn.Module):

@@ -140,7 +140,7 @@ def test_a_student_that_tells_no_atoms_apart_is_not_magnified():
 
 
 @pytest.mark.parametrize("max_norm, length", [(None, 20.0), (0.5, 0.5)])
-def test_the_projections_step_at_the_students_rate_clipped_by_themselves(max_norm, length):
+def test_projections_step_at_the_students_rate_clipped_apart(max_norm, length):
     student = SimpleNamespace(width=OF_STUDENT, vector_width=OF_STUDENT)
     projections = Projections("linear", [keys.VECTOR_EMBEDDING], student, plain_teacher(), seed=0, device="cpu")
     training = ProjectionTraining(projections, torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=7.0))

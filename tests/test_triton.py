@@ -99,27 +99,27 @@ def test_value_and_gradient_equal_the_double_loop(device, anchor, negatives, thr
 @all_negatives
 @all_anchors
 @pytest.mark.parametrize("max_pairs", [None, 33])
-def test_every_option_over_several_programs(device, anchor, negatives, threshold, max_pairs, small_blocks):
+def test_every_option_agrees_over_several_programs(device, anchor, negatives, threshold, max_pairs, small_blocks):
     options = {"anchor": anchor, "negatives": negatives, "false_negative_threshold": threshold}
     assert_kernels_compute_what_torch_computes(device, make_problem(70, 7, atoms=8), **options, max_pairs=max_pairs)
 
 
 @pytest.mark.parametrize("num_pairs", [0, 1, 2, 64, 65, 191, 300])
 @all_anchors
-def test_any_number_of_pairs(device, anchor, num_pairs):
+def test_any_number_of_pairs_agrees_with_torch(device, anchor, num_pairs):
     problem = make_problem(num_pairs, 5)
     assert_kernels_compute_what_torch_computes(device, problem, anchor=anchor, negatives="system")
 
 
 @pytest.mark.parametrize("width", [3, 16, 33, 129])
-def test_any_width(device, width):
+def test_any_width_agrees_with_torch(device, width):
     problem = make_problem(60, width)
     assert_kernels_compute_what_torch_computes(device, problem, anchor="symmetric", false_negative_threshold=0.3)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.012, 1 / 600])
 @all_anchors
-def test_any_temperature_in_float32(device, anchor, temperature):
+def test_any_temperature_agrees_with_torch(device, anchor, temperature):
     """The logits go up to 1 / temperature, and their rounding with them."""
     problem = make_problem(100, 16)
     assert_kernels_compute_what_torch_computes(device, problem, 1e-6 / temperature, anchor=anchor, temperature=temperature)

@@ -21,7 +21,7 @@ from fairchem_crack.config import split_loss_functions
 def scale_factors(model: nn.Module) -> dict[str, ScaleFactor]:
     """The scale factors of a model, or of a hydra's backbone, by the names that `scale_file` uses."""
     model = getattr(model, "backbone", model)
-    return {one.name or path: one for path, one in model.named_modules() if isinstance(one, ScaleFactor)}
+    return {factor.name or path: factor for path, factor in model.named_modules() if isinstance(factor, ScaleFactor)}
 
 
 def with_inline_scales(model: dict) -> dict:

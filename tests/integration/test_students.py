@@ -76,7 +76,7 @@ def of_the_teachers_width(**options) -> dict:
     return {**TEACHER_MODEL, **options}
 
 
-def test_a_student_starts_from_the_named_blocks_once_and_never_on_resume(run, two_steps, teacher_checkpoint, monkeypatch):
+def test_a_student_starts_from_the_named_blocks_only_once(run, two_steps, teacher_checkpoint, monkeypatch):
     two_steps["model"] = of_the_teachers_width()
     two_steps["task"]["distill"]["init_from_teacher"] = {"blocks": [0]}
     two_steps["task"]["distill"]["teacher"]["use_ema"] = False
@@ -98,7 +98,7 @@ def test_a_student_starts_from_the_named_blocks_once_and_never_on_resume(run, tw
     assert [record["step"] for record in resumed.steps] == [5, 6] and not copies
 
 
-def test_a_student_of_another_width_cannot_start_from_the_teacher(run, two_steps):
+def test_a_student_of_another_width_cannot_start_from_teacher(run, two_steps):
     two_steps["model"] = of_the_teachers_width(sphere_channels=8)
     two_steps["task"]["distill"]["init_from_teacher"] = {"blocks": [0]}
     with pytest.raises(ValueError, match="init_from_teacher: the student must have the teacher's architecture and widths"):
@@ -119,7 +119,7 @@ def test_a_cosine_schedule_in_epochs(run, two_steps, name):
     assert load(finished.checkpoints / "checkpoint.pt")["config"]["optim"]["scheduler_params"] == schedule
 
 
-def test_a_resumed_cosine_schedule_goes_on(run, two_steps):
+def test_a_resumed_cosine_schedule_continues(run, two_steps):
     schedule = {"lambda_type": "cosine", "warmup_epochs": 1, "warmup_factor": 0.2, "lr_min_factor": 0.01}
     two_steps["optim"].update(
         scheduler="LambdaLR", scheduler_params=schedule, max_epochs=3, checkpoint_every=1, eval_every=10
@@ -131,7 +131,7 @@ def test_a_resumed_cosine_schedule_goes_on(run, two_steps):
     assert start > 1 and [record["lr"] for record in resumed.steps] == [record["lr"] for record in whole.steps[start - 1 :]]
 
 
-def test_validation_needs_no_training_data_for_a_schedule_in_epochs(run, two_steps):
+def test_a_schedule_in_epochs_can_be_validated_without_train(run, two_steps):
     schedule = {"lambda_type": "cosine", "warmup_epochs": 1, "warmup_factor": 0.2, "lr_min_factor": 0.01}
     two_steps["optim"].update(scheduler="LambdaLR", scheduler_params=schedule)
     trained = run(two_steps)

@@ -96,7 +96,7 @@ def named(config: dict, energy: str, forces: str, references: Path) -> dict:
 
 
 @pytest.mark.parametrize("labels", ["data", "teacher"])
-def test_outputs_of_other_names_are_those_of_their_property(run, distilled, tmp_path, capsys, labels):
+def test_outputs_are_taken_by_their_property(run, distilled, tmp_path, capsys, labels):
     np.savez(tmp_path / "references.npz", coeff=np.linspace(-1, 1, 119, dtype=np.float32))
     keys_of_energies = ("atom_energies", "teacher_energy", "teacher_forces")
     distilled["task"]["distill"]["labels"] = labels
@@ -124,7 +124,7 @@ def test_outputs_of_other_names_are_those_of_their_property(run, distilled, tmp_
     assert metrics["oc20_energy"] == pytest.approx(metrics["energy"], rel=REORDERED)
 
 
-def test_two_energies_of_a_student_are_refused_where_one_is_compared(run, distilled, tmp_path):
+def test_two_energies_of_a_student_are_refused_by_their_names(run, distilled, tmp_path):
     config = with_terms(distilled, {"teacher_energy": TERMS["teacher_energy"]})
     config["outputs"]["omat_energy"] = {"property": "energy", "level": "system"}
     with pytest.raises(
@@ -150,7 +150,7 @@ def relabelled(source: Path, target: Path, change) -> Path:
     return target
 
 
-def test_without_labels_it_is_trained_as_on_the_teachers(run, data, distilled, teacher_checkpoint, tmp_path, capsys):
+def test_without_labels_the_student_trains_on_the_teachers(run, data, distilled, teacher_checkpoint, tmp_path, capsys):
     from fairchem.core.datasets import LmdbDataset, data_list_collater
 
     teacher = load_teacher(TeacherConfig(str(teacher_checkpoint)), torch.device("cpu"))
@@ -230,7 +230,7 @@ def test_a_cache_that_lacks_a_field_is_refused_before_training(run, distilled, t
         run(config)
 
 
-def test_a_term_of_ones_own_is_trained(run, distilled, monkeypatch):
+def test_a_users_own_term_is_trained(run, distilled, monkeypatch):
     monkeypatch.setattr(keys, "DISTILLATION_TERMS", [*keys.DISTILLATION_TERMS])
     monkeypatch.setattr(terms, "COMPARISONS", dict(terms.COMPARISONS))
 

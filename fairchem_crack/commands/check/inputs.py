@@ -92,7 +92,7 @@ def _examine_logger(logger: Any) -> None:
 
 
 def _unknown_to_fairchem(name: str, trainer: type) -> str:
-    """What to say of a trainer that `fairchem-crack` finds, and the stock command does not."""
+    """What to print of a trainer that `fairchem-crack` finds, and the stock command does not."""
     if "." in name:
         file = getattr(sys.modules.get(trainer.__module__), "__file__", None)
         if file is None or str(Path(file).parent) not in ADDED_TO_PATH:
@@ -191,7 +191,7 @@ def _task_name(config: dict) -> str:
 
 def examine_labels(check: Check) -> str:
     """Whether the systems hold what `outputs` names, in the shapes that fairchem takes; predicting needs no labels."""
-    trainer, said = check.need("trainer"), []
+    trainer, labels = check.need("trainer"), []
     for split, systems in check.samples.items():
         with check.collecting(f"dataset.{split}"):
             _examine_fields(check, split, systems)
@@ -199,16 +199,16 @@ def examine_labels(check: Check) -> str:
     for split, systems in check.samples.items():
         lacking = {name: sum(name not in system for system in systems) for name in trainer.output_targets}
         present = [name for name, count in lacking.items() if count == 0]
-        said.append(f"{split}: {', '.join(present) or 'none'}")
+        labels.append(f"{split}: {', '.join(present) or 'none'}")
         is_labelled = split == "train" and check.distill is not None and check.distill.labels == "teacher"
         for name, count in lacking.items():
             if count and split in ("train", "val") and not is_labelled:
-                held = ", ".join(f"`{key}`" for key in sorted(systems[0].keys()))
+                available = ", ".join(f"`{key}`" for key in sorted(systems[0].keys()))
                 check.problems.append(
                     f"dataset.{split}: {count} of a sample of {len(systems)} systems have no `{name}`, which outputs.{name} "
-                    f"asks for; they hold {held}. A label of another name is renamed by dataset.train.key_mapping."
+                    f"names; they have {available}. A label of another name is renamed by dataset.train.key_mapping."
                 )
-    return "; ".join(said)
+    return "; ".join(labels)
 
 
 def _examine_fields(check: Check, split: str, systems: list[Data]) -> None:
@@ -221,7 +221,7 @@ def _examine_fields(check: Check, split: str, systems: list[Data]) -> None:
         for kind, fault in field_faults(system, outputs, by_mse):
             first.setdefault(kind, f"dataset.{split}: {fault}; of a sample of {len(systems)} systems, number {index}")
             count[kind] += 1
-    check.problems += [said + (f" and {count[kind] - 1} more" if count[kind] > 1 else "") for kind, said in first.items()]
+    check.problems += [text + (f" and {count[kind] - 1} more" if count[kind] > 1 else "") for kind, text in first.items()]
     if first:
         check.unsound.add(split)
 

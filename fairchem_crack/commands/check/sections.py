@@ -43,8 +43,8 @@ def check_config(config: dict, config_yml: str, problems: Sequence[str] = ()) ->
                 line = section(check)
         except LeftOut as reason:
             line = f"left out: {reason}"
-        found = len(check.problems) - before
-        print(f"{name:<9}", "; ".join(filter(None, [line, f"{found} problem{'s'[: found > 1]}" if found else ""])))
+        number = len(check.problems) - before
+        print(f"{name:<9}", "; ".join(filter(None, [line, f"{number} problem{'s'[: number > 1]}" if number else ""])))
         for warning in check.warnings:
             print(f"{'':<9} WARNING: {warning}")
     return check.problems
