@@ -259,10 +259,10 @@ def work(run: Run, comparison: Comparison, workspace: Workspace, *, splits: list
     if run.method != TEACHER:
         cost = train(run, workspace, device=device)
         checkpoint = workspace.checkpoint(run, "best_checkpoint.pt")
-    from fairchem_crack.demo.summary import DATASET
+    from fairchem_crack.evaluation.s2ef.data import FORMATS
     from fairchem_crack.evaluation.s2ef.evaluator import CheckpointEvaluator
 
-    evaluator = CheckpointEvaluator(checkpoint, DATASET, cpu=device == "cpu")
+    evaluator = CheckpointEvaluator(checkpoint, {"format": "lmdb", **FORMATS["lmdb"]}, cpu=device == "cpu")
     rows, errors = [], {}
     for split in splits:
         metrics, of_systems = evaluator.metrics_and_errors(workspace.validation / split)

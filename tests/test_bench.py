@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -16,11 +17,12 @@ from ase.io import write
 from torch.cuda import OutOfMemoryError
 from torch_geometric.data import Batch
 
-from fairchem_crack.evaluation.speed import runs, tables
+from fairchem_crack.evaluation.speed import runs
 from fairchem_crack.evaluation.speed.command import bench
 from fairchem_crack.evaluation.speed.measure import ratios
 from fairchem_crack.evaluation.speed.runs import Model, ns_per_day, relax
 from fairchem_crack.evaluation.speed.systems import make_systems, read_systems, slab_size, take
+from fairchem_crack.evaluation.tables import digits
 from fairchem_crack.evaluation.time_and_memory import WARM_UP, measure_throughput
 from fairchem_crack.io.named_records import free_atoms
 
@@ -86,10 +88,11 @@ def test_models_are_interleaved_and_one_may_not_fit():
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(12345.6, "12,300"), (1.2345, "1.23"), (0.0123456, "0.0123"), (99.96, "100"), (0.0, "0.00")]
+    ("value", "text"),
+    [(12345.6, "12,300"), (1.2345, "1.23"), (0.0123456, "0.0123"), (99.96, "100"), (0.0, "0"), (math.nan, "-")],
 )
 def test_numbers_have_three_significant_digits(value, text):
-    assert tables.number(value) == text
+    assert digits(value) == text
 
 
 @pytest.mark.parametrize("atoms", [13, 30, 73, 200])

@@ -1,11 +1,12 @@
-"""The demo's data and the numbers of its summary."""
+"""The demo's data, and its end."""
 
 from __future__ import annotations
 
 import gc
-import io
-import json
 import pickle
+import re
+import shlex
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,9 +17,11 @@ from ase import Atoms
 from ase.calculators.emt import EMT
 from ase.data import chemical_symbols
 
-from fairchem_crack.demo import prepare, summary, systems
+from fairchem_crack.demo import prepare, systems
 from fairchem_crack.demo.prepare import SPLITS, prepare_demo
+from fairchem_crack.evaluation.s2ef import command as evaluate
 
+ROOT = Path(__file__).parents[1]
 SEED = 7
 EMT_ROUNDING = 1e-9  # eV or eV/A: the same potential evaluated twice
 RECORD_ROUNDING = 1e-4  # of the float32 records, from totals of some 10 eV
@@ -263,118 +266,12 @@ def test_an_interruption_between_the_last_record_and_the_rename_loses_nothing(tm
     assert len(np.load(tmp_path / "train/metadata.npz")["natoms"]) == 3
 
 
-def rows() -> list[dict]:
-    """Two seeds of each student, one teacher; on every split the energy errors average to 1.0, 0.4 and 0.2 eV."""
-    energies = {"undistilled": (1.1, 0.9), "crack": (0.3, 0.5), "teacher": (0.2,)}
-    return [
-        {
-            "model": model,
-            "architecture": "painn",
-            "seed": seed,
-            "split": split,
-            "energy_mae": energy,
-            "forces_mae": energy / 10 + 0.01 * seed,
-            "forces_cosine_similarity": 0.5,
-            "energy_forces_within_threshold": 0.0125,
-            "atoms_per_second": {"undistilled": 900.0, "crack": 1000.0, "teacher": 250.0}[model],
-        }
-        for split in summary.VALIDATION_SPLITS
-        for model, found in energies.items()
-        for seed, energy in enumerate(found)
-    ]
-
-
-def test_gap_closed_compares_the_means_over_the_seeds():
-    for split in summary.VALIDATION_SPLITS:
-        assert summary.gap_closed(rows(), split, "energy_mae") == pytest.approx((1.0 - 0.4) / (1.0 - 0.2))
-        # forces: undistilled (0.11 + 0.10) / 2, crack (0.03 + 0.06) / 2, teacher 0.02
-        assert summary.gap_closed(rows(), split, "forces_mae") == pytest.approx((0.105 - 0.045) / (0.105 - 0.02))
-
-
-def test_the_table_has_every_model_on_every_split():
-    lines = summary.table(rows()).splitlines()
-    assert lines[0] == "Mean over 2 seeds."
-    for split in ("val_id", "val_ood_ads", "val_ood_cat", "val_ood_both"):
-        start = next(index for index, line in enumerate(lines) if line.startswith(split))
-        cells = {line.split("  ")[1].strip(): line.split() for line in lines[start + 1 : start + 5]}
-        assert cells["undistilled"][1:] == ["1.000", "0.1050", "0.500", "1.2%"]
-        assert cells["crack"][1:] == ["0.400", "0.0450", "0.500", "1.2%"]
-        assert cells["teacher"][1:] == ["0.200", "0.0200", "0.500", "1.2%"]
-        assert cells["gap closed"][2:] == ["75%", "71%"]
-    assert "undistilled 900 atoms/s, crack 1,000 atoms/s, teacher 250 atoms/s" in lines[-2]
-    assert lines[-1].endswith("4.0 times as fast as the teacher.")
-
-
-def test_draw_writes_a_picture_and_nothing_else(tmp_path):
-    from matplotlib import pyplot
-
-    summary.draw(rows(), tmp_path / "summary.png")
-    image = pyplot.imread(io.BytesIO((tmp_path / "summary.png").read_bytes()), format="png")
-    assert image.shape[0] > 300 and image[..., :3].std() > 0.05
-    assert [path.name for path in tmp_path.iterdir()] == ["summary.png"]
-
-
-def test_missing_checkpoints_are_all_named(tmp_path):
-    found = tmp_path / "checkpoints/crack-0/best_checkpoint.pt"
-    found.parent.mkdir(parents=True)
-    found.touch()
-    with pytest.raises(FileNotFoundError) as error:
-        summary.summarize_demo(tmp_path, data=tmp_path, teacher=tmp_path / "teacher.pt", seeds=[0, 1])
-    for name in ("undistilled-0", "undistilled-1", "crack-1"):
-        assert str(tmp_path / f"checkpoints/{name}/best_checkpoint.pt") in str(error.value)
-    assert str(tmp_path / "teacher.pt") in str(error.value) and str(found) not in str(error.value)
-
-
-@pytest.fixture
-def trained(run, stock):
-    """A stock training with normalised targets, validated twice."""
-    normalizer = {"energy": {"mean": -1.0, "stdev": 2.0}, "forces": {"mean": 0.0, "stdev": 0.5}}
-    stock["dataset"]["train"]["transforms"] = {"normalizer": normalizer}
-    stock["optim"].update(max_epochs=2, lr_initial=1e-2)
-    stock["evaluation_metrics"]["metrics"] = {
-        "energy": ["mae"],
-        "forces": ["mae", "cosine_similarity"],
-        "misc": ["energy_forces_within_threshold"],
-    }
-    done = run(stock)
-    gc.collect()
-    return done
-
-
-@pytest.mark.slow
-def test_evaluation_gives_what_stock_fairchem_logged(trained, data):
-    from fairchem_crack.evaluation.s2ef.evaluator import CheckpointEvaluator
-
-    best = min(trained.validations, key=lambda record: record["forces_mae"])
-    assert len(trained.validations) == 2
-    evaluator = CheckpointEvaluator(trained.checkpoints / "best_checkpoint.pt", summary.DATASET, batch_size=2)
-    found = evaluator.metrics(data / "val_id")
-    for name in summary.COLUMNS:
-        assert found[name] == pytest.approx(best[name], rel=1e-6, abs=1e-6)
-    assert evaluator.metrics(data / "val_ood_cat")["energy_mae"] != pytest.approx(found["energy_mae"])
-    assert evaluator.metrics(data / "val_id") == pytest.approx(found)
-    assert evaluator.atoms_per_second(data / "val_id", repeats=1) > 0
-
-
-@pytest.mark.slow
-def test_the_summary_reports_each_checkpoints_metrics(trained, data, tmp_path, capsys):
-    from fairchem_crack.evaluation.s2ef.evaluator import CheckpointEvaluator
-
-    best, last = (trained.checkpoints / name for name in ("best_checkpoint.pt", "checkpoint.pt"))
-    for name in ("undistilled-3", "crack-3"):
-        (tmp_path / "checkpoints" / name).mkdir()
-        source = best if name == "crack-3" else last
-        (tmp_path / "checkpoints" / name / "best_checkpoint.pt").write_bytes(source.read_bytes())
-    summary.summarize_demo(tmp_path, data=data, teacher=best, seeds=[3])
-    written = json.loads((tmp_path / "summary.json").read_text())
-    assert {(row["model"], row["seed"], row["split"]) for row in written} == {
-        (model, seed, split)
-        for model, seed in (("undistilled", 3), ("crack", 3), ("teacher", 0))
-        for split in summary.VALIDATION_SPLITS
-    }
-    expected = CheckpointEvaluator(best, summary.DATASET).metrics(data / "val_ood_both")
-    row = next(row for row in written if row["model"] == "crack" and row["split"] == "val_ood_both")
-    assert {name: row[name] for name in summary.COLUMNS} == pytest.approx({name: expected[name] for name in summary.COLUMNS})
-    printed = capsys.readouterr().out
-    assert "gap closed" in printed and str(tmp_path / "summary.json") in printed and str(best) in printed
-    assert (tmp_path / "summary.png").stat().st_size > 1000
+def test_the_demo_ends_with_an_evaluation_of_every_seed():
+    made = subprocess.run(["make", "-n", "demo", "SEEDS=0 1"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    (command,) = re.findall(r"fairchem-crack evaluate (.*?[^\\])\n", made, re.DOTALL)
+    options = evaluate.parser().parse_args(shlex.split(command.replace("\\\n", " ")))
+    undistilled, distilled, teacher = evaluate.groups_of(options)
+    for group, name in ((undistilled, "undistilled"), (distilled, "crack")):
+        assert [path.parts[-2:] for path in group.checkpoints] == [(f"{name}-{n}", "best_checkpoint.pt") for n in (0, 1)]
+    assert (ROOT / teacher.checkpoints[0]).is_file()
+    assert set(evaluate.splits_of(options.data, "--data")) == SPLITS.keys() - {"train"}

@@ -142,7 +142,7 @@ def test_evaluate_says_when_models_count_other_atoms(plain, data, tmp_path, caps
     gc.collect()
     evaluate(flags)
     said = capsys.readouterr().out
-    assert "Forces of free atoms: plain, third; of all atoms: all." in said
+    assert "Forces of free atoms: plain, third; of all atoms: all, as their checkpoints have it" in said
     assert "Data read as format: lmdb, key_mapping: {'y': 'energy', 'force': 'forces'}" in said
     content = json.loads((tmp_path / "out.json").read_text())
     assert {model["name"]: model["atoms"] for model in content["models"].values()} == {
@@ -152,7 +152,7 @@ def test_evaluate_says_when_models_count_other_atoms(plain, data, tmp_path, caps
     assert set(gaps) == {"energy_mae"}
     gc.collect()
     evaluate([*flags, "--atoms", "free"])
-    assert "\nForces of free atoms.\n" in capsys.readouterr().out
+    assert "Forces of free atoms.\n" in capsys.readouterr().out
     gaps = next(row["gaps"] for row in json.loads((tmp_path / "out.json").read_text())["rows"] if row["role"] == "student")
     assert set(gaps) == {"energy_mae", "forces_mae"}
 

@@ -20,18 +20,19 @@ from ase.data import chemical_symbols
 from conftest import DATASET, SCN_MODEL, distill_config, run_fairchem, stock_config
 from matplotlib.colors import to_rgb
 
+from fairchem_crack.evaluation import drawing
 from fairchem_crack.evaluation.intervals import Interval
 from fairchem_crack.evaluation.report import collect as collect_module
-from fairchem_crack.evaluation.report import command, drawing, embedding_figures, figures, numbers, relations
+from fairchem_crack.evaluation.report import command, embedding_figures, figures, numbers, relations
 from fairchem_crack.evaluation.report.collect import Model
 from fairchem_crack.evaluation.report.curves import read_curves
-from fairchem_crack.evaluation.report.drawing import digits
 from fairchem_crack.evaluation.report.predict import Embeddings, Prediction, embed, load_model
 from fairchem_crack.evaluation.report.request import ROLES, make_request
 from fairchem_crack.evaluation.report.sections import columns, sections, tables, tiles
 from fairchem_crack.evaluation.report.systems import Split, load_split
 from fairchem_crack.evaluation.s2ef.data import as_labelled
 from fairchem_crack.evaluation.s2ef.evaluator import CheckpointEvaluator
+from fairchem_crack.evaluation.tables import digits
 
 CPU = torch.device("cpu")
 SPLITS = ("val_id", "val_ood_both")
@@ -494,13 +495,6 @@ def test_curves_of_a_resumed_training_are_one(tmp_path):
     assert found.steps.tolist() == list(range(1, 10))
     assert found.values.tolist() == [1.0] * 3 + [2.0] * 6
     assert read_curves(tmp_path / "none") == {}
-
-
-@pytest.mark.parametrize(
-    ("value", "text"), [(0.12345, "0.123"), (0.00456, "0.00456"), (12.345, "12.3"), (1234.5, "1,234"), (0, "0")]
-)
-def test_numbers_are_written_out(value, text):
-    assert digits(value) == text and digits(math.nan) == "–"  # noqa: RUF001
 
 
 # ---- refusals ---------------------------------------------------------------------------------------------------------

@@ -44,10 +44,6 @@ COMMANDS = {  # of each: where it is, and what it does
         "atoms/s, memory, ns/day and relaxations/hour of checkpoints",
     ),
     "prepare-demo": ("fairchem_crack.commands.demo:prepare", "write the demo's splits as OC20-format LMDBs"),
-    "summarize-demo": (
-        "fairchem_crack.commands.demo:summarize",
-        "evaluate the demo's models: table, picture, summary.json",
-    ),
 }
 WITHOUT_MODEL = ("evaluate-relaxations", "prepare-demo")  # they never use a GPU
 

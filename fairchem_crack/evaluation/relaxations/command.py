@@ -18,7 +18,6 @@ import numpy as np
 from ase.calculators.calculator import Calculator
 
 import fairchem_crack.evaluation.relaxations
-from fairchem_crack.evaluation.intervals import Interval
 from fairchem_crack.evaluation.relaxations.metrics import METRICS, Relaxed, Row, System, measure
 from fairchem_crack.evaluation.relaxations.reading import (
     check_ids,
@@ -30,6 +29,7 @@ from fairchem_crack.evaluation.relaxations.reading import (
     reference_forces,
     write_structures,
 )
+from fairchem_crack.evaluation.tables import NO_NUMBER, cell, text_table
 from fairchem_crack.io.arguments import named_values
 from fairchem_crack.io.calculators import calculator_of
 from fairchem_crack.io.files import write_json, write_text
@@ -142,23 +142,19 @@ def _relaxed(
 
 
 def table(rows: Sequence[Row], notes: Iterable[str]) -> str:
-    """A line of each model with the metrics that any has, a line of the intervals, and the notes."""
+    """A line for each model with the metrics that any has, each with its interval, and the notes."""
     shown = [metric for metric in METRICS if any(metric in row.metrics for row in rows)]
-    name_width = max(len(row.model) for row in rows) + 4
-    width = max(len("energy MAE [eV]"), len("0.0000 to 0.0000")) + 2
-    lines = [f"{'':<{name_width}}{'systems':>8}" + "".join(f"{METRICS[metric][0]:>{width}}" for metric in shown)]
-    for row in rows:
-        found = [row.metrics.get(metric) for metric in shown]
-        cells = ["-" if one is None else METRICS[metric][1].format(one.estimate) for metric, one in zip(shown, found)]
-        spans = ["" if one is None else _span(one, METRICS[metric][1]) for metric, one in zip(shown, found)]
-        lines.append(f"{row.model:<{name_width}}{row.systems:>8}" + "".join(f"{cell:>{width}}" for cell in cells))
-        lines.append(f"{'  95 %':<{name_width + 8}}" + "".join(f"{span:>{width}}" for span in spans))
-    return "\n".join([*lines, *(f"- {note}" for note in notes)])
-
-
-def _span(interval: Interval, form: str) -> str:
-    low, high = form.format(interval.low), form.format(interval.high)
-    return "-" if math.isnan(interval.low) else f"{low.rstrip('%') if low.endswith('%') else low} to {high}"
+    lines = [
+        [
+            row.model,
+            row.systems,
+            *(cell(row.metrics[metric], METRICS[metric][1]) if metric in row.metrics else NO_NUMBER for metric in shown),
+        ]
+        for row in rows
+    ]
+    explained = ["In brackets 95 % intervals over the systems."] if shown else []
+    headings = ["model", "systems", *(METRICS[metric][0] for metric in shown)]
+    return "\n".join([text_table(headings, lines), *explained, *(f"- {note}" for note in notes)])
 
 
 def as_csv(rows: Sequence[Row]) -> str:

@@ -8,25 +8,26 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Optional
+from typing import Callable, Optional
 
 import numpy as np
 from ase import Atoms
 from ase.geometry import find_mic
 
 from fairchem_crack.evaluation.intervals import Interval, error_interval
+from fairchem_crack.evaluation.tables import digits
 
 ENERGY_THRESHOLD = 0.02  # eV, of EwT, as in fairchem's Evaluator
 FORCE_THRESHOLD = 0.05  # eV/A, of FbT (Chanussot et al. 2021)
 FORCE_THRESHOLDS = np.arange(10, 401) / 1000  # eV/A, of AFbT: 0.01 to 0.4 (the same), both ends in, in ADwT's steps of 0.001
 DISTANCE_THRESHOLDS = np.arange(0.01, 0.5, 0.001)  # A, of ADwT, as in fairchem's Evaluator
 PERIODIC = (True, True, True)  # as fairchem takes every system
-METRICS = {  # heading, format
-    "energy_mae": ("energy MAE [eV]", "{:.4f}"),
-    "energy_within_threshold": ("EwT", "{:.2%}"),
-    "average_distance_within_threshold": ("ADwT", "{:.2%}"),
-    "forces_below_threshold": ("FbT", "{:.2%}"),
-    "average_forces_below_threshold": ("AFbT", "{:.2%}"),
+METRICS: dict[str, tuple[str, Callable[[float], str]]] = {  # heading, and how a value is written
+    "energy_mae": ("energy MAE [eV]", digits),
+    "energy_within_threshold": ("EwT", "{:.2%}".format),
+    "average_distance_within_threshold": ("ADwT", "{:.2%}".format),
+    "forces_below_threshold": ("FbT", "{:.2%}".format),
+    "average_forces_below_threshold": ("AFbT", "{:.2%}".format),
 }
 
 

@@ -2,5 +2,5 @@
 
 The modules, each importing only those above it: `request` (what is asked for), `systems` (the data), `predict` (what the
 models say of it), `numbers` and `relations` (what follows), `curves` (the training's log), `collect` (all of these),
-`drawing`, `figures` and `embedding_figures` (pictures), `sections` (which of them go where), `page` (HTML), `command`.
+`figures` and `embedding_figures` (pictures), `sections` (which of them go where), `page` (HTML), `command`.
 """

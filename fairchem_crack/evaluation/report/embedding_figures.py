@@ -9,8 +9,9 @@ from ase.data import chemical_symbols
 from matplotlib.axes import Axes
 from matplotlib.markers import MarkerStyle
 
-from fairchem_crack.evaluation.report.drawing import COLORS, OTHER, PALETTE, SHAPES, SIZE, Picture, canvas, digits
+from fairchem_crack.evaluation.drawing import COLORS, OTHER, PALETTE, SHAPES, SIZE, Picture, canvas
 from fairchem_crack.evaluation.report.relations import Plane, Planes, Similarity
+from fairchem_crack.evaluation.tables import digits
 
 LARGEST_ELEMENTS = len(PALETTE)  # with a colour of their own
 REST = (OTHER, "o")  # how other elements look

@@ -10,10 +10,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from fairchem_crack import keys
-from fairchem_crack.evaluation.intervals import Interval
-from fairchem_crack.evaluation.report.collect import Model
-from fairchem_crack.evaluation.report.curves import TRAIN, VAL, Curve
-from fairchem_crack.evaluation.report.drawing import (
+from fairchem_crack.evaluation.drawing import (
     COLORS,
     DENSITY,
     FAINT,
@@ -25,18 +22,17 @@ from fairchem_crack.evaluation.report.drawing import (
     Picture,
     canvas,
     diagonal,
-    digits,
+    draw_bars,
     logarithmic,
     look,
 )
-from fairchem_crack.evaluation.report.numbers import ENERGY_MAE, FORCE_MAE, Groups
+from fairchem_crack.evaluation.intervals import Interval
+from fairchem_crack.evaluation.report.collect import Model
+from fairchem_crack.evaluation.report.curves import TRAIN, VAL, Curve
+from fairchem_crack.evaluation.report.numbers import Groups
+from fairchem_crack.evaluation.tables import ENERGY_MAE, FORCE_MAE, METRICS, digits
 
-LABELS = {
-    ENERGY_MAE: "energy MAE [eV]",
-    FORCE_MAE: "force MAE [eV/Å]",
-    "forces_cosine_similarity": "force cosine",
-    "energy_forces_within_threshold": "energy and forces within threshold",
-}
+LABELS = {name: heading for name, (heading, _) in METRICS.items()}
 CURVES = {  # of other scalars: title, and what it is
     keys.RELATION_TOP1: ("relations found", "Fraction of relations nearest to their own teacher relation"),
     keys.RELATION_COSINE: ("cosine of relations", "Mean cosine of a relation with its own teacher relation"),
@@ -50,39 +46,25 @@ CURVES = {  # of other scalars: title, and what it is
 LARGEST_GROUPS = 20  # of elements or adsorbates in a picture
 DRAWN_POINTS = 1500  # of a curve
 WIDEST_OF_TWO = 22  # letters of labels of which a narrow picture holds two beside each other
-METRICS = dict[str, dict[str, dict[str, float]]]  # by split and role
+BySplit = dict[str, dict[str, dict[str, float]]]  # metrics by split and role
 
 
-def by_split(name: str, metrics: METRICS, roles: Collection[str], gaps: Mapping[str, Mapping[str, Interval]]) -> Picture:
+def by_split(name: str, metrics: BySplit, roles: Collection[str], gaps: Mapping[str, Mapping[str, Interval]]) -> Picture:
     """Bars of one error per split and role, over them the gap closed where it is known."""
-    width = 0.8 / len(roles)
-    tops = [max(found[role][name] for role in roles) for found in metrics.values()]
+    of_splits = [gaps[split].get(name) for split in metrics]
     with canvas(NARROW) as drawn:
-        axis, written = drawn.axis, False
-        for number, role in enumerate(roles):
-            heights = [of_roles[role][name] for of_roles in metrics.values()]
-            positions = [index + (number - (len(roles) - 1) / 2) * width for index in range(len(heights))]
-            axis.bar(positions, heights, 0.92 * width, color=COLORS[role], label=role)
-        labels = [split.replace("_ood_", "_ood\n") if len(metrics) > 2 else split for split in metrics]
-        axis.set_xticks(range(len(metrics)), labels, fontsize=9.5 if len(metrics) > 3 else None)
-        axis.tick_params(axis="x", length=0)
-        axis.set_ylabel(LABELS[name])
-        for index, (split, top) in enumerate(zip(metrics, tops)):
-            gap = gaps[split].get(name)
-            if gap is not None and math.isfinite(gap.estimate):
-                axis.annotate(
-                    f"{gap.estimate:.0%}", (index, top), (0, 3), textcoords="offset points", ha="center", fontsize=9
-                )
-                written = True
-        axis.margins(y=0.1)
+        errors = {role: [Interval(of_roles[role][name]) for of_roles in metrics.values()] for role in roles}
+        draw_bars(drawn.axis, list(metrics), errors, COLORS, of_splits)
+        drawn.axis.set_ylabel(LABELS[name])
         drawn.figure.legend(loc="outside upper left", ncols=len(roles), handlelength=1.0, columnspacing=1.0)
-        said = "; ".join(
-            f"{split}: " + ", ".join(f"{role} {digits(found[role][name])}" for role in roles)
-            for split, found in metrics.items()
+        values = "; ".join(
+            f"{split}: " + ", ".join(f"{role} {digits(of_roles[role][name])}" for role in roles)
+            for split, of_roles in metrics.items()
         )
+        has_gap = any(gap is not None and math.isfinite(gap.estimate) for gap in of_splits)
         what = "Energy" if name == ENERGY_MAE else "Force"
-        caption = f"{what} MAE of each split{'; over the bars, the gap closed' if written else ''}."
-        return Picture(f"{name}_by_split", caption, f"Bars, {LABELS[name]}. {said}", drawn.png())
+        caption = f"{what} MAE of each split{'; over the bars, the gap closed' if has_gap else ''}."
+        return Picture(f"{name}_by_split", caption, f"Bars, {LABELS[name]}. {values}", drawn.png())
 
 
 def by_group(name: str, groups: Groups, *, quantity: str, kind: str, counted: str) -> Picture:
@@ -234,13 +216,13 @@ def _bound(name: str, curves: Mapping[str, Curve]) -> float:
     return math.log(max(2 * float(pairs.values.mean()), 1.0))
 
 
-def speed_accuracy(name: str, models: Mapping[str, Model], metrics: METRICS) -> Picture:
+def speed_accuracy(name: str, models: Mapping[str, Model], metrics: BySplit) -> Picture:
     """One error against atoms per second of every model: a large mark for the mean over the splits, small ones for each.
 
     Args:
         name: of the error, a key of `LABELS`.
     """
-    looks, said = look(models), []
+    looks, said = look({role: role for role in models}), []
     with canvas(NARROW) as drawn:
         axis = drawn.axis
         for role, model in models.items():

@@ -14,8 +14,8 @@ from fairchem_crack.evaluation.report.predict import Prediction
 from fairchem_crack.evaluation.report.request import ROLES
 from fairchem_crack.evaluation.report.systems import Split
 from fairchem_crack.evaluation.s2ef.evaluator import METRICS
+from fairchem_crack.evaluation.tables import ENERGY_MAE, ERRORS, FORCE_MAE
 
-ENERGY_MAE, FORCE_MAE = "energy_mae", "forces_mae"
 GROUP_REPLICATES = 1000  # of the bootstrap of a group: ends within some 6 % of the width of the interval
 
 
@@ -88,7 +88,7 @@ def gap_closed(splits: Sequence[Split], predictions: Mapping[str, Mapping[str, P
     if "undistilled" not in predictions:
         return {}
     found = [{role: system_errors(split, predictions[role][split.name]) for role in ROLES} for split in splits]
-    return {name: gap_closed_interval([_errors(of_roles, name) for of_roles in found]) for name in (ENERGY_MAE, FORCE_MAE)}
+    return {name: gap_closed_interval([_errors(of_roles, name) for of_roles in found]) for name in ERRORS}
 
 
 def _errors(of_roles: Mapping[str, dict[str, tuple[np.ndarray, np.ndarray]]], name: str) -> Errors:

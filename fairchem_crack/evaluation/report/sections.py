@@ -3,37 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from fairchem_crack.evaluation.intervals import Interval, error_interval
+from fairchem_crack.evaluation.drawing import Picture
+from fairchem_crack.evaluation.intervals import error_interval
 from fairchem_crack.evaluation.report import embedding_figures, figures
 from fairchem_crack.evaluation.report.collect import Findings
 from fairchem_crack.evaluation.report.curves import TRAIN, VAL, training_tags, validation_tags
-from fairchem_crack.evaluation.report.drawing import Picture, digits
-from fairchem_crack.evaluation.report.numbers import ENERGY_MAE, FORCE_MAE, system_errors
+from fairchem_crack.evaluation.report.numbers import system_errors
 from fairchem_crack.evaluation.report.request import ROLES
-
-METRICS: dict[str, tuple[str, Callable[[float], str]]] = {  # of the tables: heading, and how a value is written
-    ENERGY_MAE: ("energy MAE [eV]", digits),
-    FORCE_MAE: ("force MAE [eV/Å]", digits),
-    "forces_cosine_similarity": ("force cosine", "{:.3f}".format),
-    "energy_forces_within_threshold": ("EFwT", "{:.1%}".format),
-}
-
+from fairchem_crack.evaluation.tables import ENERGY_MAE, ERRORS, FORCE_MAE, METRICS, Cell, cell, digits, gap_cell
 
 FIRST_CURVES = (f"{TRAIN}loss", VAL + ENERGY_MAE, VAL + FORCE_MAE)  # others are folded
 FOLDED = "More curves: the terms of the loss, the relations, other metrics"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A value as it is written, and its 95 % interval, empty where there is none."""
-
-    value: str
-    interval: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,12 +73,11 @@ def tiles(findings: Findings) -> list[Tile]:
     for name, what in ((ENERGY_MAE, "energy"), (FORCE_MAE, "force")):
         gap = findings.gaps[split].get(name)
         if gap is not None and math.isfinite(gap.estimate):
-            shown.append(Tile(f"{gap.estimate:.0%}", f"of the gap in {what} MAE closed, {split}", _gap(gap).interval))
+            shown.append(Tile(f"{gap.estimate:.0%}", f"of the gap in {what} MAE closed, {split}", gap_cell(gap).interval))
     if not shown:
         of_systems = system_errors(findings.splits[0], findings.predictions["student"][split])
-        error = error_interval(*of_systems[FORCE_MAE])
-        interval = f"[{digits(error.low)}, {digits(error.high)}]"
-        shown = [Tile(digits(error.estimate), f"eV/Å force MAE, {split}", interval)]
+        error = cell(error_interval(*of_systems[FORCE_MAE]))
+        shown = [Tile(error.value, f"eV/Å force MAE, {split}", error.interval)]
     shown.append(Tile(f"{digits(student.speed / teacher.speed, 2)}×", "the teacher's atoms per second"))  # noqa: RUF001
     shown.append(Tile(f"{digits(student.parameters / teacher.parameters, 2)}×", "the teacher's parameters"))  # noqa: RUF001
     if findings.similarity is not None:
@@ -119,16 +102,9 @@ def tables(findings: Findings) -> dict[str, list[Row]]:
             for role, model in findings.models.items()
         ]
         if all(name in one for one in gaps):
-            rows.append(Row("gap closed", "", [_gap(one[name]) for one in gaps]))
+            rows.append(Row("gap closed", "", [gap_cell(one[name]) for one in gaps]))
         shown[heading] = rows
     return shown
-
-
-def _gap(gap: Interval) -> Cell:
-    if not math.isfinite(gap.estimate):
-        return Cell("no gap")
-    interval = f"[{gap.low:.0%}, {gap.high:.0%}]" if math.isfinite(gap.low + gap.high) else ""
-    return Cell(f"{gap.estimate:.0%}", interval)
 
 
 def sections(findings: Findings) -> list[Section]:
@@ -138,8 +114,8 @@ def sections(findings: Findings) -> list[Section]:
 
 def _accuracy(findings: Findings) -> Section:
     metrics, roles = findings.metrics, [role for role in ROLES if role in findings.models]
-    pictures = [figures.by_split(name, metrics, roles, findings.gaps) for name in (ENERGY_MAE, FORCE_MAE)]
-    pictures += [figures.speed_accuracy(name, findings.models, metrics) for name in (ENERGY_MAE, FORCE_MAE)]
+    pictures = [figures.by_split(name, metrics, roles, findings.gaps) for name in ERRORS]
+    pictures += [figures.speed_accuracy(name, findings.models, metrics) for name in ERRORS]
     text = f"Speeds: all models on the same batch of {findings.splits[0].name}, interleaved; medians."
     return Section("accuracy", "Accuracy and speed", text, pictures, per_row=4)
 

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import copy
-import statistics
-import time
 from collections.abc import Mapping
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Optional
 
@@ -285,23 +282,6 @@ class CheckpointEvaluator:
         errors = self._trainer.system_errors.arrays()
         check_errors(errors, f"{self._checkpoint} on {src}")
         return metrics, errors
-
-    def atoms_per_second(self, src: Path, *, repeats: int = 3) -> float:
-        """Atoms per second of inference on a batch of the dataset at `src`, median of `repeats` after one to warm up."""
-        self._load(src)
-        batches = list(islice(self._trainer.val_loader, 1))
-        atoms = sum(int(batch.natoms.sum()) for batch in batches)
-        self._trainer.model.eval()
-        seconds = []
-        for _ in range(repeats + 1):
-            start = time.perf_counter()
-            with torch.no_grad():
-                for batch in batches:
-                    self._trainer._forward(batch)
-            if self._trainer.device.type == "cuda":
-                torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - start)
-        return atoms / statistics.median(seconds[1:])
 
     def predict(self, src: Path, directory: Path) -> Path:
         """fairchem's predictions of a dataset, which needs no labels; the .npz file that its `--mode predict` writes."""
