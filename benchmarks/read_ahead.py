@@ -1,6 +1,6 @@
 """How long a cached training step waits for its batch, read in the step itself and read ahead by a thread.
 
-    python benchmarks/read_ahead.py --data data/demo/train --cache data/demo-cache-equiformer_v2    # about 5 minutes
+    python -m benchmarks.read_ahead --data data/demo/train --cache data/demo-cache-equiformer_v2    # about 5 minutes
 
 The demo's PaiNN in fairchem's training loop, without loader workers, as `--num-gpus` forces it. Both ways are interleaved,
 one epoch on the same batches, in alternating order. Writes read_ahead.json and read_ahead.md to docs/benchmarks/.
@@ -22,12 +22,13 @@ from pathlib import Path
 
 import torch
 from fairchem.core.common.utils import load_config, setup_imports
-from step_runs import build_trainer
 
+from benchmarks import ROOT
+from benchmarks.step.runs import build_trainer
 from fairchem_crack.teacher.read_ahead import ReadAhead
 from fairchem_crack.training.trainer import CrackDistillTrainer
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs/oc20/demo"
+CONFIGS = ROOT / "configs/oc20/demo"
 WAYS = {"in the step": "read in the step", "ahead": "read ahead"}
 
 
@@ -138,7 +139,7 @@ def main() -> None:
     content = {
         "machine": f"{device}, {threads}, torch {torch.__version__}",
         "load": os.getloadavg()[0],
-        "command": shlex.join(["python", "benchmarks/read_ahead.py", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", "benchmarks.read_ahead", *sys.argv[1:]]),
         "batch_size": options.batch_size,
         "student": options.student,
         **measure(options.student, options),

@@ -1,7 +1,7 @@
 """What distillation costs in multi-rank efficiency: 1 against 2 ranks (gloo, CPU, one thread each), weak scaling.
 
-    python benchmarks/scaling.py                                # PaiNN of the demo, about 5 minutes on 2 idle cores
-    python benchmarks/scaling.py --student gemnet_dT --rounds 10
+    python -m benchmarks.scaling                                # PaiNN of the demo, about 5 minutes on 2 idle cores
+    python -m benchmarks.scaling --student gemnet_dT --rounds 10
 
 Every rank trains the demo's student on batches of the same systems. Efficiency is the time of a step on one rank over that
 on two; what distillation loses of it is 1 - efficiency(distilled) / efficiency(undistilled). All processes live from the
@@ -33,15 +33,16 @@ import torch
 from fairchem.core.common.utils import load_config, setup_imports
 from fairchem.core.trainers.ocp_trainer import OCPTrainer
 from scipy.stats import binom
-from step_runs import begin, build_trainer, take_step
 from torch import distributed as dist
 
+from benchmarks import ROOT
+from benchmarks.step.runs import begin, build_trainer, take_step
 from fairchem_crack import keys
 from fairchem_crack.commands.cache_teacher.job import Job, cache_teacher
 from fairchem_crack.config import split_loss_functions
 from fairchem_crack.demo.prepare import METADATA_FILE, prepare_demo
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs/oc20/demo"
+CONFIGS = ROOT / "configs/oc20/demo"
 TEACHER = CONFIGS / "teacher_equiformer_v2.pt"
 STUDENTS = {"painn": 40, "gemnet_dT": 20}  # and how many rounds it is measured for
 PLAIN, AGAIN = "undistilled", "undistilled again"  # the second shows what the measurement says of no difference
@@ -253,7 +254,7 @@ def report(content: dict) -> str:
         "interleaved, in turns of "
         f"{STEPS - 1} timed steps on the same batches, in alternating order, {content['rounds']} times; a turn gives its "
         "median step. Figures are medians over the rounds, of the ratios too, in brackets quartiles. Load of the machine "
-        f"before it began: {content['load']:.2f}. `python benchmarks/scaling.py` makes this page and its JSON file.",
+        f"before it began: {content['load']:.2f}. `python -m benchmarks.scaling` makes this page and its JSON file.",
         "",
         "| | ms, 1 rank | ms, 2 ranks | efficiency |",
         "|---" * 4 + "|",

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from statistics import median
 
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-
-import accuracy_report
-from accuracy_runs import COMPARISON, Run, Workspace, load_comparison
-from accuracy_summary import Group, Results
-from screening_report import ratio
-
+from benchmarks.accuracy import report as accuracy_report
+from benchmarks.accuracy.runs import COMPARISON, Run, Workspace, load_comparison
+from benchmarks.accuracy.summary import Group, Results
+from benchmarks.screening.report import ratio
 from fairchem_crack.evaluation.intervals import t_interval
 
 ROOT = Path(__file__).parents[1]

@@ -17,13 +17,11 @@ import torch
 import yaml
 from conftest import stock_config
 
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-
-import accuracy
-import accuracy_page
-import accuracy_report
-import accuracy_summary
-from accuracy_runs import (
+from benchmarks.accuracy import __main__ as accuracy
+from benchmarks.accuracy import page as accuracy_page
+from benchmarks.accuracy import report as accuracy_report
+from benchmarks.accuracy import summary as accuracy_summary
+from benchmarks.accuracy.runs import (
     COSTS,
     METRICS,
     SPLITS,
@@ -36,8 +34,7 @@ from accuracy_runs import (
     training_config,
     write_config,
 )
-from accuracy_summary import step_costs, time_ratio
-
+from benchmarks.accuracy.summary import step_costs, time_ratio
 from fairchem_crack.config import DistillConfig, parse, split_loss_functions
 
 ROOT = Path(__file__).parents[1]
@@ -167,7 +164,7 @@ def test_the_yaml_of_a_run_adds_terms_and_a_teacher_to_the_students_own(tmp_path
 
 
 def test_every_method_of_accuracy_yml_is_understood(tmp_path):
-    comparison = load_comparison(ROOT / "benchmarks/accuracy.yml")
+    comparison = load_comparison(ROOT / "benchmarks/accuracy/accuracy.yml")
     for student in comparison.students:
         candidates = comparison.tuning["coefficients"][student]
         assert all(comparison.has(method, student) for method in candidates)

@@ -125,11 +125,11 @@ def projection() -> torch.nn.Linear:
 
 
 def loss_of(options: dict, projected: torch.Tensor, teacher: torch.Tensor, pairs: torch.Tensor, natoms: torch.Tensor):
-    from fairchem_crack.training.losses import DistillationLoss
+    from fairchem_crack.config import RelationsConfig
+    from fairchem_crack.training.losses import CrackLoss, LossContext, TermLoss
 
-    loss = DistillationLoss("crack", reduction="mean")
-    loss.loss_fn.options, loss.loss_fn.pairs = options, pairs
-    return loss(projected, teacher, natoms=natoms)
+    loss = CrackLoss(options["temperature"], RelationsConfig(anchor=options["anchor"], negatives=options["negatives"]))
+    return TermLoss(loss)(projected, teacher, LossContext(natoms, pairs))
 
 
 def rank_main(rank: int, world: str, directory: str) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -55,11 +54,9 @@ from measured import (
 )
 from prose import ROOT, Claim, find, is_printed_as, uncovered, units
 
-sys.path.append(str(ROOT / "benchmarks"))
-
-from accuracy_page import show
-from accuracy_runs import TEACHER
-from accuracy_summary import GAPS, MEAN, Group
+from benchmarks.accuracy.page import show
+from benchmarks.accuracy.runs import TEACHER
+from benchmarks.accuracy.summary import GAPS, MEAN, Group
 
 README, USE, TERMS, PAGE = "README.md", "docs/use.md", "docs/terms.md", "docs/accuracy.md"
 CLAIMS = [

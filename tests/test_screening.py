@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 from ase.calculators.emt import EMT
 
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-
-import screening_report
-from screening_runs import (
+from benchmarks.screening import report as screening_report
+from benchmarks.screening.runs import (
     SITES,
     agreement,
     best_sites,

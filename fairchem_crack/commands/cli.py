@@ -43,9 +43,13 @@ COMMANDS = {  # of each: where it is, and what it does
         "fairchem_crack.evaluation.speed.command:bench",
         "atoms/s, memory, ns/day and relaxations/hour of checkpoints",
     ),
+    "configs": (
+        "fairchem_crack.commands.configs:configs",
+        "list, print or copy the YAMLs that come with the package",
+    ),
     "prepare-demo": ("fairchem_crack.commands.demo:prepare", "write the demo's splits as OC20-format LMDBs"),
 }
-WITHOUT_MODEL = ("evaluate-relaxations", "prepare-demo")  # they never use a GPU
+WITHOUT_MODEL = ("evaluate-relaxations", "configs", "prepare-demo")  # they never use a GPU
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -45,15 +45,15 @@ def overflow(monkeypatch):
     def at(steps: tuple[int, ...], what: str) -> None:
         loss = Distillation.loss
 
-        def spoiled(self, batch, step, *more):
-            value = loss(self, batch, step, *more)
-            if step in steps and what == "loss":
-                return value * math.inf
-            if step in steps:
+        def spoiled(self, step, outputs):
+            losses = loss(self, step, outputs)
+            if step.global_step in steps and what == "loss":
+                return losses._replace(total=losses.total * math.inf)
+            if step.global_step in steps:
                 module = self.student if what == "student" else self.projections.node
                 first = next(parameter for parameter in module.parameters() if parameter.requires_grad)
                 hook = first.register_hook(lambda gradient: (hook.remove(), gradient * math.inf)[1])
-            return value
+            return losses
 
         monkeypatch.setattr(Distillation, "loss", spoiled)
 
@@ -68,9 +68,9 @@ def test_the_distillation_is_computed_in_float32(run, amp, monkeypatch):
     seen: list[tuple] = []
     part_of = Distillation._part
 
-    def watched(self, term, step_seen, step):
-        part = part_of(self, term, step_seen, step)
-        seen.append((torch.is_autocast_cpu_enabled(), step_seen.nodes()[0].dtype, part.total.dtype))
+    def watched(self, term, context, *more):
+        part = part_of(self, term, context, *more)
+        seen.append((torch.is_autocast_cpu_enabled(), context.nodes()[0].dtype, part.total.dtype))
         return part
 
     monkeypatch.setattr(Distillation, "_part", watched)

@@ -25,12 +25,11 @@ def spoil(monkeypatch):
     def at(*steps: int) -> None:
         loss = Distillation.loss
 
-        def spoiled(self, batch, step, *more):
-            value = loss(self, batch, step, *more)
-            if step in steps:
-                self.log["loss_relations"] = math.nan
-                return value * math.nan
-            return value
+        def spoiled(self, step, outputs):
+            losses = loss(self, step, outputs)
+            if step.global_step not in steps:
+                return losses
+            return losses._replace(total=losses.total * math.nan, log={**losses.log, "loss_relations": math.nan})
 
         monkeypatch.setattr(Distillation, "loss", spoiled)
 
@@ -44,12 +43,12 @@ def spoil_gradient(monkeypatch):
     def at(step: int, which: str) -> None:
         loss = Distillation.loss
 
-        def spoiled(self, batch, step_now, *more):
-            if step_now == step:
+        def spoiled(self, teacher_step, outputs):
+            if teacher_step.global_step == step:
                 module = self.student if which == "student" else self.projections.node
                 first = next(parameter for parameter in module.parameters() if parameter.requires_grad)
                 hook = first.register_hook(lambda gradient: (hook.remove(), gradient * math.inf)[1])
-            return loss(self, batch, step_now, *more)
+            return loss(self, teacher_step, outputs)
 
         monkeypatch.setattr(Distillation, "loss", spoiled)
 

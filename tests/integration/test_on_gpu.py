@@ -1,4 +1,4 @@
-"""Trainings on a GPU take the steps that they take on the CPU; `benchmarks/gpu.sh` runs these."""
+"""Trainings on a GPU take the steps that they take on the CPU; `benchmarks/gpu/run.sh` runs these."""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ MOMENTS = {
     "the teacher's forward": ((TransBlockV2, "forward", in_step(11)), 11),
     "before the optimizer's step": ((torch.nn.utils, "clip_grad_norm_", in_step(11)), 11),
     "the optimizer's step, before the average's": ((ExponentialMovingAverage, "update", in_step(11)), 9),
-    "between the student's and the projection's update": ((Distillation, "step", in_step(11)), 9),
+    "between the student's and the projection's update": ((Distillation, "update_projection", in_step(11)), 9),
     "behind both updates": ((recorder.Recorder, "log", lambda trainer, _, record, *__: record.get("step") == 11), 12),
     "the saving of a checkpoint": ((torch, "save", saving("checkpoint.pt.partial", 8)), 9),
     "the beginning of the second evaluation": ((base_trainer, "ensure_fitted", in_step(10)), 11),
@@ -164,11 +164,11 @@ def test_a_preempted_job_goes_on_as_the_uninterrupted_one(job, strike, whole, mo
 def test_in_the_backward_pass(job, whole, monkeypatch):
     loss, steps = Distillation.loss, []
 
-    def hooked(self, batch, step, outputs):
-        steps.append(step)
-        if steps.count(11) == 1 and step == 11:
+    def hooked(self, step, outputs):
+        steps.append(step.global_step)
+        if steps.count(11) == 1 and step.global_step == 11:
             self.student_features.node_embedding.register_hook(lambda _: os.kill(os.getpid(), signal.SIGUSR2))
-        return loss(self, batch, step, outputs)
+        return loss(self, step, outputs)
 
     monkeypatch.setattr(Distillation, "loss", hooked)
     assert len(job()) == 10 and job.was_preempted
@@ -177,7 +177,7 @@ def test_in_the_backward_pass(job, whole, monkeypatch):
 
 def test_between_the_updates_of_the_first_step(job, strike, whole):
     """No checkpoint is there that could stay as it is."""
-    strike(Distillation, "step", in_step(1))
+    strike(Distillation, "update_projection", in_step(1))
     job()
     assert job.was_preempted
     resumed = job()

@@ -16,8 +16,6 @@ from fairchem_crack.training import trainer
 
 pytestmark = pytest.mark.slow
 
-SAMPLES = Path(__file__).parents[1] / "samples"
-
 
 def load(path) -> dict:
     return torch.load(path, map_location="cpu", weights_only=False)
@@ -151,15 +149,3 @@ def test_a_warmup_of_less_than_a_step_is_refused(run, two_steps):
         ValueError, match=r"warmup_epochs: 0.1 of an epoch of 2 steps is less than one step; give at least 0.5"
     ):
         run(two_steps)
-
-
-def test_a_checkpoint_of_version_0_1_0_resumes(run, distilled, tmp_path):
-    """tests/samples/checkpoint_0.1.0.pt: the `distilled` fixture after 3 of 6 steps, written by commit 068ab12."""
-    (tmp_path / "checkpoints" / "run").mkdir(parents=True)
-    finished = run(distilled, checkpoint=SAMPLES / "checkpoint_0.1.0.pt")
-    assert [record["step"] for record in finished.steps] == [4, 5, 6]
-    assert all(math.isfinite(record["loss"]) for record in finished.steps)
-    # what commit 7cca9bc resumes with: the converted projection is the same function, in the same unit
-    assert finished.steps[0]["loss_node_embeddings"] == pytest.approx(1.75998, rel=1e-3)
-    state = load(finished.checkpoints / "checkpoint.pt")[keys.CHECKPOINT_KEY]
-    assert state[keys.STATE_FORMAT] == 2 and not state[keys.PROJECTION]["shift"].any()

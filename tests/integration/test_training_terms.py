@@ -209,7 +209,7 @@ def test_what_a_model_lacks_is_refused_by_name(run, distilled):
     config = with_terms(distilled, {"vector_embeddings": TERMS["vector_embeddings"]})
     config["model"] = GEMNET
     with pytest.raises(
-        ValueError, match="`vector_embeddings` needs an l=1 embedding, which the student, `gemnet_t`, has not"
+        ValueError, match="`vector_embeddings` needs an l=1 embedding, which the student, `gemnet_t`, does not provide"
     ):
         run(config)
     config = with_terms(distilled, {"force_jacobian": TERMS["force_jacobian"]})
@@ -234,10 +234,9 @@ def test_a_term_of_ones_own_is_trained(run, distilled, monkeypatch):
     monkeypatch.setattr(terms, "COMPARISONS", dict(terms.COMPARISONS))
 
     @terms.register_term("embedding_lengths", keys.NODE_EMBEDDING)
-    def embedding_lengths(step, term):
-        return step.projected.norm(dim=1), step.teacher.node_embedding.norm(dim=1)
+    def embedding_lengths(context, term):
+        return context.projected.norm(dim=1), context.teacher.node_embedding.norm(dim=1)
 
-    monkeypatch.setattr("fairchem_crack.training.distillation.COMPARISONS", terms.COMPARISONS)
     finished = run(with_terms(distilled, {"embedding_lengths": {"fn": "mae", "coefficient": 2}}))
     for step in finished.steps:
         own = step["loss_energy"] + 10 * step["loss_forces"]

@@ -7,11 +7,13 @@ import logging
 import sys
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fairchem_crack import keys
-from fairchem_crack.commands.cache_teacher.job import Job, needs_of_terms, verify
-from fairchem_crack.commands.cache_teacher.job import cache_teacher as write_cache
 from fairchem_crack.commands.flags import Given, parser_of, read_or_refuse
+
+if TYPE_CHECKING:
+    from fairchem_crack.commands.cache_teacher.job import Job
 
 JACOBIAN_ROWS = 4  # of each system, where a term reads them and no flag says how many
 
@@ -43,6 +45,9 @@ def cache_teacher(arguments: list[str]) -> None:
     warnings.filterwarnings("ignore", module="fairchem|torch_geometric")
     try:
         given = read_or_refuse(parser(), arguments)
+        from fairchem_crack.commands.cache_teacher.job import cache_teacher as write_cache
+        from fairchem_crack.commands.cache_teacher.job import verify
+
         job = job_of(given)
         if given.flags.verify is not None:
             count = given.flags.verify
@@ -61,6 +66,8 @@ def job_of(given: Given) -> Job:
     Raises:
         ValueError: no directory to write to, or no teacher to run.
     """
+    from fairchem_crack.commands.cache_teacher.job import Job, needs_of_terms
+
     options, config = given.flags, given.config
     teacher = ((config.get("task") or {}).get("distill") or {}).get("teacher") or {}
     directory = options.output or teacher.get("cache")

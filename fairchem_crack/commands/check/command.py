@@ -6,7 +6,6 @@ import logging
 import sys
 import warnings
 
-from fairchem_crack.commands.check.sections import check_config
 from fairchem_crack.commands.flags import parser_of, read
 
 
@@ -22,6 +21,8 @@ def check(arguments: list[str]) -> None:
         sys.exit(f"fairchem-crack check: {error}")
     for warning in given.warnings:
         print(f"WARNING: {warning}")
+    from fairchem_crack.commands.check.sections import check_config
+
     problems = check_config(given.config, str(given.flags.config_yml), given.problems)
     if not problems:
         print("\nNo problem found.")

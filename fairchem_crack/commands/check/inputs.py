@@ -31,6 +31,7 @@ from fairchem_crack.training.config_checks import (
     missing_distill,
     term_faults,
 )
+from fairchem_crack.training.distill_options import ONLY_TERMS
 from fairchem_crack.training.host_options import check_optim, check_outputs, check_transforms
 from fairchem_crack.training.losses import build_loss
 from fairchem_crack.training.trainer import CrackDistillTrainer
@@ -111,7 +112,7 @@ def _distill_block(check: Check) -> None:
             "subclass of it."
         )
     if not check.own_losses:
-        check.problems.append("loss_functions: has distillation terms alone; the student needs its own too, `energy` say.")
+        check.problems.append(ONLY_TERMS)
     task = check.config.get("task") or {}
     if "distill" not in task:
         check.problems.append(missing_distill(task))
