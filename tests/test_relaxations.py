@@ -290,7 +290,7 @@ def test_a_calculation_that_does_not_converge_is_not_below(ends, tmp_path, capsy
         ({"--data": ["nowhere"]}, "--data nowhere: no .lmdb file"),
         ({"--trajectories": ["teacher=x"]}, "--trajectories teacher=...: no --positions teacher=...; given are student"),
         ({"--trajectories": ["student=nowhere"]}, "does not exist"),
-        ({"--calculator": ["nosuch"]}, "--calculator nosuch: expected a name ASE knows"),
+        ({"--calculator": ["nosuch"]}, "--calculator nosuch: expected a name that ASE knows"),
         ({"--calculator": ["ase.calculators.emt:Nosuch"]}, "--calculator ase.calculators.emt:Nosuch: expected"),
         ({"--calculator": ["emt"], "--forces": ["student=x"]}, "--calculator and --forces: give one of the two"),
         ({"--forces": ["student=nowhere.extxyz"]}, "nowhere.extxyz does not exist"),

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 IMPORT_HELP = "modules of your own, with models or adapters; where a YAML has task.distill.imports"
+CALCULATOR = "a name that ASE knows (emt), or package.module:function that takes no argument and returns an ASE calculator"
 
 
-def named_values(entries: Iterable[str], option: str, form: str = "NAME=VALUE, student=runs/relax say") -> dict[str, str]:
+def named_values(
+    entries: Iterable[str], option: str, form: str = "NAME=VALUE, for example student=runs/relax"
+) -> dict[str, str]:
     """`name=value` entries as a mapping.
 
     Args:
         entries: as on the command line.
-        option: `--data` say, for the error.
+        option: for the error, for example `--data`.
         form: what is expected, and an example of it, for the error.
 
     Raises:

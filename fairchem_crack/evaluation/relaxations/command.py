@@ -30,7 +30,7 @@ from fairchem_crack.evaluation.relaxations.reading import (
     write_structures,
 )
 from fairchem_crack.evaluation.tables import NO_NUMBER, cell, text_table
-from fairchem_crack.io.arguments import named_values
+from fairchem_crack.io.arguments import CALCULATOR, named_values
 from fairchem_crack.io.calculators import calculator_of
 from fairchem_crack.io.files import write_json, write_text
 
@@ -52,10 +52,7 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument(
         "--trajectories", nargs="+", default=[], metavar="NAME=DIR", help="task.relax_opt.traj_dir: the relaxed energies"
     )
-    own.add_argument(
-        "--calculator",
-        help="reference forces: a name ASE knows (emt), or package.module:function that makes an ASE calculator",
-    )
+    own.add_argument("--calculator", help=f"of the reference forces: {CALCULATOR}")
     own.add_argument(
         "--forces", nargs="+", default=[], metavar="NAME=FILE", help="reference forces: .npz, or a file that ASE reads"
     )
