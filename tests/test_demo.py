@@ -103,7 +103,7 @@ def test_forces_are_the_negative_gradient_of_the_energy(drawn):
         assert forces[atom, axis] == pytest.approx((energies[1] - energies[0]) / (2 * step), abs=1e-3)
 
 
-def test_held_out_adsorbates_and_catalysts_are_unseen_and_their_elements_seen():
+def test_what_is_held_out_is_unseen_and_its_elements_are_seen():
     def elements(formulas) -> set[str]:
         return {symbol for formula in formulas for symbol in Atoms(formula).get_chemical_symbols()}
 
@@ -174,7 +174,7 @@ def test_a_records_forces_and_energy_are_emts(data):
     assert record.y == pytest.approx(again.get_potential_energy(), abs=RECORD_ROUNDING)
 
 
-def test_fairchem_reads_it(data):
+def test_fairchem_reads_a_split(data):
     from fairchem.core.datasets import LmdbDataset
 
     content = records(data / "val_ood_both")
@@ -195,7 +195,7 @@ def test_the_seed_fixes_every_bit(tmp_path, in_process):
     assert not same(*first)
 
 
-def test_systems_do_not_depend_on_processes_or_on_the_number_asked_for(data, tmp_path, in_process):
+def test_systems_do_not_depend_on_their_number_or_the_processes(data, tmp_path, in_process):
     prepare_demo(tmp_path, sizes={"val_ood_ads": 3}, seed=5, workers=1)  # 5 is the fixture's seed
     few, many = records(tmp_path / "val_ood_ads"), records(data / "val_ood_ads")
     assert few.pop("length") == 3 and same(few, {index: many[index] for index in few})
@@ -207,7 +207,7 @@ def test_a_complete_split_is_left_alone_and_another_refused(tmp_path, in_process
     assert len(before) == 3
     prepare_demo(tmp_path, sizes={"train": 2}, seed=SEED, workers=1)
     for wrong in ({"seed": SEED + 1}, {"sizes": {"train": 3}}):
-        with pytest.raises(ValueError, match=r"train was made with .*'seed': 7.*wanted is .*remove"):
+        with pytest.raises(ValueError, match=r"train was made with .*'seed': 7.*not with .*remove"):
             prepare_demo(tmp_path, **{"sizes": {"train": 2}, "seed": SEED, "workers": 1, **wrong})
     assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in (tmp_path / "train").iterdir()} == before
 
@@ -235,7 +235,7 @@ def interrupt(directory: Path, monkeypatch, *, at: int, seed: int) -> None:
             raise AssertionError("not interrupted")
 
 
-def test_an_interrupted_split_goes_on_where_it_stopped(tmp_path, in_process, monkeypatch):
+def test_an_interrupted_split_resumes_where_it_stopped(tmp_path, in_process, monkeypatch):
     prepare_demo(tmp_path / "whole", sizes={"train": 5}, seed=SEED, workers=1)
     interrupt(tmp_path / "cut", monkeypatch, at=3, seed=SEED)
     assert not (tmp_path / "cut/train").exists()
@@ -248,7 +248,7 @@ def test_an_interrupted_split_goes_on_where_it_stopped(tmp_path, in_process, mon
     assert [path.name for path in (tmp_path / "cut").iterdir()] == ["train"]
 
 
-def test_the_rest_of_an_interrupted_split_of_another_seed_is_not_used(tmp_path, in_process, monkeypatch):
+def test_an_interrupted_split_of_another_seed_is_not_used(tmp_path, in_process, monkeypatch):
     prepare_demo(tmp_path / "whole", sizes={"train": 5}, seed=SEED, workers=1)
     interrupt(tmp_path / "cut", monkeypatch, at=3, seed=SEED + 1)
     gc.collect()
@@ -256,7 +256,7 @@ def test_the_rest_of_an_interrupted_split_of_another_seed_is_not_used(tmp_path, 
     assert same(records(tmp_path / "cut/train"), records(tmp_path / "whole/train"))
 
 
-def test_an_interruption_between_the_last_record_and_the_rename_loses_nothing(tmp_path, in_process):
+def test_an_interruption_before_the_rename_loses_nothing(tmp_path, in_process):
     prepare_demo(tmp_path, sizes={"train": 3}, seed=SEED, workers=1)
     before = records(tmp_path / "train")
     (tmp_path / "train").rename(tmp_path / ".train.partial")

@@ -98,7 +98,7 @@ def test_the_figures_are_those_of_stock_validate(written, models, data, tmp_path
 
 
 @pytest.mark.slow
-def test_several_processes_say_the_same(written, models, data, tmp_path, capfd):
+def test_several_processes_give_the_same_metrics(written, models, data, tmp_path, capfd):
     flags = ["--checkpoint", str(models["student"]), str(models["published"]), "--undistilled", str(models["undistilled"])]
     flags += ["--teacher", str(models["teacher"]), "--cpu", "--num-gpus", "2", "--batch-sizes", "--output"]
     flags += [str(tmp_path / "two"), "--data", *(f"{split}={data / folder}" for split, folder in SPLITS.items())]
@@ -119,7 +119,7 @@ class Killer:
 
 
 @pytest.mark.slow
-def test_a_killed_process_is_said(models, data, tmp_path):
+def test_a_killed_process_is_named(models, data, tmp_path):
     torch.save(Killer(), tmp_path / "killer.pt")
     flags = [
         "--checkpoint",
@@ -177,7 +177,7 @@ def test_table_csv_and_json_agree(written, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["student", "published"])
-def test_a_submission_holds_fairchems_predictions_of_the_four_splits(models, data, tmp_path, model):
+def test_a_submission_holds_fairchems_own_predictions(models, data, tmp_path, model):
     splits = {"id": "val_id", "ood_ads": "val_ood_ads", "ood_cat": "val_ood_cat", "ood_both": "val_ood_both"}
     file = tmp_path / "made/submission.npz"
     flags = ["--checkpoint", str(models[model]), "--cpu", "--batch-sizes", "--data", f"val_id={data / 'val_id'}"]
@@ -264,7 +264,7 @@ def test_a_name_is_the_shortest_that_is_unique(paths, names):
     assert short_names(paths, taken=("student",)) == dict(zip(paths, names))
 
 
-def test_the_interval_of_an_error_is_that_of_the_normal_distribution():
+def test_the_interval_of_an_error_is_that_of_a_normal_one():
     random = np.random.default_rng(0)
     values = random.normal(3.0, 1.0, size=MOST_UNITS * 3 + 7)  # in groups
     found = error_interval(values, np.ones(len(values)))

@@ -21,12 +21,12 @@ def named_values(
     Raises:
         ValueError: an entry of another form, or a name given twice.
     """
-    found: dict[str, str] = {}
+    named: dict[str, str] = {}
     for entry in entries:
         name, _, value = entry.partition("=")
         if not (name and value):
             raise ValueError(f"{option} {entry}: expected {form}.")
-        if name in found:
+        if name in named:
             raise ValueError(f"{option} {entry}: {name} is given twice.")
-        found[name] = value
-    return found
+        named[name] = value
+    return named

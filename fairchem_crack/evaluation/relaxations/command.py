@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument(
         "--positions", nargs="+", required=True, metavar="NAME=FILE", help="relaxed_positions.npz of one or several models"
     )
-    own.add_argument("--data", type=Path, required=True, help="the LMDBs that they were relaxed from, OC20's IS2RE say")
+    own.add_argument("--data", type=Path, required=True, help="the LMDBs that they were relaxed from, such as OC20's IS2RE")
     own.add_argument(
         "--key-mapping", nargs="+", default=[], metavar="OLD=NEW", help="of its YAML, to y_relaxed, pos_relaxed"
     )
@@ -88,19 +88,19 @@ def evaluate_relaxations(arguments: list[str]) -> None:
         rows: list[Row] = []
         notes: dict[str, list[str]] = {}  # the models that each is about
         for name, file in files["positions"].items():
-            relaxed, found = _relaxed(name, Path(file), files, systems, calculator)
+            relaxed, notes_of_model = _relaxed(name, Path(file), files, systems, calculator)
             if options.structures is not None:
                 write_structures(options.structures / f"{name}.extxyz", relaxed.positions, systems)
             row, left_out = measure(name, relaxed, systems, within=options.within)
             rows.append(row)
-            for note in found + left_out:
+            for note in notes_of_model + left_out:
                 notes.setdefault(note, []).append(name)
-        said = [f"{', '.join(about)}: {note}." for note, about in notes.items()]
+        explained = [f"{', '.join(about)}: {note}." for note, about in notes.items()]
         if not any(row.metrics for row in rows) and options.structures is None:
-            raise ValueError("nothing to measure. " + " ".join(said))
-        print(table(rows, said))
+            raise ValueError("nothing to measure. " + " ".join(explained))
+        print(table(rows, explained))
         if options.output is not None:
-            _write(options.output, rows, said)
+            _write(options.output, rows, explained)
     except (ValueError, OSError) as error:
         sys.exit(f"fairchem-crack evaluate-relaxations: {error}")
     finally:
@@ -116,7 +116,7 @@ def _relaxed(
     if missing := [sid for sid in systems if sid not in positions]:
         notes.append(
             f"no relaxed positions of {listed(missing, len(systems))}; the metrics are of the others. A run that was "
-            "interrupted and went on leaves out those of before: remove the trajectories and run it again"
+            "interrupted and resumed leaves out those of before: remove the trajectories and run it again"
         )
     energies = forces = None
     if name in files["trajectories"]:
@@ -125,7 +125,7 @@ def _relaxed(
             notes.append(
                 f"no energy of {listed(missing, len(positions))}: converged from the start, the trajectory is empty"
             )
-        if failed := [sid for sid, found in energies.items() if not math.isfinite(found)]:
+        if failed := [sid for sid, values in energies.items() if not math.isfinite(values)]:
             notes.append(f"energy not finite of {listed(failed, len(positions))}, and so no energy MAE")
     if calculator is not None:
         forces = reference_forces(calculator, positions, systems)
@@ -133,7 +133,7 @@ def _relaxed(
         forces = read_forces(Path(files["forces"][name]), positions, systems)
         if missing := [sid for sid in positions if sid not in forces]:
             notes.append(f"no reference forces of {listed(missing, len(positions))}; FbT and AFbT are of the others")
-    if failed := [sid for sid, found in (forces or {}).items() if not np.isfinite(found).all()]:
+    if failed := [sid for sid, values in (forces or {}).items() if not np.isfinite(values).all()]:
         notes.append(f"reference forces not finite of {listed(failed, len(positions))}: not below any threshold")
     return Relaxed(positions, energies, forces), notes
 
@@ -162,8 +162,8 @@ def as_csv(rows: Sequence[Row]) -> str:
     writer.writeheader()
     for row in rows:
         line: dict[str, object] = {"model": row.model, "systems": row.systems}
-        for metric, found in row.metrics.items():
-            line.update({metric: found.estimate, f"{metric}_low": found.low, f"{metric}_high": found.high})
+        for metric, interval in row.metrics.items():
+            line.update({metric: interval.estimate, f"{metric}_low": interval.low, f"{metric}_high": interval.high})
             line[f"{metric}_systems"] = row.counted[metric]
         writer.writerow(line)
     return text.getvalue()

@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME=SRC",
         help="splits to evaluate, read with the options of the training's data set (default: its dataset.val)",
     )
-    made.add_argument("--undistilled", help="checkpoint of a student trained on labels alone, or the name of its run")
+    made.add_argument("--undistilled", help="checkpoint of a student trained on labels only, or the name of its run")
     made.add_argument(
         "--also",
         nargs="+",

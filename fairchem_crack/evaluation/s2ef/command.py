@@ -19,7 +19,7 @@ from fairchem.core.common.utils import update_config
 
 from fairchem_crack.evaluation.names import short_names
 from fairchem_crack.evaluation.s2ef.data import given_options, options_for, validation_options
-from fairchem_crack.evaluation.s2ef.evaluator import CheckpointEvaluator, first_records, judged_outputs
+from fairchem_crack.evaluation.s2ef.evaluator import CheckpointEvaluator, evaluated_outputs, first_records
 from fairchem_crack.evaluation.s2ef.leaderboard import Group, Row, Throughputs, as_csv, leaderboard
 from fairchem_crack.evaluation.s2ef.runs import Evaluation, evaluate_all
 from fairchem_crack.evaluation.s2ef.submission import TEST_SPLITS, check_submission, write_submission
@@ -184,7 +184,7 @@ def dataset_of(options: argparse.Namespace, data: dict[str, Path]) -> dict[str, 
     """
     checkpoint = options.checkpoint[0]
     config = read_checkpoint(checkpoint)["config"]
-    names, _ = judged_outputs(config, checkpoint)
+    names, _ = evaluated_outputs(config, checkpoint)
     trained = validation_options(update_config(config))
     return options_for(data.values(), trained, names, data_format=options.format, given=given_options(options.dataset))
 
