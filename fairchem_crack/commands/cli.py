@@ -48,10 +48,6 @@ COMMANDS = {  # of each: where it is, and what it does
         "list, print or copy the YAMLs that come with the package",
     ),
     "prepare-demo": ("fairchem_crack.commands.demo:prepare", "write the demo's splits as OC20-format LMDBs"),
-    "summarize-demo": (
-        "fairchem_crack.commands.demo:summarize",
-        "evaluate the demo's models: table, picture, summary.json",
-    ),
 }
 WITHOUT_MODEL = ("evaluate-relaxations", "configs", "prepare-demo")  # they never use a GPU
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fairchem_crack.io.arguments import IMPORT_HELP
-from fairchem_crack.io.files import whole, write_json, write_text
+from fairchem_crack.io.files import write_bytes, write_json, write_text
 from fairchem_crack.plugins import load_plugins
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME=SRC",
         help="splits to evaluate, read with the options of the training's data set (default: its dataset.val)",
     )
-    made.add_argument("--undistilled", help="checkpoint of a student trained on labels alone, or the name of its run")
+    made.add_argument("--undistilled", help="checkpoint of a student trained on labels only, or the name of its run")
     made.add_argument(
         "--also",
         nargs="+",
@@ -86,8 +86,7 @@ def write_report(request: Request) -> tuple[Path, int]:
     request.output.mkdir(parents=True, exist_ok=True)
     pictures = [picture for section in shown for picture in section.all_pictures]
     for picture in pictures:
-        with whole(request.output / f"{picture.name}.png") as partial:
-            partial.write_bytes(picture.png)
+        write_bytes(request.output / f"{picture.name}.png", picture.png)
     write_json(request.output / NUMBERS, numbers_of(findings))
     write_text(request.output / PAGE, html)
     return request.output / PAGE, len(pictures)
