@@ -18,6 +18,7 @@ from conftest import run_fairchem, stock_config
 from matplotlib.text import Text
 from tools.make_published_checkpoint import write_published_checkpoint
 
+from fairchem_crack.commands.cli import main
 from fairchem_crack.evaluation.intervals import MOST_UNITS, Errors, Interval, error_interval, gap_closed, gap_closed_interval
 from fairchem_crack.evaluation.s2ef.command import evaluate, names
 from fairchem_crack.evaluation.s2ef.leaderboard import COLUMNS, Row, draw, literal
@@ -128,7 +129,7 @@ def test_a_killed_process_is_said(models, data, tmp_path):
         "--batch-sizes",
     ]
     with pytest.raises(SystemExit, match="a process was killed"):
-        evaluate([*flags, "--data", f"val_id={data / SPLITS['val_id']}"])
+        main(["evaluate", "--trust", *flags, "--data", f"val_id={data / SPLITS['val_id']}"])
 
 
 def test_gap_closed_and_average_follow_from_the_errors(written, models):

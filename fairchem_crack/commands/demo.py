@@ -9,6 +9,8 @@ import sys
 import warnings
 from pathlib import Path
 
+from fairchem_crack.io.trust import TRUST_HELP
+
 
 def prepare(arguments: list[str]) -> None:
     """Write the demo's data."""
@@ -42,6 +44,7 @@ def summarize(arguments: list[str]) -> None:
     own.add_argument("--data", type=Path, default=Path("data/demo"))
     own.add_argument("--teacher", type=Path, required=True)
     own.add_argument("--seeds", type=int, nargs="+", default=[0])
+    own.add_argument("--trust", action="store_true", help=TRUST_HELP)
     options = own.parse_args(arguments)
     _quiet()
     from fairchem_crack.demo.summary import summarize_demo

@@ -14,6 +14,7 @@ from fairchem.core.common.flags import flags
 from fairchem.core.common.utils import build_config, create_dict_from_args, merge_dicts
 
 from fairchem_crack.config import suggestion
+from fairchem_crack.io.trust import TRUST_HELP
 from fairchem_crack.plugins import imports_of, load_plugins
 from fairchem_crack.training.spelling import BLOCKS, SETTINGS, misspelt_names, nearest
 
@@ -41,8 +42,8 @@ class Given:
 
 
 def parser_of(command: str, description: str | None = None) -> argparse.ArgumentParser:
-    """A parser of fairchem's flags, for a command to add its own; without argparse's abbreviations."""
-    return argparse.ArgumentParser(
+    """A parser of fairchem's flags and --trust, for a command to add its own; without argparse's abbreviations."""
+    parser = argparse.ArgumentParser(
         prog=f"fairchem-crack {command}",
         description=description,
         parents=[flags.get_parser()],
@@ -50,6 +51,8 @@ def parser_of(command: str, description: str | None = None) -> argparse.Argument
         allow_abbrev=False,
         usage=f"fairchem-crack {command} --config-yml FILE [flags] [--block.option=value ...]",
     )
+    parser.add_argument("--trust", action="store_true", help=TRUST_HELP)
+    return parser
 
 
 def read(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Given:
@@ -65,6 +68,7 @@ def read(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Given:
     except (yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"--config-yml {options.config_yml}: cannot be read as a config of fairchem: {error}") from error
     known_flags = [name for action in parser._actions for name in action.option_strings if name.startswith("--")]
+    rest += ["--task.distill.teacher.trust=True"] if options.trust else []
     overrides, problems, warnings = examine_overrides(rest, without_overrides, known_flags)
     try:
         config, _ = merge_dicts(without_overrides, create_dict_from_args(overrides))

@@ -21,7 +21,9 @@ from fairchem_crack import keys
 from fairchem_crack.adapters.outputs import ModelOutputs
 from fairchem_crack.config import DistillConfig, TeacherConfig, parse, split_loss_functions
 from fairchem_crack.io.batches import to_device
+from fairchem_crack.io.checkpoints import reading_safely
 from fairchem_crack.io.named_records import NAMED, NamedRecords, listed
+from fairchem_crack.io.trust import trusts
 from fairchem_crack.plugins import imports_of, load_plugins
 from fairchem_crack.teacher.cached import CachedDataset, CachedTeacher, open_cache
 from fairchem_crack.teacher.frozen import Teacher, load_teacher
@@ -103,7 +105,9 @@ class CrackDistillTrainer(ResumableTrainer):
         check_run_dir(fairchem_arguments.get("run_dir"))
         check_own_terms(own_losses, fairchem_arguments["outputs"])
         check_transforms(_training_split(fairchem_arguments["dataset"]), fairchem_arguments["outputs"])
-        fairchem_arguments["model"] = with_inline_scales(fairchem_arguments["model"])
+        self._trusts_files = trusts(task)
+        with reading_safely(fairchem_arguments["model"], trust=self._trusts_files):
+            fairchem_arguments["model"] = with_inline_scales(fairchem_arguments["model"])
         super().__init__(
             task={key: value for key, value in task.items() if key != "distill"},
             loss_functions=own_losses,
@@ -136,8 +140,14 @@ class CrackDistillTrainer(ResumableTrainer):
 
     def load_references_and_normalizers(self) -> None:
         """fairchem's, refused where they are not finite."""
-        super().load_references_and_normalizers()
+        with reading_safely(self.config["dataset"], trust=self._trusts_files):
+            super().load_references_and_normalizers()
         check_normalizers(self.normalizers, self.elementrefs)
+
+    def load_model(self) -> None:
+        """fairchem's; a config may name a checkpoint to start from, and a file of scale factors."""
+        with reading_safely(self.config["model"], trust=self._trusts_files):
+            super().load_model()
 
     def load_loss(self) -> None:
         """The student's own losses; each also reports its unweighted value."""
