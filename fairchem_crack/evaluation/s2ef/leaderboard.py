@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,7 +10,7 @@ from statistics import median
 from typing import Any, Optional
 
 from fairchem_crack.evaluation.intervals import Interval
-from fairchem_crack.io.files import whole
+from fairchem_crack.io.files import csv_text, whole
 
 COLUMNS = {  # heading, format; as fairchem's Evaluator calls them
     "energy_mae": ("energy MAE [eV]", "{:.4f}"),
@@ -81,16 +79,14 @@ def _span(interval: Optional[Interval], form: str) -> str:
 
 def as_csv(rows: Sequence[Row], throughput: Throughput) -> str:
     """One line for each model and split, with the ends of every interval, and the model's speed and memory."""
-    text = io.StringIO()
     spans = [f"{name}_{end}" for name in ERRORS for end in ("low", "high")]
     gaps = [f"{name}_gap_closed{end}" for name in ERRORS for end in ("", "_low", "_high")]
     sizes = [size for cells in throughput.values() for size in cells]
     speeds = [f"{name}_{size}" for size in dict.fromkeys(sizes) for name in ("atoms_per_second", "peak_bytes")]
     columns = ["model", "role", "split", *COLUMNS, *spans, *gaps, *speeds]
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
+    lines = []
     for row in rows:
-        line = {"model": row.model, "role": row.role, "split": row.split, **row.metrics}
+        line: dict[str, Any] = {"model": row.model, "role": row.role, "split": row.split, **row.metrics}
         for name, interval in row.intervals.items():
             line.update({f"{name}_low": interval.low, f"{name}_high": interval.high})
         for name, gap in row.gaps.items():
@@ -100,8 +96,8 @@ def as_csv(rows: Sequence[Row], throughput: Throughput) -> str:
             if cell:  # it fits
                 line[f"atoms_per_second_{size}"] = median(cell["atoms_per_second"])
                 line[f"peak_bytes_{size}"] = cell["peak_bytes"]
-        writer.writerow(line)
-    return text.getvalue()
+        lines.append(line)
+    return csv_text(columns, lines)
 
 
 def _named(gap: Interval) -> dict[str, float]:
