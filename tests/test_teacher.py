@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-import logging
-from pathlib import Path, PurePosixPath
+from fractions import Fraction
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode, _len_torch_function_stack
 
 from fairchem_crack import keys
 from fairchem_crack.config import TeacherConfig
+from fairchem_crack.io.checkpoints import UntrustedError
 from fairchem_crack.teacher import frozen as teacher_module
 from fairchem_crack.teacher.frozen import Teacher, _OfItsSystemAlone, load_teacher
 from fairchem_crack.testing import collate, slabs
@@ -276,16 +277,12 @@ def test_a_pretrained_name_is_looked_up_in_the_local_cache(teacher_checkpoint, t
     assert teacher.fingerprint() == load(teacher_checkpoint).fingerprint()
 
 
-def test_only_a_checkpoint_with_more_than_plain_values_is_read_as_unrestricted_pickle(
-    teacher_checkpoint, checkpoint, save, caplog
-):
-    with caplog.at_level(logging.WARNING):
-        expected = load(teacher_checkpoint).fingerprint()
-        assert "pickle" not in caplog.text
-        checkpoint["config"]["src"] = PurePosixPath("data/train")
-        path = save(checkpoint)
-        assert load(path).fingerprint() == expected
-    assert f"{path} holds more than tensors and plain values" in caplog.text
+def test_a_teacher_that_needs_code_is_loaded_with_trust_only(teacher_checkpoint, checkpoint, save):
+    checkpoint["config"]["share"] = Fraction(1, 3)
+    path = save(checkpoint)
+    with pytest.raises(UntrustedError, match=r"it needs `fractions\.Fraction`.*task\.distill\.teacher\.trust: True"):
+        load(path)
+    assert load(path, trust=True).fingerprint() == load(teacher_checkpoint).fingerprint()
 
 
 def truncated(content: dict, path: Path) -> None:
