@@ -53,7 +53,7 @@ def left_out(values: np.ndarray, features: np.ndarray) -> float:
     return float(np.mean(errors))
 
 
-def test_a_fit_is_judged_on_systems_that_it_has_not_seen():
+def test_a_fit_is_evaluated_on_systems_that_it_has_not_seen():
     batch, labels, teacher = systems(12, (1, 8, 29)), energies(12), energies(12, 2)
     found = energy_agreement(labels, teacher, batch)
     counts = np.array([[int((batch.atomic_numbers[batch.batch == n] == z).sum()) for z in (1, 8, 29)] for n in range(12)])
@@ -112,7 +112,7 @@ def test_a_plausible_agreement_is_not_warned_of(count, error):
     assert energy_agreement(labels, labels + error, systems(count, (1, 8))).is_plausible
 
 
-def test_labels_that_are_not_finite_are_not_judged():
+def test_labels_that_are_not_finite_are_not_evaluated():
     labels = energies(8)
     labels[2] = torch.inf
     assert energy_agreement(labels, energies(8), systems(8, (1, 8))).is_plausible

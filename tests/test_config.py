@@ -14,7 +14,7 @@ from fairchem_crack.loss import crack
 CRACK = {"fn": "crack", "coefficient": 10, "temperature": 0.15}
 MSE = {"fn": "mse", "coefficient": 10}
 BLOCKS = "`teacher`, `relations`, `projection`, `init_from_teacher`, `labels`, `resume`, `max_skipped_steps`, `imports`"
-OF_TEACHER = "`checkpoint`, `cache`, `local_cache`, `use_ema`, `precision`"
+OF_TEACHER = "`checkpoint`, `cache`, `local_cache`, `use_ema`, `precision`, `trust`"
 TEACHER = {"checkpoint": "t.pt"}
 EXPONENT = "In YAML a number with an exponent has a point and a sign;"
 LENGTH = "takes the length of vectors"
@@ -36,6 +36,7 @@ def test_documented_block_is_accepted():
             "local_cache": "pretrained_models",
             "use_ema": True,
             "precision": "auto",
+            "trust": False,
         },
         "relations": {**relations, "false_negative_threshold": None},
         "projection": {"kind": "linear"},

@@ -6,6 +6,7 @@ import pytest
 import torch
 from architectures import MODELS, build
 from fairchem.core.common.registry import registry
+from tolerances import FLOAT32_SMALL, FLOAT32_TINY, SPHERE
 from torch import nn
 
 from fairchem_crack.adapters import Features, architecture, attach_features, base, register_features
@@ -81,7 +82,7 @@ def test_spherical_atom_energies_come_from_the_node_embedding():
     coefficients = torch.linalg.lstsq(  # of what enters the head, back from the values on the sphere
         model.sphharm_weights[0].expand(len(low), -1, -1), seen[0].view(len(low), -1, low.shape[2])
     ).solution
-    torch.testing.assert_close(coefficients[:, :4], torch.cat((low, rest), dim=1)[:, :4], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(coefficients[:, :4], torch.cat((low, rest), dim=1)[:, :4], **SPHERE)
 
 
 @pytest.mark.parametrize("name", ["equiformer_v2 hydra", "escn hydra", "esen hydra"])
@@ -94,7 +95,7 @@ def test_a_head_that_averages_divides_its_atom_energies(name, monkeypatch):
     batch = collate(slabs())
     energy = model(batch)["energy"]
     sums = torch.zeros(2).index_add(0, batch.batch, adapter.atom_energies[:, 0])
-    torch.testing.assert_close(sums, energy, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(sums, energy, **FLOAT32_TINY)
 
 
 def test_atom_energies_hold_the_linear_references():
@@ -105,7 +106,7 @@ def test_atom_energies_hold_the_linear_references():
     batch = collate(slabs())
     energy = model(batch)["energy"]
     sums = torch.zeros(2).index_add(0, batch.batch, adapter.atom_energies[:, 0])
-    torch.testing.assert_close(sums, energy, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(sums, energy, **FLOAT32_SMALL)
 
 
 def test_architecture_is_the_registered_name_of_the_backbone():

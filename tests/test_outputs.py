@@ -11,6 +11,7 @@ from architectures import MODELS, build
 from conftest import TEACHER_MODEL
 from fairchem.core.modules.normalization.element_references import LinearReferences
 from fairchem.core.modules.normalization.normalizer import Normalizer
+from tolerances import FLOAT32, FLOAT32_DIFFERENCE, FLOAT32_LARGE, RANDOM_FRAMES
 from torch import Tensor
 
 from fairchem_crack import keys
@@ -114,9 +115,9 @@ def test_a_teachers_atoms_have_the_references_of_its_checkpoint(form, batch, tmp
     own = read[0] / head.avg_num_nodes  # (N,) in the model's unit
     sizes = batch.natoms[batch.batch]
     expected = RMSD * own + values[batch.atomic_numbers.long()] + MEAN / sizes
-    torch.testing.assert_close(found.atom_energies, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.atom_energies, expected, **FLOAT32)
     sums = torch.zeros(len(batch.natoms)).index_add(0, batch.batch, expected)
-    torch.testing.assert_close(found.energy, sums, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(found.energy, sums, **FLOAT32_LARGE)
     assert found.atom_energies.std() > 1 or form == "published"
 
 
@@ -149,7 +150,7 @@ def test_references_inside_a_model_are_those_of_its_atoms(batch, tmp_path):
         torch.save(content, tmp_path / "teacher.pt")
         found.append(load_teacher(TeacherConfig(str(tmp_path / "teacher.pt")), CPU)(batch, ALL))
     difference = found[1].atom_energies - found[0].atom_energies
-    torch.testing.assert_close(difference, RMSD * values[batch.atomic_numbers.long()], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(difference, RMSD * values[batch.atomic_numbers.long()], **FLOAT32_DIFFERENCE)
 
 
 @pytest.mark.parametrize("passed", [False, True], ids=["a mapping per head", "passed through"])
@@ -168,7 +169,7 @@ def test_of_several_scalar_heads_the_energys_is_read(batch, passed, tmp_path):
     torch.manual_seed(0)
     raw = model(batch)
     expected = raw["energy"] if passed else raw["energy"]["energy"]
-    torch.testing.assert_close(found.energy, expected.detach(), rtol=1e-2, atol=1e-3)  # random frames
+    torch.testing.assert_close(found.energy, expected.detach(), **RANDOM_FRAMES)
     sums = torch.zeros(len(batch.natoms)).index_add(0, batch.batch, found.atom_energies)
     torch.testing.assert_close(sums, found.energy)
     owner = load_teacher(TeacherConfig(str(tmp_path / "teacher.pt")), CPU)

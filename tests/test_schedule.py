@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from fairchem.core.modules.scheduler import LRScheduler
+from tolerances import LEARNING_RATE
 
 from fairchem_crack.training.schedule import check_length, learning_rates, schedule_notes
 
@@ -59,7 +60,7 @@ def test_rates_are_those_of_stepping_through_the_training(name, options, steps):
         stepped.step()
     rates = learning_rates(scheduler(name, **options).scheduler, steps)
     assert {1, steps} <= rates.keys() and len(rates) == min(steps, 500)
-    assert rates == pytest.approx({step: expected[step] for step in rates}, abs=1e-6 * LR)
+    assert rates == pytest.approx({step: expected[step] for step in rates}, abs=LEARNING_RATE * LR)
 
 
 def notes(name: str, steps: int, **options) -> list[str]:

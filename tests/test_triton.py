@@ -9,6 +9,7 @@ import pytest
 import torch
 from test_contrastive import make_batch
 from test_partition import LargestTensor
+from tolerances import FLOAT32
 
 from fairchem_crack.loss import triton_sums
 from fairchem_crack.loss.crack import crack_loss, crack_terms
@@ -226,7 +227,7 @@ def test_torch_computes_where_the_kernels_fail_the_trial(device, monkeypatch, ca
         found = [run(problem, device, torch.float32)[0] for _ in range(2)]
     assert len(caplog.messages) == 1, "said once"
     assert caplog.messages[0].startswith(f"The CRACK loss is computed by torch's operations on {device}, slower: its Triton")
-    torch.testing.assert_close(found[1], run(problem, "cpu", torch.float64)[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found[1], run(problem, "cpu", torch.float64)[0], **FLOAT32)
     assert re.search(reason, caplog.messages[0])
 
 

@@ -18,8 +18,10 @@ from fairchem_crack import keys
 from fairchem_crack.adapters.outputs import ModelOutputs
 from fairchem_crack.config import DistillConfig, read_options, refuse
 from fairchem_crack.io.batches import to_device
+from fairchem_crack.io.checkpoints import reading_safely
 from fairchem_crack.io.named_records import NAMED, NamedRecords, listed
 from fairchem_crack.io.samples import evenly_spaced
+from fairchem_crack.io.trust import trusts
 from fairchem_crack.plugins import imports_of, load_plugins
 from fairchem_crack.teacher.cached import CachedDataset, CachedTeacher, open_cache
 from fairchem_crack.teacher.frozen import Teacher, load_teacher
@@ -73,9 +75,9 @@ class CrackDistillTrainer(CheckedTrainer):
         names = self.name_faults({"task": task, "optim": fairchem_arguments.get("optimizer"), **fairchem_arguments})
         options = read_options(task, loss_functions)
         outputs, data = fairchem_arguments["outputs"], training_split(fairchem_arguments["dataset"])
-        of_labels = () if options.distill is None else label_faults(options.distill, data)
-        of_losses = own_loss_faults(options.own_losses, outputs)
-        refuse(names, options.faults, of_losses, transform_faults(data, outputs), of_labels)
+        of_labels = [] if options.distill is None else label_faults(options.distill, data)
+        of_losses, of_transforms = own_loss_faults(options.own_losses, outputs), transform_faults(data, outputs)
+        refuse(names, options.faults, of_losses, of_transforms, of_labels)
         self._terms = [term for term in options.terms if term.coefficient > 0]
         for term in options.terms:
             if term not in self._terms:
@@ -90,7 +92,9 @@ class CrackDistillTrainer(CheckedTrainer):
         self._spoiled: list[str] = []  # of an evaluation, what is not finite
         self._skipped = SkippedSteps((self._distill_config or DistillConfig).max_skipped_steps)
         check_run_dir(fairchem_arguments.get("run_dir"))
-        fairchem_arguments["model"] = with_inline_scales(fairchem_arguments["model"])
+        self._trusts_files, model = trusts(task), fairchem_arguments["model"]
+        with reading_safely(model, trust=self._trusts_files):
+            fairchem_arguments["model"] = with_inline_scales(model)
         super().__init__(
             task={key: value for key, value in task.items() if key != "distill"},
             loss_functions=options.own_losses,

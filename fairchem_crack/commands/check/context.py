@@ -81,6 +81,7 @@ class Check:
 
     config: dict
     config_yml: str
+    opens_data: bool = True
     section: str = ""
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)  # of the section
@@ -130,7 +131,7 @@ class Check:
     def batch(self, systems: int = SAMPLE_SYSTEMS, split: str = "train") -> Batch:
         """The first systems of the sample of a split, on the device."""
         if not self.samples.get(split):
-            raise LeftOut("there is no training data")
+            raise LeftOut("there is no training data" if self.opens_data else "the data are not opened")
         if split in self.unsound:
             raise LeftOut(f"the systems of dataset.{split} have fields that no model takes")
         trainer = self.need("trainer")

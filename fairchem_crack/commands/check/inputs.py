@@ -13,7 +13,7 @@ import torch
 from fairchem.core.common.registry import registry
 from torch_geometric.data import Data
 
-from fairchem_crack.commands.check.context import Check, TrainerParts, parts_of
+from fairchem_crack.commands.check.context import Check, LeftOut, TrainerParts, parts_of
 from fairchem_crack.commands.check.fields import field_faults
 from fairchem_crack.config import DistillConfig, Fault, TeacherConfig, parse, read_options
 from fairchem_crack.io.boundaries import OPTION, as_pbc, kinds
@@ -117,6 +117,8 @@ def examine_data(check: Check) -> str:
             continue
         with check.collecting():
             check_dataset(split, options, options.get("format", trainer.config["dataset"].get("format", "lmdb")))
+            if not check.opens_data:
+                continue
             with check.collecting(f"dataset.{split}"):
                 dataset = trainer.load_split(split)
             sizes.append(f"{split} {len(dataset)}")
@@ -125,6 +127,8 @@ def examine_data(check: Check) -> str:
             check.take_sample(split, dataset)
     if "src" not in trainer.config["dataset"]:
         check.problems.append("dataset.train.src: missing; training needs data.")
+    if not check.opens_data:
+        return "there, and not opened (--no-data)"
     return f"systems in {', '.join(sizes)}{_several_pbc(check)}" if sizes else ""
 
 
@@ -170,6 +174,8 @@ def _task_name(config: dict) -> str:
 def examine_labels(check: Check) -> str:
     """Whether the systems hold what `outputs` names, in the shapes that fairchem takes; predicting needs no labels."""
     trainer, labels = check.need("trainer"), []
+    if not check.opens_data:
+        raise LeftOut("the data are not opened")
     for split, systems in check.samples.items():
         with check.collecting(f"dataset.{split}"):
             _examine_fields(check, split, systems)
