@@ -106,8 +106,8 @@ def training_config(run: Run, plan: Plan, workspace: Workspace, *, steps: int) -
         "logger": "tensorboard",
     }
     if terms:
-        cache = workspace.relative(workspace.cache(run, has_jacobian=plan.needs_jacobian(run)))
-        teacher = {"checkpoint": str(ROOT / plan.teachers[run.teacher]), "cache": cache}
+        teacher_cache = workspace.cache(run, has_jacobian=plan.needs_jacobian(run))
+        teacher = {"checkpoint": str(ROOT / plan.teachers[run.teacher]), "cache": workspace.relative(teacher_cache)}
         own = plan.methods[run.method.partition("@")[0]].get("distill", {})
         config["task"] = {"distill": merge_dicts({"teacher": teacher}, own)[0]}
     return config
