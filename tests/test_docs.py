@@ -268,7 +268,7 @@ def check_use(namespace: dict, log: str) -> None:
     assert [row["model"] for row in measured["rows"]] == ["student", "teacher"] and measured["notes"] == []
     assert all(len(row["metrics"]) == 5 and set(row["counted"].values()) == {6} for row in measured["rows"])
     assert len(read("dft.extxyz", ":")) == 6
-    assert len(namespace["found"]["ids"]) == 6 and namespace["last"].get_potential_energy() < 100
+    assert len(namespace["arrays"]["ids"]) == 6 and namespace["last"].get_potential_energy() < 100
 
 
 def check_cache(namespace: dict, log: str) -> None:

@@ -15,13 +15,16 @@ import torch
 from ase import Atoms
 from ase.db import connect
 from conftest import run_fairchem, stock_config
-from matplotlib.text import Text
 from tools.make_published_checkpoint import write_published_checkpoint
 
+from fairchem_crack.commands.cli import main
 from fairchem_crack.evaluation.intervals import MOST_UNITS, Errors, Interval, error_interval, gap_closed, gap_closed_interval
 from fairchem_crack.evaluation.names import short_names
 from fairchem_crack.evaluation.s2ef.command import evaluate
-from fairchem_crack.evaluation.s2ef.leaderboard import COLUMNS, Row, draw, literal
+from fairchem_crack.evaluation.s2ef.leaderboard import Group, Row, leaderboard, table
+from fairchem_crack.evaluation.s2ef.picture import draw
+from fairchem_crack.evaluation.s2ef.runs import Evaluation
+from fairchem_crack.evaluation.tables import ERRORS, METRICS
 
 PUBLISHED = {"num_layers": 1, "sphere_channels": 8, "attn_hidden_channels": 8, "num_heads": 2, "attn_alpha_channels": 8}
 PUBLISHED |= {"attn_value_channels": 4, "ffn_hidden_channels": 8, "lmax_list": [2], "mmax_list": [1], "edge_channels": 8}
@@ -91,12 +94,12 @@ def rows_of(written: Path, models: dict[str, Path]) -> dict[tuple[str, str], dic
 def test_the_figures_are_those_of_stock_validate(written, models, data, tmp_path, model, split, folder):
     row = rows_of(written, models)[model, split]
     stock = validated(models[model], data, folder, tmp_path)
-    for name in COLUMNS:
+    for name in METRICS:
         assert row["metrics"][name] == pytest.approx(stock[name], abs=1e-6), name
 
 
 @pytest.mark.slow
-def test_several_processes_say_the_same(written, models, data, tmp_path, capfd):
+def test_several_processes_give_the_same_metrics(written, models, data, tmp_path, capfd):
     flags = ["--checkpoint", str(models["student"]), str(models["published"]), "--undistilled", str(models["undistilled"])]
     flags += ["--teacher", str(models["teacher"]), "--cpu", "--num-gpus", "2", "--batch-sizes", "--output"]
     flags += [str(tmp_path / "two"), "--data", *(f"{split}={data / folder}" for split, folder in SPLITS.items())]
@@ -117,7 +120,7 @@ class Killer:
 
 
 @pytest.mark.slow
-def test_a_killed_process_is_said(models, data, tmp_path):
+def test_a_killed_process_is_named(models, data, tmp_path):
     torch.save(Killer(), tmp_path / "killer.pt")
     flags = [
         "--checkpoint",
@@ -129,7 +132,7 @@ def test_a_killed_process_is_said(models, data, tmp_path):
         "--batch-sizes",
     ]
     with pytest.raises(SystemExit, match="a process was killed"):
-        evaluate([*flags, "--data", f"val_id={data / SPLITS['val_id']}"])
+        main(["evaluate", "--trust", *flags, "--data", f"val_id={data / SPLITS['val_id']}"])
 
 
 def test_gap_closed_and_average_follow_from_the_errors(written, models):
@@ -161,7 +164,7 @@ def test_table_csv_and_json_agree(written, capsys):
         lines = list(csv.DictReader(file))
     assert [(line["model"], line["split"]) for line in lines] == [(row["model"], row["split"]) for row in rows]
     for line, row in zip(lines, rows):
-        assert all(float(line[name]) == pytest.approx(row["metrics"][name]) for name in COLUMNS)
+        assert all(float(line[name]) == pytest.approx(row["metrics"][name]) for name in METRICS)
     student = next(line for line in lines if line["role"] == "student" and line["split"] == "ood")
     row = next(row for row in rows if row["role"] == "student" and row["split"] == "ood")
     assert float(student["atoms_per_second_2"]) > 0
@@ -175,7 +178,7 @@ def test_table_csv_and_json_agree(written, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["student", "published"])
-def test_a_submission_holds_fairchems_predictions_of_the_four_splits(models, data, tmp_path, model):
+def test_a_submission_holds_fairchems_own_predictions(models, data, tmp_path, model):
     splits = {"id": "val_id", "ood_ads": "val_ood_ads", "ood_cat": "val_ood_cat", "ood_both": "val_ood_both"}
     file = tmp_path / "made/submission.npz"
     flags = ["--checkpoint", str(models[model]), "--cpu", "--batch-sizes", "--data", f"val_id={data / 'val_id'}"]
@@ -204,6 +207,8 @@ def test_a_submission_holds_fairchems_predictions_of_the_four_splits(models, dat
         ({"--batch-sizes": ["0"]}, "--batch-sizes 0: expected at least 1"),
         ({"--num-gpus": ["0"]}, "--num-gpus 0: expected at least 1"),
         ({"--data": ["a=."]}, "no *.lmdb file in the directory"),
+        ({"--undistilled": ["a.pt", "b.pt"]}, "--undistilled: expected one, got 2"),
+        ({"--undistilled": ["a.pt", "b.pt"], "--seeds": []}, "--seeds: got 1 --checkpoint and 2 --undistilled"),
     ],
 )
 def test_bad_input_is_named(models, data, change, part):
@@ -260,7 +265,7 @@ def test_a_name_is_the_shortest_that_is_unique(paths, names):
     assert short_names(paths, taken=("student",)) == dict(zip(paths, names))
 
 
-def test_the_interval_of_an_error_is_that_of_the_normal_distribution():
+def test_the_interval_of_an_error_is_that_of_a_normal_one():
     random = np.random.default_rng(0)
     values = random.normal(3.0, 1.0, size=MOST_UNITS * 3 + 7)  # in groups
     found = error_interval(values, np.ones(len(values)))
@@ -283,12 +288,48 @@ def test_groups_change_the_interval_of_a_gap_little():
     assert one.low < one.estimate < one.high
 
 
-@pytest.mark.parametrize("name", ["$x^$y", "_best", "$a$", "100 $"])
-def test_names_are_drawn_letter_by_letter(name, tmp_path):
-    one = Interval(1.0, 0.5, 1.5)
-    row = Row(name, "student", name, {"energy_mae": 1.0, "forces_mae": 1.0}, {"energy_mae": one, "forces_mae": one}, {})
+def evaluations() -> dict[Path, Evaluation]:
+    """Two seeds of each student, one teacher, two systems; energy errors average to 1.0, 0.4 and 0.2 eV."""
+    energies = {"undistilled-0": 1.1, "undistilled-1": 0.9, "crack-0": 0.3, "crack-1": 0.5, "teacher": 0.2}
+    made = {}
+    for name, energy in energies.items():
+        forces = energy / 10 + 0.01 * name.endswith("1")  # eV/A
+        errors = {"energy": np.array([energy, energy]), "forces": np.array([3, 6]) * forces, "components": np.array([3, 6])}
+        metrics = dict(zip(METRICS, (energy, forces, 0.5, 0.0125)))
+        made[Path(name)] = Evaluation("painn", 10, "free", {"val_id": metrics}, {"val_id": errors})
+    return made
+
+
+SEEDS = [
+    Group("undistilled", "undistilled", (Path("undistilled-0"), Path("undistilled-1"))),
+    Group("crack", "student", (Path("crack-0"), Path("crack-1"))),
+    Group("teacher", "teacher", (Path("teacher"),)),
+]
+
+
+def test_seeds_are_averaged_before_the_gap_is_taken(tmp_path):
+    rows = leaderboard(evaluations(), SEEDS)
+    undistilled, student, _ = rows
+    assert student.gaps["energy_mae"].estimate == pytest.approx((1.0 - 0.4) / (1.0 - 0.2))
+    assert student.gaps["forces_mae"].estimate == pytest.approx((0.105 - 0.045) / (0.105 - 0.02))
+    assert student.intervals["energy_mae"].estimate == pytest.approx(0.4)
+    assert [seed["forces_mae"] for seed in undistilled.seeds] == pytest.approx([0.11, 0.1])
+    cells = [re.split(r"  +", line) for line in table(rows).splitlines()[2:]]
+    assert cells[0] == ["val_id", "undistilled", "1.00 [1.00, 1.00]", "0.105 [0.105, 0.105]", "0.500", "1.25%"]
+    assert cells[1][1:4] == ["crack", "0.400 [0.400, 0.400]", "0.0450 [0.0450, 0.0450]"]
+    assert cells[2][1] == "gap closed" and [cell.split()[0] for cell in cells[2][2:4]] == ["75%", "71%"]
+    assert cells[3][1:4] == ["teacher", "0.200 [0.200, 0.200]", "0.0200 [0.0200, 0.0200]"]
+    draw(rows, {}, tmp_path / "picture.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["picture.png"]
+    assert (tmp_path / "picture.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("name", ["$x^$y", "_best"])
+def test_names_are_drawn_letter_by_letter(name, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("fairchem_crack.evaluation.drawing.Canvas.png", lambda canvas: drawn.append(canvas) or b"png")
+    interval = Interval(1.0, 0.5, 1.5)
+    row = Row(name, "student", name, dict.fromkeys(METRICS, 1.0), dict.fromkeys(ERRORS, interval), {})
     draw([row], {}, tmp_path / "picture.png")
-    assert (tmp_path / "picture.png").stat().st_size > 1000
-    drawn = Text(text=literal(name))
-    assert drawn._preprocess_math(drawn.get_text()) == (literal(name).replace("\\$", "$"), False)  # no formula
-    assert not literal(name).startswith("_") and literal(name).replace("\\$", "$").strip() == name
+    (text,) = drawn[0].figure.legends[0].get_texts()
+    assert text.get_text().strip() == name and not text.get_parse_math()

@@ -136,5 +136,5 @@ def _return_freed_memory() -> None:
 
 
 def _resident(entry: str) -> int:
-    found = re.search(rf"{entry}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return int(found[1]) * 1024  # type: ignore[index]
+    matched = re.search(rf"{entry}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(matched[1]) * 1024  # type: ignore[index]

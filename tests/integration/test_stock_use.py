@@ -21,6 +21,7 @@ from conftest import STUDENT_MODEL, TEACHER_MODEL, Run, distill_config, run_fair
 from fairchem.core.common.relaxation.ase_utils import batch_to_atoms
 from fairchem.core.datasets import LmdbDataset, data_list_collater
 from numpy.lib.npyio import NpzFile
+from tolerances import PREDICTION
 from torch_geometric.data import Data
 
 from fairchem_crack.training.scale_factors import scale_factors
@@ -142,9 +143,9 @@ def test_ocp_calculator_gives_what_the_trainer_gave(used):
     row = list(used.predictions["ids"]).index(f"{used.system.sid}_{used.system.fid}")
     free = used.system.fixed.numpy() == 0
     assert used.printed["calculator", "checkpoint"].count("RESULT") == 1
-    assert energy == pytest.approx(float(used.predictions["energy"][row, 0]), abs=1e-4)
+    assert energy == pytest.approx(float(used.predictions["energy"][row, 0]), abs=PREDICTION)
     predicted = np.split(used.predictions["forces"], used.predictions["chunk_idx"])[row]
-    assert predicted == pytest.approx(np.array(forces)[free], abs=1e-4)
+    assert predicted == pytest.approx(np.array(forces)[free], abs=PREDICTION)
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from fairchem_crack import keys
 from fairchem_crack.commands.flags import Given, parser_of, read_or_refuse
+from fairchem_crack.io.arguments import CALCULATOR
 
 if TYPE_CHECKING:
     from fairchem_crack.commands.cache_teacher.job import Job
@@ -34,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help=f"keep N rows of the Jacobian of the forces (default: {JACOBIAN_ROWS} where a term of the YAML reads them)",
     )
-    own.add_argument("--calculator", help="module:function that makes an ASE calculator: its energies and forces")
+    own.add_argument("--calculator", help=f"keep its energies and forces in place of a teacher's outputs: {CALCULATOR}")
     own.add_argument("--verify", type=int, metavar="N", help="recompute N records of a finished cache and compare")
     return own
 

@@ -90,14 +90,14 @@ def read_arrays(file: Path, key: str) -> dict[str, np.ndarray]:
     return {str(sid): part.astype(float) for sid, part in zip(ids, parts)}
 
 
-def check_ids(file: Path, found: Mapping[str, np.ndarray], systems: Mapping[str, System]) -> None:
+def check_ids(file: Path, rows_of_ids: Mapping[str, np.ndarray], systems: Mapping[str, System]) -> None:
     """Raise ValueError when a file has systems that the dataset has not, or of another size."""
-    if unknown := [sid for sid in found if sid not in systems]:
+    if unknown := [sid for sid in rows_of_ids if sid not in systems]:
         raise ValueError(
-            f"{file}: {listed(unknown, len(found))} are not in --data, whose first is {next(iter(systems))}. "
+            f"{file}: {listed(unknown, len(rows_of_ids))} are not in --data, whose first is {next(iter(systems))}. "
             "Give the dataset that was relaxed."
         )
-    for sid, rows in found.items():
+    for sid, rows in rows_of_ids.items():
         if len(rows) != len(systems[sid].atoms):
             raise ValueError(
                 f"{file}: system {sid} has {len(rows)} atoms, in --data {len(systems[sid].atoms)}. "
@@ -108,14 +108,14 @@ def check_ids(file: Path, found: Mapping[str, np.ndarray], systems: Mapping[str,
 def read_energies(directory: Path, positions: Mapping[str, np.ndarray]) -> dict[str, float]:
     """Energy in eV of the last frame of each system's trajectory; a system with an empty one is left out.
 
-    fairchem 1.10 writes no frame of a system any more in the step in which it converges: of those the last frame is the one
+    fairchem 1.10 writes no frame of a system in the step in which it converges: the last frame is then the one
     before, at which the energy differs by some meV.
 
     Raises:
         FileNotFoundError: a system has no trajectory.
         ValueError: a trajectory ends elsewhere.
     """
-    found = {}
+    energies = {}
     for sid, ends in positions.items():
         file = directory / f"{sid}.traj"
         if not (frames := frames_of(file, "-1:")):
@@ -125,8 +125,8 @@ def read_energies(directory: Path, positions: Mapping[str, np.ndarray]) -> dict[
             raise ValueError(
                 f"{file} ends elsewhere than the relaxed positions of system {sid}. Give the trajectories of that run."
             )
-        found[sid] = float(last.get_potential_energy())
-    return found
+        energies[sid] = float(last.get_potential_energy())
+    return energies
 
 
 def reference_forces(
@@ -137,21 +137,21 @@ def reference_forces(
     Raises:
         ValueError: the calculator does not do such systems.
     """
-    found = {}
+    forces = {}
     for sid, ends in positions.items():
         atoms = systems[sid].atoms.copy()
         atoms.set_constraint()
         atoms.positions = ends
         atoms.calc = calculator
-        found[sid] = np.full_like(ends, math.inf)
+        forces[sid] = np.full_like(ends, math.inf)
         if np.isfinite(ends).all():
             try:
-                found[sid] = atoms.get_forces()
+                forces[sid] = atoms.get_forces()
             except CalculationFailed:
                 pass  # counts as DFT that does not converge
             except Exception as error:
                 raise ValueError(f"--calculator: system {sid}, {atoms.get_chemical_formula()}: {error!r}") from error
-    return found
+    return forces
 
 
 def read_forces(file: Path, positions: Mapping[str, np.ndarray], systems: Mapping[str, System]) -> dict[str, np.ndarray]:
@@ -162,9 +162,9 @@ def read_forces(file: Path, positions: Mapping[str, np.ndarray], systems: Mappin
         ValueError: it is of other systems, or of other positions.
     """
     if file.suffix == ".npz":
-        found = read_arrays(file, "forces")
-        check_ids(file, found, systems)
-        return {sid: forces for sid, forces in found.items() if sid in positions}
+        forces_of_ids = read_arrays(file, "forces")
+        check_ids(file, forces_of_ids, systems)
+        return {sid: forces for sid, forces in forces_of_ids.items() if sid in positions}
     frames = frames_of(file)
     if lacking := [index for index, frame in enumerate(frames) if "sid" not in frame.info]:
         raise ValueError(

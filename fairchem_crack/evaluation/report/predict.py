@@ -20,9 +20,10 @@ from fairchem_crack.evaluation.report.request import ROLES
 from fairchem_crack.evaluation.report.systems import Split, batches
 from fairchem_crack.evaluation.s2ef.evaluator import CheckpointEvaluator
 from fairchem_crack.evaluation.time_and_memory import measure_throughput
+from fairchem_crack.io.checkpoints import read_checkpoint
 from fairchem_crack.loss.relations import unordered_pairs
 from fairchem_crack.teacher.channels import ChannelStatistics
-from fairchem_crack.teacher.frozen import Teacher, load_teacher, read_checkpoint
+from fairchem_crack.teacher.frozen import Teacher, load_teacher
 from fairchem_crack.training.projection import projection_of
 from fairchem_crack.training.projection_state import upgraded
 
@@ -81,7 +82,7 @@ def load_model(role: str, checkpoint: str, device: torch.device, *, use_ema: boo
 
 
 def _called(role: str) -> str:
-    """A model in the beginning of a message; one that --also gave has no role but its name."""
+    """How a message begins: with the role of a model, or with --also."""
     return f"The {role}" if role in ROLES else "--also"
 
 
@@ -94,7 +95,7 @@ class AsFairchem(CheckpointEvaluator):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        if self._trainer.ema:  # of a training checkpoint; others hold the averaged weights alone
+        if self._trainer.ema:  # of a training checkpoint; others hold only the averaged weights
             self._trainer.ema.copy_to()
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
@@ -102,12 +103,12 @@ class AsFairchem(CheckpointEvaluator):
         trainer = self._trainer
         trainer.model.eval()
         with torch.no_grad():
-            found = trainer._forward(batch)
-            return {name: trainer._denorm_preds(name, found[name], batch) for name in (keys.ENERGY, keys.FORCES)}
+            outputs = trainer._forward(batch)
+            return {name: trainer._denorm_preds(name, outputs[name], batch) for name in (keys.ENERGY, keys.FORCES)}
 
 
 def runner(role: str, model: Teacher, batch_size: int, device: torch.device) -> Callable[[Batch], Any]:
-    """What turns a batch into energy and forces: the teacher itself, which distillation asked; others as fairchem does.
+    """What turns a batch into energy and forces: the teacher as distillation runs it; others as fairchem does.
 
     Raises:
         ValueError: another's checkpoint that fairchem's trainer would not take.
@@ -147,8 +148,10 @@ def predict(
             f"{split.name}: holds an atom of atomic number {largest}; the {role} knows elements up to "
             f"{model.max_atomic_number}. Leave such systems out."
         )
-    said = [run(batch) for batch in batches(split.systems, batch_size, device)]
-    energy, forces = (torch.cat([one[name].detach() for one in said]).float().cpu() for name in (keys.ENERGY, keys.FORCES))
+    outputs = [run(batch) for batch in batches(split.systems, batch_size, device)]
+    energy, forces = (
+        torch.cat([output[name].detach() for output in outputs]).float().cpu() for name in (keys.ENERGY, keys.FORCES)
+    )
     return Prediction(energy.view(-1).numpy(), forces.view(-1, 3).numpy())
 
 
@@ -178,10 +181,10 @@ def embed(
     student, projection, statistics, lacking = _training_student(teacher, training, device)
     numbers, of_teacher, of_student, pairs, offset = [], [], [], [], 0
     for batch in batches(systems, batch_size, device):
-        said = teacher(batch)
+        outputs = teacher(batch)
         numbers.append(batch.atomic_numbers.long().cpu().numpy())
-        of_teacher.append(statistics.standardize(said.node_embedding).cpu())
-        pairs.append(unordered_pairs(said.edge_index, batch.num_nodes).cpu() + offset)
+        of_teacher.append(statistics.standardize(outputs.node_embedding).cpu())
+        pairs.append(unordered_pairs(outputs.edge_index, batch.num_nodes).cpu() + offset)
         offset += batch.num_nodes
         if student is not None:
             with torch.no_grad():

@@ -32,7 +32,7 @@ class Split:
         systems: S systems.
         natoms: (S,) atoms of each.
         atomic_numbers: (N,).
-        counted: (N,) bool, atoms whose forces are evaluated: those that are not fixed, or all.
+        mask: (N,) bool, the atoms whose forces are evaluated: the free ones, or all.
         adsorbates: (S,) formula of the atoms tagged 2; empty where no system has any.
         energy: (S,) eV.
         forces: (N, 3) eV/A.
@@ -44,7 +44,7 @@ class Split:
     systems: list[Data]
     natoms: np.ndarray
     atomic_numbers: np.ndarray
-    counted: np.ndarray
+    mask: np.ndarray
     adsorbates: np.ndarray
     energy: np.ndarray
     forces: np.ndarray
@@ -89,7 +89,7 @@ def load_split(name: str, options: dict[str, Any], *, systems: int, free_atoms_o
         systems=chosen,
         natoms=batch.natoms.numpy(),
         atomic_numbers=batch.atomic_numbers.long().numpy(),
-        counted=free_atoms(batch).numpy() if free_atoms_only else np.ones(batch.num_nodes, dtype=bool),
+        mask=free_atoms(batch).numpy() if free_atoms_only else np.ones(batch.num_nodes, dtype=bool),
         adsorbates=_adsorbates(chosen),
         energy=torch.as_tensor(batch.energy).view(-1).float().numpy(),
         forces=batch.forces.view(-1, 3).float().numpy(),

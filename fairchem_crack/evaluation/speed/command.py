@@ -30,6 +30,7 @@ from fairchem_crack.evaluation.speed.systems import make_systems, read_systems
 from fairchem_crack.evaluation.speed.tables import report
 from fairchem_crack.io.arguments import IMPORT_HELP
 from fairchem_crack.io.files import write_json
+from fairchem_crack.io.trust import TRUST_HELP
 from fairchem_crack.plugins import load_plugins
 
 QUANTITIES = ("throughput", "latency", "dynamics", "relaxation")
@@ -69,14 +70,15 @@ def parser() -> argparse.ArgumentParser:
     systems.add_argument("--atoms", type=int, help=f"of generated slabs, about (default: {ATOMS})")
     own.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 32], metavar="B", help="systems (1 8 32)")
     own.add_argument("--cpu", action="store_true", help="even where there is a GPU")
-    own.add_argument("--repeats", type=int, default=5, help="turns of each model (5)")
-    own.add_argument("--only", nargs="+", choices=QUANTITIES, default=list(QUANTITIES), help="measure these alone")
+    own.add_argument("--repeats", type=int, default=5, help="of each measurement (5)")
+    own.add_argument("--only", nargs="+", choices=QUANTITIES, default=list(QUANTITIES), help="measure only these")
     own.add_argument("--time-step", type=float, default=2.0, help="of molecular dynamics, fs (2)")
     own.add_argument("--md-steps", type=int, default=20, help="of molecular dynamics that are timed (20)")
     own.add_argument("--relax-batch-size", type=int, default=8, help="systems relaxed together (8)")
     own.add_argument("--relax-steps", type=int, default=100, help="of a relaxation, at most (100)")
     own.add_argument("--fmax", type=float, default=0.05, help="where a relaxation is converged, eV/A (0.05)")
     own.add_argument("--import", dest="imports", nargs="+", default=[], metavar="MODULE", help=IMPORT_HELP)
+    own.add_argument("--trust", action="store_true", help=TRUST_HELP)
     own.add_argument("--output", type=Path, metavar="FILE.json", help="write all figures, the single repeats too")
     return own
 
@@ -102,7 +104,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     names = list(short_names(options.checkpoint).values())
     models = {name: Model(path, cpu=options.cpu) for name, path in zip(names, options.checkpoint)}
     reference = names[options.checkpoint.index(options.reference)] if options.reference else names[-1]
-    found: dict[str, dict[str, Any]] = {name: {} for name in names}
+    measured: dict[str, dict[str, Any]] = {name: {} for name in names}
     measures: dict[str, Callable[[], dict[str, Any]]] = {
         "throughput": lambda: throughput_by_size(models, systems, options.batch_sizes, options.repeats),
         "latency": lambda: measure_latency(models, systems[0], options.repeats),
@@ -112,11 +114,14 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     for quantity in QUANTITIES:
         if quantity in options.only:
             for name, values in measures[quantity]().items():
-                found[name][quantity] = values
+                measured[name][quantity] = values
     device = next(iter(models.values())).device
     return {
         "machine": machine(device),
-        "systems": {"source": str(options.data) if options.data else "generated", "atoms": [len(one) for one in systems]},
+        "systems": {
+            "source": str(options.data) if options.data else "generated",
+            "atoms": [len(system) for system in systems],
+        },
         "options": {
             "repeats": options.repeats,
             "time_step_fs": options.time_step,
@@ -133,8 +138,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                 "architecture": model.architecture,
                 "parameters": model.parameters,
                 **asdict(model.progress),
-                **found[name],
-                "ratios": ratios(found[name], found[reference]),
+                **measured[name],
+                "ratios": ratios(measured[name], measured[reference]),
             }
             for name, model in models.items()
         },

@@ -30,25 +30,25 @@ def throughput_by_size(
 
 def measure_latency(models: dict[str, Model], system: Atoms, repeats: int) -> dict[str, Any]:
     """Of each model, `seconds` of a single point of each repeat."""
-    found: dict[str, Any] = {name: {"seconds": []} for name in models}
+    measured: dict[str, Any] = {name: {"seconds": []} for name in models}
     for repeat in range(repeats + 1):
         for name, model in models.items():
             seconds = single_point_seconds(model, system, repeat)
             if repeat:  # the first one warms up
-                found[name]["seconds"].append(seconds)
-    return found
+                measured[name]["seconds"].append(seconds)
+    return measured
 
 
 def measure_dynamics(models: dict[str, Model], system: Atoms, options: argparse.Namespace) -> dict[str, Any]:
     """Of each model and repeat: `ns_per_day`, `seconds_per_step`, and the `temperature` in K that the last step had."""
-    found: dict[str, Any] = {name: {"ns_per_day": [], "seconds_per_step": [], "temperature": []} for name in models}
+    measured: dict[str, Any] = {name: {"ns_per_day": [], "seconds_per_step": [], "temperature": []} for name in models}
     for repeat in range(options.repeats):
         for name, model in models.items():
-            one = run_dynamics(model, system, steps=options.md_steps, time_step=options.time_step, seed=repeat)
-            found[name]["ns_per_day"].append(ns_per_day(one.seconds_per_step, options.time_step))
-            found[name]["seconds_per_step"].append(one.seconds_per_step)
-            found[name]["temperature"].append(one.temperature)
-    return found
+            dynamics = run_dynamics(model, system, steps=options.md_steps, time_step=options.time_step, seed=repeat)
+            measured[name]["ns_per_day"].append(ns_per_day(dynamics.seconds_per_step, options.time_step))
+            measured[name]["seconds_per_step"].append(dynamics.seconds_per_step)
+            measured[name]["temperature"].append(dynamics.temperature)
+    return measured
 
 
 def measure_relaxation(models: dict[str, Model], systems: list[Atoms], options: argparse.Namespace) -> dict[str, Any]:
@@ -57,18 +57,18 @@ def measure_relaxation(models: dict[str, Model], systems: list[Atoms], options: 
     The systems of a repeat are the next ones of the list, the same for all models.
     """
     quantities = ("per_hour", "steps", "converged", "steps_per_second")
-    found: dict[str, Any] = {name: {quantity: [] for quantity in quantities} for name in models}
+    measured: dict[str, Any] = {name: {quantity: [] for quantity in quantities} for name in models}
     for repeat in range(options.repeats):
         chosen = take(systems, options.relax_batch_size, repeat)
         for name, model in models.items():
             if not repeat:
                 warm_up(model, model.batch(chosen))
-            one = relax(model, chosen, fmax=options.fmax, most_steps=options.relax_steps)
-            found[name]["per_hour"].append(3600 * len(chosen) / one.seconds)
-            found[name]["steps"].append(float(one.steps.mean()))
-            found[name]["converged"].append(float(one.converged.mean()))
-            found[name]["steps_per_second"].append(float(one.steps.sum()) / one.seconds)
-    return found
+            relaxed = relax(model, chosen, fmax=options.fmax, most_steps=options.relax_steps)
+            measured[name]["per_hour"].append(3600 * len(chosen) / relaxed.seconds)
+            measured[name]["steps"].append(float(relaxed.steps.mean()))
+            measured[name]["converged"].append(float(relaxed.converged.mean()))
+            measured[name]["steps_per_second"].append(float(relaxed.steps.sum()) / relaxed.seconds)
+    return measured
 
 
 def ratios(own: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]:
@@ -77,16 +77,16 @@ def ratios(own: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]:
     def divide(above: list[float], below: list[float]) -> list[float]:
         return [one / other for one, other in zip(above, below)]
 
-    found: dict[str, Any] = {}
+    of_quantities: dict[str, Any] = {}
     if "throughput" in own:
         rates = [
             {size: one.get("atoms_per_second", []) for size, one in of["throughput"].items()} for of in (own, reference)
         ]
-        found["throughput"] = {size: divide(rate, rates[1][size]) for size, rate in rates[0].items()}
+        of_quantities["throughput"] = {size: divide(rate, rates[1][size]) for size, rate in rates[0].items()}
     if "latency" in own:
-        found["latency"] = divide(reference["latency"]["seconds"], own["latency"]["seconds"])
+        of_quantities["latency"] = divide(reference["latency"]["seconds"], own["latency"]["seconds"])
     if "dynamics" in own:
-        found["dynamics"] = divide(own["dynamics"]["ns_per_day"], reference["dynamics"]["ns_per_day"])
+        of_quantities["dynamics"] = divide(own["dynamics"]["ns_per_day"], reference["dynamics"]["ns_per_day"])
     if "relaxation" in own:
-        found["relaxation"] = divide(own["relaxation"]["per_hour"], reference["relaxation"]["per_hour"])
-    return found
+        of_quantities["relaxation"] = divide(own["relaxation"]["per_hour"], reference["relaxation"]["per_hour"])
+    return of_quantities

@@ -29,8 +29,8 @@ from fairchem_crack.adapters import architecture
 from fairchem_crack.evaluation import time_and_memory
 from fairchem_crack.evaluation.time_and_memory import elapsed, now
 from fairchem_crack.io.boundaries import OwnBoundaries
+from fairchem_crack.io.checkpoints import model_config, read_checkpoint, reading_safely
 from fairchem_crack.io.progress import progress_of
-from fairchem_crack.teacher.frozen import model_config, read_checkpoint
 
 # fairchem's batched relaxation does not run with ase >= 3.26, whose `Optimizable` asks for more methods
 RELAXES_IN_BATCHES = not inspect.isabstract(OptimizableBatch)
@@ -52,7 +52,7 @@ def quiet() -> Iterator[None]:
 
 
 class Model:
-    """A checkpoint behind fairchem's own OCPCalculator, as its users run it.
+    """A checkpoint in fairchem's own OCPCalculator, as its users run it.
 
     Attributes:
         architecture: fairchem's name of the model, or of a hydra's backbone.
@@ -74,7 +74,7 @@ class Model:
         content = read_checkpoint(checkpoint)
         model_config(content, checkpoint)  # says what is wrong with a file
         self.checkpoint, self.progress = checkpoint, progress_of(content)
-        with quiet():
+        with quiet(), reading_safely(content["config"]):
             self.calculator = OCPCalculator(checkpoint_path=str(checkpoint), cpu=cpu, seed=0)
         self.trainer = self.calculator.trainer
         OwnBoundaries(self.trainer._unwrapped_model)
@@ -177,7 +177,7 @@ def relax(model: Model, systems: list[Atoms], *, fmax: float, most_steps: int) -
 def _relax_batch(model: Model, systems: list[Atoms], fmax: float, most_steps: int) -> tuple:
     counter = _StepCounter(model, len(systems), fmax)
     batch = ml_relax(model.batch(systems), counter, steps=most_steps, fmax=fmax, relax_opt=dict(LBFGS))
-    order = torch.argsort(batch.sid.cpu()).tolist()  # another one where memory asked for smaller batches
+    order = torch.argsort(batch.sid.cpu()).tolist()  # another order where memory required smaller batches
     positions = torch.split(batch.pos.cpu(), batch.natoms.tolist())
     return (
         np.minimum(counter.steps.numpy(), most_steps),  # the last forward moves nothing
@@ -197,13 +197,13 @@ class _StepCounter:
         self.active = torch.ones(systems, dtype=torch.bool)  # as fairchem does: once converged, always converged
 
     def predict(self, batch: Batch, **options: Any) -> dict[str, Tensor]:
-        found = self._model.trainer.predict(batch, **options)
-        norms = found["forces"].norm(dim=1) * (batch.fixed == 0)  # (N,) eV/A
+        outputs = self._model.trainer.predict(batch, **options)
+        norms = outputs["forces"].norm(dim=1) * (batch.fixed == 0)  # (N,) eV/A
         largest = norms.new_zeros(len(batch.natoms)).scatter_reduce(0, batch.batch, norms, "amax")
         sid = batch.sid.cpu()
         self.active[sid] &= (largest >= self._fmax).cpu()
         self.steps[sid] += self.active[sid]
-        return found
+        return outputs
 
 
 def _relax_one_by_one(model: Model, systems: list[Atoms], fmax: float, most_steps: int) -> tuple:
