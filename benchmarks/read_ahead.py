@@ -72,13 +72,13 @@ def measure(student: str, options: argparse.Namespace) -> dict:
     trainer = trainer_of(student, options)
     ahead = trainer.train_loader
     assert isinstance(ahead, ReadAhead)
-    loaders, found = {"in the step": ahead.loader, "ahead": ahead}, {way: [] for way in WAYS}
+    loaders, medians = {"in the step": ahead.loader, "ahead": ahead}, {way: [] for way in WAYS}
     for number in range(options.rounds + 1):
         for way in list(loaders)[:: -1 if number % 2 else 1]:
             steps = epoch_of(trainer, loaders[way], number)[1:]
             if number:
-                found[way].append({name: statistics.median(step[name] for step in steps) for name in steps[0]})
-    return {"steps": len(ahead), "rounds": found}
+                medians[way].append({name: statistics.median(step[name] for step in steps) for name in steps[0]})
+    return {"steps": len(ahead), "rounds": medians}
 
 
 def report(content: dict) -> str:
@@ -100,9 +100,9 @@ def report(content: dict) -> str:
     for way, name in WAYS.items():
         rounds = content["rounds"][way]
         cells = [name, str(len(rounds))]
-        cells += [_quartiles([1000 * one[part] for one in rounds]) for part in ("waiting", "step")]
-        cells.append(_quartiles([100 * one["waiting"] / one["step"] for one in rounds]))
-        cells.append(_quartiles([one["step"] / other["step"] for one, other in zip(rounds, base)], digits=3))
+        cells += [_quartiles([1000 * epoch[part] for epoch in rounds]) for part in ("waiting", "step")]
+        cells.append(_quartiles([100 * epoch["waiting"] / epoch["step"] for epoch in rounds]))
+        cells.append(_quartiles([epoch["step"] / other["step"] for epoch, other in zip(rounds, base)], digits=3))
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",

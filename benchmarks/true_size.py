@@ -214,7 +214,7 @@ def report(results: list[dict], machine: str) -> str:
         "",
         "Peak memory beyond what the process had just before, as a multiple of the file's size. Resident counts the pages "
         "of the memory-mapped file, which the kernel can drop; anonymous is what it cannot drop. Kept is resident memory "
-        f"after loading. Asked: at most {LARGEST_RATIO} resident.",
+        f"after loading. Target: at most {LARGEST_RATIO} resident.",
         "",
         "| teacher | parameters | file, MiB | seconds | peak resident, MiB | / file | peak anonymous, MiB | / file "
         "| kept, MiB |",

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.accuracy.training import Workspace
+
 ROOT = Path(__file__).parents[1]
 PAGES = ROOT / "docs/benchmarks"
 
@@ -51,12 +53,12 @@ def test_ratios_and_medians_are_those_of_the_rounds():
 
 def test_the_accuracy_page_is_made_of_its_figures():
     content = json.loads((PAGES / "accuracy.json").read_text())
-    assert module_of("accuracy.report").page_of(content) == (PAGES / "accuracy.md").read_text(encoding="utf-8")
+    assert module_of("accuracy.page").page(content) == (PAGES / "accuracy.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
 def test_the_accuracy_figures_are_those_of_its_rows():
-    figures = module_of("accuracy.report").figures(PAGES / "accuracy")
+    figures = module_of("accuracy.summary").figures(Workspace(PAGES / "accuracy"))
     assert len(leaves(figures)) > 5000
     assert same(figures, json.loads((PAGES / "accuracy.json").read_text()))
 

@@ -20,6 +20,7 @@ import lmdb
 import numpy as np
 import pytest
 import torch
+from tolerances import SUM_OF_FLOAT64
 from torch.utils.data import DataLoader, Dataset
 from torch_geometric.data import Data
 
@@ -273,7 +274,7 @@ def test_the_documented_third_party_writer(tmp_path, monkeypatch):
     assert len(cache) == len(said) == 20
     for record, atoms, (embedding, energies, forces, pairs) in zip(cache, systems, said):
         assert record.digest == system_digest(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
-        assert float(record.values["energy"]) == pytest.approx(energies.sum(), rel=1e-12)
+        assert float(record.values["energy"]) == pytest.approx(energies.sum(), rel=SUM_OF_FLOAT64)
         assert np.array_equal(record.values["forces"], forces.astype("f4"))
         assert np.array_equal(record.values["node_embedding"], embedding.astype("f2"))
         assert np.array_equal(record.pairs, pairs)

@@ -232,7 +232,7 @@ def test_ranks_give_the_loss_and_gradients_of_their_union(ranks, case):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", range(len(CASES)), ids=map(str, CASES))
-def test_with_the_student_as_anchor_the_teachers_embedding_is_all_that_travels(ranks, case):
+def test_a_student_as_anchor_sends_only_the_teachers_embedding(ranks, case):
     """Else the students' and the gradient of all of them do too; without `world`, nothing."""
     world, found = ranks
     for rank, of_cases in enumerate(found):

@@ -17,6 +17,7 @@ from ase.db import connect
 from conftest import run_fairchem, stock_config
 from tools.make_published_checkpoint import write_published_checkpoint
 
+from fairchem_crack.commands.cli import main
 from fairchem_crack.evaluation.intervals import MOST_UNITS, Errors, Interval, error_interval, gap_closed, gap_closed_interval
 from fairchem_crack.evaluation.names import short_names
 from fairchem_crack.evaluation.s2ef.command import evaluate
@@ -131,7 +132,7 @@ def test_a_killed_process_is_named(models, data, tmp_path):
         "--batch-sizes",
     ]
     with pytest.raises(SystemExit, match="a process was killed"):
-        evaluate([*flags, "--data", f"val_id={data / SPLITS['val_id']}"])
+        main(["evaluate", "--trust", *flags, "--data", f"val_id={data / SPLITS['val_id']}"])
 
 
 def test_gap_closed_and_average_follow_from_the_errors(written, models):

@@ -84,7 +84,10 @@ def test_the_page_compares_each_method_with_ours():
 
 def test_the_page_has_the_scatter_of_the_last_validations():
     maes = [("fp32-0", 5, 0.9, 0.9), ("fp32-0", 10, 0.1, 0.05), ("fp32-1", 10, 0.2, 0.07), ("amp-0", 10, 0.15, 0.06)]
-    rows = [{"run": run, "seconds": 50.0, "epoch": at, "energy_mae": one, "forces_mae": two} for run, at, one, two in maes]
+    rows = [
+        {"run": run, "seconds": 50.0, "epoch": at, "energy_mae": energy, "forces_mae": forces}
+        for run, at, energy, forces in maes
+    ]
     page = gpu_report.report(content(demo={"rows": [*rows, {"run": "amp-1", "error": "Error: out of memory"}]}))
     assert "| fp32 | 2 | 10.0 [10.0, 10.0] | 0.1500 [0.1000, 0.2000] | 0.0600 [0.0500, 0.0700] | 50 [50, 50] |" in page
     assert "| amp | 1 |" in page and "amp-1 failed: `Error: out of memory`" in page
@@ -102,7 +105,7 @@ def test_the_page_says_what_does_not_work_and_why():
     assert "2 passed, 1 skipped." in page
 
 
-def test_a_part_that_was_cut_off_shows_its_rows_and_the_end_of_its_log():
+def test_a_part_that_was_cut_off_shows_rows_and_end_of_log():
     host = [{"kind": "model", "what": "painn", "works": True, "seconds": 1.0, "error": ""}]
     page = gpu_report.report(content(host={"status": "cut off", "rows": host, "error": "working\nstill working"}))
     assert "| host | cut off | 3 | 60 |" in page and "1 of 1 trials work: painn." in page

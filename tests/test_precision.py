@@ -68,7 +68,7 @@ def test_only_auto_follows_the_trainings_precision(batch, name, precision):
 
 
 @pytest.mark.parametrize("precision", ["auto", "bfloat16"])
-def test_rows_of_the_jacobian_are_in_float32_whatever_the_rest_is(batch, precision):
+def test_rows_of_the_jacobian_are_always_in_float32(batch, precision):
     """A difference of bfloat16 forces over 0.02 A has an error of 10 %."""
     rows = {}
     for asked in ("float32", precision):

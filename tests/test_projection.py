@@ -11,6 +11,7 @@ import pytest
 import torch
 from architectures import build
 from stub_teacher import StubTeacher, distillation_of, plain_teacher, terms_of
+from tolerances import FLOAT32
 from torch import nn
 
 from fairchem_crack import keys
@@ -139,7 +140,7 @@ def test_a_student_that_tells_no_atoms_apart_is_not_magnified():
 
 
 @pytest.mark.parametrize("max_norm, length", [(None, 20.0), (0.5, 0.5)])
-def test_the_projections_step_at_the_students_rate_clipped_by_themselves(max_norm, length):
+def test_projections_step_at_the_students_rate_clipped_apart(max_norm, length):
     student = SimpleNamespace(width=OF_STUDENT, vector_width=OF_STUDENT)
     projections = Projections("linear", [keys.VECTOR_EMBEDDING], student, plain_teacher(), seed=0, device="cpu")
     training = ProjectionTraining(projections, torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=7.0))
@@ -195,9 +196,9 @@ def test_a_former_projection_is_converted_to_the_same_function(kind):
     assert found[keys.STATE_FORMAT] == FORMAT and upgraded(found, None) == found
     nodes, vectors = torch.randn(20, OF_STUDENT), torch.randn(20, 3, OF_STUDENT)
     converted = projection_of(found[keys.PROJECTION])
-    torch.testing.assert_close(STATISTICS.restore(converted(nodes)), node(nodes), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(STATISTICS.restore(converted(nodes)), node(nodes), **FLOAT32)
     weights = found[keys.VECTOR_PROJECTION]["trainable.weight"]
-    torch.testing.assert_close(vectors @ weights.T * STATISTICS.vector_rms, vector(vectors), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(vectors @ weights.T * STATISTICS.vector_rms, vector(vectors), **FLOAT32)
 
 
 @pytest.mark.parametrize("kind", ["linear", "mlp"])
@@ -242,7 +243,7 @@ def test_the_checkpoint_of_version_0_1_0_is_converted():
     nodes = torch.randn(20, weight.shape[1])
     found = upgraded(state, statistics)
     restored = statistics.restore(projection_of(found[keys.PROJECTION])(nodes))
-    torch.testing.assert_close(restored, nodes @ weight.T + bias, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(restored, nodes @ weight.T + bias, **FLOAT32)
     before, after = (one[keys.PROJECTION_OPTIMIZER]["state"][1] for one in (state, found))
     torch.testing.assert_close(after["exp_avg"], before["exp_avg"] * statistics.channel_std)
     torch.testing.assert_close(after["exp_avg_sq"], before["exp_avg_sq"] * statistics.channel_std**2)

@@ -23,6 +23,7 @@ from ase.optimize import BFGS
 from fairchem.core.common.relaxation.ase_utils import batch_to_atoms
 from fairchem.core.datasets import LmdbDataset, data_list_collater
 from fairchem.core.modules.evaluator import Evaluator
+from tolerances import POSITION
 
 from fairchem_crack.evaluation.relaxations.command import evaluate_relaxations
 from fairchem_crack.evaluation.relaxations.metrics import (
@@ -207,7 +208,7 @@ def test_forces_of_elsewhere_are_those_of_the_calculator(ends, shifted, tmp_path
     evaluate_relaxations([*flags, "--structures", str(tmp_path / "made")])
     frames = read(tmp_path / "made/student.extxyz", ":")
     for frame, (sid, atoms) in zip(frames, ends.atoms.items()):
-        assert str(frame.info["sid"]) == sid and frame.positions == pytest.approx(rows[sid], abs=1e-6)
+        assert str(frame.info["sid"]) == sid and frame.positions == pytest.approx(rows[sid], abs=POSITION)
         assert (frame.constraints[0].index == atoms.constraints[0].index).all() and frame.pbc.all()
         frame.calc = EMT()
         frame.get_forces()

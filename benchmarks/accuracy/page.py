@@ -1,192 +1,161 @@
-"""The accuracy benchmark's page, as markdown."""
+"""What `report` writes: the figures as JSON, the page and the picture made of them, and the rows they come from."""
 
 from __future__ import annotations
 
-import math
-from collections import Counter
+import json
+import shutil
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
 
-import numpy as np
+from benchmarks.accuracy.figure import draw
+from benchmarks.accuracy.summary import GAPS, GROUP, MEAN, figures
+from benchmarks.accuracy.training import METRICS, VALIDATIONS, Workspace
+from fairchem_crack.io.files import write_text
 
-from benchmarks.accuracy.runs import METRICS, TEACHER, UNDISTILLED, VALIDATIONS, schedule, student_options
-from benchmarks.accuracy.summary import GAPS, MEAN, Group, curves
-from fairchem_crack.evaluation.intervals import Interval
-
-WORKING = "runs/accuracy"  # where the commands of the page work
 SHOWN = ("val_id", "val_ood_both", MEAN)
-HEADINGS = ("energy MAE [eV]", "force MAE [eV/Å]", "force cosine", "EFwT [%]")
-DIGITS = (3, 4, 3, 2)
+HEADINGS = dict(zip(METRICS, ("energy MAE [eV]", "force MAE [eV/Å]", "force cosine", "EFwT [%]")))
+DIGITS = dict(zip(METRICS, (3, 4, 3, 2)))
 
 
-def show(interval: Interval, digits: int = 3, *, is_percentage: bool = False) -> str:
-    """0.149 [0.141, 0.157], or without the ends where there are none."""
-    factor, end = (100, "%") if is_percentage else (1, "")
-    values = (interval.estimate, interval.low, interval.high)
-    estimate, low, high = (f"{round(factor * value, digits) + 0.0:.{digits}f}" for value in values)  # + 0.0: no -0
-    return f"{estimate}{end}" if np.isnan(interval.low) else f"{estimate}{end} [{low}, {high}]"
+def write_report(workspace: Workspace, out: Path) -> None:
+    """Write accuracy.json, accuracy.md and accuracy.png to `out`, and what they come from to `out`/accuracy.
 
-
-def table(methods: dict[str, dict], split: str) -> list[str]:
-    """A row for each method on one split."""
-    lines = [
-        "| method | seeds | " + " | ".join(HEADINGS) + " | gap closed, energy | gap closed, forces | step |",
-        "|---" * (len(HEADINGS) + 5) + "|",
-    ]
-    for method, found in methods.items():
-        of_split = found["splits"][split]
-        cells = [method, str(len(found["seeds"])) if found["seeds"] else ""]
-        for name, digits in zip(METRICS, DIGITS):
-            is_fraction = name == "energy_forces_within_threshold"
-            cells.append(show(of_split[name], digits, is_percentage=is_fraction).replace("%", ""))
-        for name in GAPS:
-            cells.append(show(of_split[f"gap_{name}"], 0, is_percentage=True) if f"gap_{name}" in of_split else "")
-        cells.append("" if found.get("step_cost") is None else show(found["step_cost"], 2))
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
-
-
-def learning_curve(content: dict[Group, dict]) -> list[str]:
-    """Errors against the number of systems, of the methods that were trained on several."""
-    lines: list[str] = []
-    for group, sizes in curves(content).items():
-        title = f"{group.student} from {group.teacher}, equal {group.budget}"
-        lines += ["", f"### {title}", "", f"![{title}]({curve_file(group)})", ""]
-        lines += ["Energy MAE [eV] / force MAE [eV/Å], and the gap closed of both, on val_id.", ""]
-        lines += ["| method | " + " | ".join(f"{size} systems" for size in sizes) + " |", "|---" * (len(sizes) + 1) + "|"]
-        counts = Counter(method for methods in sizes.values() for method in methods)
-        for method in [method for method, count in counts.items() if count > 1]:
-            cells = [_point(methods.get(method)) for methods in sizes.values()]
-            lines.append(f"| {method} | " + " | ".join(cells) + " |")
-    return ["", "## Learning curve", *lines] if lines else []
-
-
-def curve_file(group: Group) -> str:
-    """Of its picture."""
-    return f"accuracy_systems-{group.student}-{group.teacher}-{group.budget}.png"
-
-
-def _point(found: dict | None) -> str:
-    if found is None:
-        return ""
-    of_split = found["splits"]["val_id"]
-    text = " / ".join((show(of_split["energy_mae"], 3), show(of_split["forces_mae"], 4)))
-    if "gap_energy" in of_split:
-        text += "; " + " / ".join(show(of_split[f"gap_{name}"], 0, is_percentage=True) for name in GAPS)
-    return text
-
-
-def tuning_table(found: list[dict]) -> str:
-    """The criterion of every candidate, the least of each method in bold."""
-    lines = ["| student | teacher | method | steps | coefficient: criterion |", "|---|---|---|---|---|"]
-    names = ("student", "teacher", "method", "steps")
-    keys = dict.fromkeys(tuple(str(one[name]) for name in names) for one in found)
-    for key in keys:
-        candidates = [one for one in found if tuple(str(one[name]) for name in names) == key]
-        least = min(one["criterion"] for one in candidates)
-        cells = []
-        for one in sorted(candidates, key=lambda one: one["coefficient"]):
-            text = f"{one['coefficient']:g}: {one['criterion']:.3f}"
-            cells.append(f"**{text}**" if one["criterion"] == least else text)
-        lines.append(f"| {' | '.join(key)} | {', '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def commands(content: dict[Group, dict]) -> list[str]:
-    """Commands that make these runs; those of equal time last, which ask for the costs."""
-    runs: dict[str, list[str]] = {"steps": [], "time": []}
-    for group, methods in content.items():
-        by_seeds: dict[tuple[int, ...], list[str]] = {}
-        for name, found in methods.items():
-            if name != TEACHER:
-                by_seeds.setdefault(tuple(found["seeds"]), []).append(name)
-        epochs = _given_epochs(group, methods[UNDISTILLED]["steps"])
-        runs[group.budget] += [
-            f"    python -m benchmarks.accuracy run --students {group.student} --methods {' '.join(names)} "
-            f"--seeds {' '.join(map(str, seeds))} --teacher {group.teacher} --train-systems {group.train_systems} "
-            f"--budget {group.budget} {epochs}--output {WORKING}"
-            for seeds, names in by_seeds.items()
-        ]
-    costs = [
-        f"    python -m benchmarks.accuracy cost --students {student} --teacher {teacher} --methods {' '.join(methods)} "
-        f"--output {WORKING}"
-        for (student, teacher), methods in _costed(content).items()
-    ]
-    return [
-        f"    cp -r docs/benchmarks/accuracy {WORKING}  # to go on from these runs; without it all are made anew",
-        *[*runs["steps"], *costs, *runs["time"]],
-        f"    python -m benchmarks.accuracy report {WORKING}",
-    ]
-
-
-def _costed(content: dict[Group, dict]) -> dict[tuple[str, str], list[str]]:
-    """The methods of each student and teacher of which it is known what a step costs."""
-    found: dict[tuple[str, str], list[str]] = {}
-    for group, methods in content.items():
-        known = [name for name, one in methods.items() if one.get("step_cost") is not None]
-        own = found.setdefault((group.student, group.teacher), [])
-        own += [name for name in known if name not in own]
-    return {key: methods for key, methods in found.items() if methods}
-
-
-def _given_epochs(group: Group, steps: int) -> str:
-    """The option that gave the undistilled student, whose steps are those of every method, another number than its own."""
-    optim = student_options(group.student)["optim"]
-    if steps == schedule(optim, {}, systems=group.train_systems, ratio=1)["total_steps"]:
-        return ""
-    return f"--set optim.max_epochs={steps // math.ceil(group.train_systems / optim['batch_size'])} "
-
-
-def page(content: dict[Group, dict], systems: dict[str, int], tuning: list[dict], cost: dict[str, list]) -> str:
-    """The whole page.
-
-    Args:
-        systems: of each split.
-        cost: of the comparison and of the tuning, see `accuracy_summary.hours`.
+    Raises:
+        ValueError: there is nothing to compare yet.
     """
-    sizes = ", ".join(f"{name} {count}" for name, count in systems.items())
+    content = figures(workspace)
+    published = out / "accuracy"
+    published.mkdir(parents=True, exist_ok=True)
+    for name in ("accuracy.csv", "tuning.csv", "costs.csv", "errors.npz"):
+        if (workspace.directory / name).exists() and workspace.directory != published.resolve():
+            shutil.copyfile(workspace.directory / name, published / name)
+    sections = (f'"{name}": {_lines(section)}' for name, section in content.items())
+    write_text(out / "accuracy.json", "{\n" + ",\n".join(sections) + "\n}\n")
+    write_text(out / "accuracy.md", page(content))
+    draw({title(group[0]): group for group in groups_of(content["rows"])}, out / "accuracy.png")
+    print(f"Written: {out}/accuracy.{{md,json,png}}")
+
+
+def _lines(section: Any) -> str:
+    """JSON with a row in each line."""
+    return "[\n" + ",\n".join(map(json.dumps, section)) + "\n]" if isinstance(section, list) else json.dumps(section)
+
+
+def groups_of(rows: list[dict]) -> list[list[dict]]:
+    """The rows of each group, which stand together."""
+    return [list(group) for _, group in groupby(rows, key=itemgetter(*GROUP))]
+
+
+def title(row: dict) -> str:
+    """Of a group, in print."""
+    return f"{row['student']} from {row['teacher']}, {row['train_systems']} systems, equal {row['budget']}"
+
+
+def show(interval: list[float | None], digits: int = 3, *, factor: int = 1, end: str = "") -> str:
+    """0.149 [0.141, 0.157], or without the ends where there are none; nothing without an estimate."""
+    shown = [f"{round(factor * value, digits) + 0.0:.{digits}f}" for value in interval if value is not None]  # + 0.0: no -0
+    ends = f" [{shown[1]}, {shown[2]}]" if len(shown) == 3 else ""
+    return f"{shown[0]}{end}{ends}" if shown else ""
+
+
+def gap(row: dict, quantity: str) -> str:
+    """The gap closed, in percent; nothing where there is none to close."""
+    return show(row[f"gap_{quantity}"], 0, factor=100, end="%") if f"gap_{quantity}" in row else ""
+
+
+def markdown(heading: list[str], lines: list[list[str]]) -> list[str]:
+    """A table."""
+    return [f"| {' | '.join(cells)} |" if cells else "|---" * len(heading) + "|" for cells in (heading, [], *lines)]
+
+
+def table(rows: list[dict], split: str) -> list[str]:
+    """A line for each method on one split."""
+    lines = []
+    for row in rows:
+        if row["split"] == split:
+            values = [show(row[name], DIGITS[name], factor=100 if "EFwT" in HEADINGS[name] else 1) for name in METRICS]
+            cost = show(row["step_cost"], 2) if "step_cost" in row else ""
+            lines.append([row["method"], str(row["seeds"] or ""), *values, *(gap(row, name) for name in GAPS), cost])
+    gaps = [f"gap closed, {name}" for name in GAPS]
+    return markdown(["method", "seeds", *HEADINGS.values(), *gaps, "step"], lines)
+
+
+def tuning_table(tuning: list[dict]) -> list[str]:
+    """The criterion of every candidate, the min of each method in bold."""
+    kinds: dict[tuple, list[dict]] = {}
+    for candidate in tuning:
+        kinds.setdefault(itemgetter("student", "teacher", "method", "steps")(candidate), []).append(candidate)
+    lines = []
+    for kind, candidates in kinds.items():
+        cells = []
+        for candidate in sorted(candidates, key=itemgetter("coefficient")):
+            bold = "**" * (candidate is min(candidates, key=itemgetter("criterion")))
+            cells.append(f"{bold}{candidate['coefficient']:g}: {candidate['criterion']:.3f}{bold}")
+        lines.append([*map(str, kind), ", ".join(cells)])
+    return markdown(["student", "teacher", "method", "steps", "coefficient: criterion"], lines)
+
+
+def page(content: dict[str, Any]) -> str:
+    """The page of these `figures`, and of nothing else."""
+    sizes = ", ".join(f"{name} {count}" for name, count in content["systems"].items())
     lines = [
         "# Accuracy: methods, students, seeds",
         "",
         "Adsorbates on metal slabs labelled with EMT (`fairchem-crack prepare-demo`). Systems to validate on: "
-        f"{sizes}. `benchmarks/accuracy.yml` says what each method is. Every student is trained by the stock `fairchem` "
-        f"command; the weights that had the least force MAE in {VALIDATIONS} validations on val_id are evaluated. So the "
-        "figures on val_id are a little too good, for all methods alike.",
+        f"{sizes}. `benchmarks/accuracy/experiments.yml` says what was run and what each method is. Every student is "
+        "trained by the stock `fairchem` command; the weights with the lowest force MAE in "
+        f"{VALIDATIONS} validations on val_id are evaluated. So the figures on val_id are a little too good, for all "
+        "methods alike.",
         "",
         "Metrics: mean over the seeds, in brackets the 95 % t-interval of that mean over seeds. Gap closed: (undistilled - "
         "distilled) / (undistilled - teacher) of an MAE, undistilled and distilled of the same seeds, in brackets a 95 % "
         "paired bootstrap interval over seeds and systems; with few seeds it is too narrow where the scatter over seeds "
-        "dominates, with one it is of the systems alone (`fairchem_crack/evaluation/intervals.py`). Mean of the four: of "
+        "dominates, with one it is of the systems only (`fairchem_crack/evaluation/intervals.py`). Mean of the four: of "
         "the errors on the four splits. Step: CPU time of a training step, with the teacher's cache, over the undistilled "
-        "one's; the "
-        "methods are interleaved on the same batches in one process (`accuracy.py cost`), median over the rounds and "
-        "quartiles.",
+        "one's; the methods are interleaved on the same batches in one process, median over the rounds and quartiles. Equal "
+        "time: each method takes as many steps as fit into the time of the undistilled student's.",
         "",
         "![gap closed](accuracy.png)",
         "",
     ]
-    for student in dict.fromkeys(group.student for group in content):
+    for student, rows in groupby(content["rows"], key=itemgetter("student")):
         lines.append(f"## {student}")
-        for group, methods in content.items():
-            if group.student == student:
-                steps = ", ".join(f"{name} {found['steps']}" for name, found in methods.items() if "steps" in found)
-                lines += ["", f"### {group.title}", "", f"Steps: {steps}."]
-                for split in SHOWN:
-                    lines += ["", f"{split}:", "", *table(methods, split)]
+        for group in groups_of(list(rows)):
+            steps = ", ".join(
+                f"{row['method']} {row['steps']}" for row in group if row["split"] == "val_id" and row["steps"]
+            )
+            lines += ["", f"### {title(group[0])}", "", f"Steps: {steps}."]
+            for split in SHOWN:
+                lines += ["", f"{split}:", "", *table(group, split)]
         lines.append("")
-    lines = lines[:-1] + learning_curve(content)
-    if tuning:
-        seeds = ", ".join(sorted({str(one["seed"]) for one in tuning}))
+    if content["tuning"]:
+        seeds = ", ".join(sorted({str(candidate["seed"]) for candidate in content["tuning"]}))
         lines += [
-            "",
             "## Coefficients",
             "",
             "Mean of energy and force MAE on val_id relative to the undistilled student of the same seed "
-            f"({seeds}, which no table above has); bold is the least of a method. A candidate is the coefficient of the "
+            f"({seeds}, which no table above has); bold is the lowest of a method. A candidate is the coefficient of the "
             "method's first term.",
             "",
-            tuning_table(tuning),
+            *tuning_table(content["tuning"]),
+            "",
         ]
-    source = "`python -m benchmarks.accuracy report docs/benchmarks/accuracy` makes this page from its CSV."
-    took = ", ".join(f"{hours:.1f} hours for the {runs} runs of {table}" for table, (runs, hours) in cost.items())
-    source += f" CPU time of the trainings, one thread each: {took}; the teacher's caches come on top."
-    lines += ["", "## Commands", "", source, "", *commands(content)]
-    return "\n".join(lines) + "\n"
+    took = ", ".join(f"{hours:.1f} hours for the {runs} runs of {name}" for name, (runs, hours) in content["cost"].items())
+    return "\n".join(
+        [
+            *lines,
+            "## Commands",
+            "",
+            "`python -m benchmarks.accuracy report docs/benchmarks/accuracy` makes this page from its rows. CPU time of the "
+            f"trainings, one thread each: {took}; the teacher's caches come on top.",
+            "",
+            "    cp -r docs/benchmarks/accuracy runs/accuracy  # to add to these rows; without it all runs are done anew",
+            "    python -m benchmarks.accuracy run runs/accuracy",
+            "    python -m benchmarks.accuracy run runs/accuracy --table tuning",
+            "    python -m benchmarks.accuracy cost runs/accuracy",
+            "    python -m benchmarks.accuracy report runs/accuracy",
+            "",
+        ]
+    )

@@ -105,11 +105,11 @@ class Day:
                 self.start_build(missing)
                 parts = sorted(parts, key=lambda part: part.compiled)  # meanwhile those that do without
         for part in parts:
-            found: dict = {"status": "running", "seconds": 0.0, "limit": part.seconds, "rows": []}
-            self.content["parts"][part.name] = found
+            result: dict = {"status": "running", "seconds": 0.0, "limit": part.seconds, "rows": []}
+            self.content["parts"][part.name] = result
             print(f"== {part.name}", flush=True)
-            found.update(self.run_part(part))
-            print(f"   {found['status']}, {found['seconds']:.0f} s, {len(found['rows'])} rows", flush=True)
+            result.update(self.run_part(part))
+            print(f"   {result['status']}, {result['seconds']:.0f} s, {len(result['rows'])} rows", flush=True)
             self.write()
         self.content["versions"] = versions()
 
@@ -138,8 +138,8 @@ class Day:
             if cut:
                 os.killpg(process.pid, signal.SIGKILL)
             status = "cut off" if cut else "done" if process.wait() == 0 else "failed"
-        found = {"status": status, "seconds": time.monotonic() - start, "rows": self.rows(part)}
-        return found if status == "done" else {**found, "error": log.read_text(errors="replace")[-2000:]}
+        result = {"status": status, "seconds": time.monotonic() - start, "rows": self.rows(part)}
+        return result if status == "done" else {**result, "error": log.read_text(errors="replace")[-2000:]}
 
     def rows(self, part: Part) -> list[dict]:
         """What the part has written so far."""
@@ -225,13 +225,13 @@ def versions() -> dict[str, str]:
 
     import torch
 
-    found = {"python": platform.python_version(), "cuda": torch.version.cuda or "none"}
+    numbers = {"python": platform.python_version(), "cuda": torch.version.cuda or "none"}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            numbers[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return numbers
 
 
 def main() -> None:

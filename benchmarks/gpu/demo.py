@@ -101,11 +101,11 @@ def train_all(demo: Demo, runs: dict[str, list[str]], rows: Path) -> bool:
         time.sleep(0.5)
         ended = [name for name, process in processes.items() if process.poll() is not None]
         for name in processes:
-            found = validation(logs[name].read_text(errors="replace"))
-            if found != last[name]:
-                last[name] = found
-                json_lines.append(rows, run=name, systems=demo.systems, seconds=time.monotonic() - begun, **found)
-                print(name, found, flush=True)
+            figures = validation(logs[name].read_text(errors="replace"))
+            if figures != last[name]:
+                last[name] = figures
+                json_lines.append(rows, run=name, systems=demo.systems, seconds=time.monotonic() - begun, **figures)
+                print(name, figures, flush=True)
         for name in ended:
             if processes.pop(name).returncode != 0 or not last[name]:
                 failed = True

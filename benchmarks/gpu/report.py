@@ -17,7 +17,7 @@ from benchmarks import ROOT
 DOCS = ROOT / "docs/benchmarks"
 KINDS = ("undistilled", "cached", "online")
 GIB = 2**30
-MOST_CACHED = 1.05  # asked: a cached step over an undistilled one
+MOST_CACHED = 1.05  # the target: a cached step over an undistilled one
 HEADINGS = {
     "tests": "Tests marked `gpu`",
     "loss": "The CRACK loss",
@@ -94,10 +94,10 @@ def loss_page(rows: list[dict]) -> list[str]:
     heading = ["P", *(f"{method}: ms, MB" for method in methods), *(f"{method} / ours" for method in others)]
     lines = []
     for pairs in sorted({row["pairs"] for row in rows}):
-        found = {method: cases.get((method, pairs)) for method in methods}
-        cells = [f"{1e3 * row['median']:.3g}, {row['peak_mb']:.0f}" if row else "" for row in found.values()]
-        ours = found.get("ours")
-        ratios = [f"{found[other]['median'] / ours['median']:.1f}" if ours and found[other] else "" for other in others]
+        of_size = {method: cases.get((method, pairs)) for method in methods}
+        cells = [f"{1e3 * row['median']:.3g}, {row['peak_mb']:.0f}" if row else "" for row in of_size.values()]
+        ours = of_size.get("ours")
+        ratios = [f"{of_size[other]['median'] / ours['median']:.1f}" if ours and of_size[other] else "" for other in others]
         lines.append([str(pairs), *cells, *ratios])
     page = table(heading, lines)
     checked = [row for row in rows if "loss_error" in row]
@@ -119,21 +119,21 @@ def steps_page(rows: list[dict]) -> list[str]:
             sizes[row["student"]] = row
     parts = (*KINDS, "teacher", "undistilled loading", "cached loading")
     times = [
-        [student, str(len(found)), *(spread([1e3 * one[part] for one in found], 1) for part in parts)]
-        for student, found in rounds.items()
+        [student, str(len(student_rounds)), *(spread([1e3 * row[part] for row in student_rounds], 1) for part in parts)]
+        for student, student_rounds in rounds.items()
     ]
     ratios = [
         [
             student,
-            spread([one["cached"] / one["undistilled"] for one in found]),
-            spread([without_loading(one, "cached") / without_loading(one, "undistilled") for one in found]),
-            spread([one["online"] / (one["undistilled"] + one["teacher"]) for one in found]),
-            spread([one["online"] / one["undistilled"] for one in found]),
+            spread([row["cached"] / row["undistilled"] for row in student_rounds]),
+            spread([without_loading(row, "cached") / without_loading(row, "undistilled") for row in student_rounds]),
+            spread([row["online"] / (row["undistilled"] + row["teacher"]) for row in student_rounds]),
+            spread([row["online"] / row["undistilled"] for row in student_rounds]),
         ]
-        for student, found in rounds.items()
+        for student, student_rounds in rounds.items()
     ]
     page = table(["student", "rounds", *(f"{part}, ms" for part in parts)], times)
-    heading = ["student", f"cached / undistilled (asked: at most {MOST_CACHED})", "the same, once batches are loaded"]
+    heading = ["student", f"cached / undistilled (target: at most {MOST_CACHED})", "the same, once batches are loaded"]
     heading += ["online / (undistilled + teacher)", "online / undistilled"]
     page += ["", *table(heading, ratios)] if ratios else []
     page += ["", *memory_table(sizes)] if sizes else []
@@ -179,8 +179,8 @@ def host_page(rows: list[dict]) -> list[str]:
         "fairchem is unmodified: TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1 is set, as it stores plain pickles, which torch 2.6 and "
         "later refuse; benchmarks/gpu/site/ has scipy's sph_harm, which 1.17 removed, and an empty wandb."
     )
-    found = f"{len(works)} of {len(rows)} trials work: {', '.join(works)}."
-    return [unmodified, "", found, "", *table(["does not work", "error"], failed)]
+    summary = f"{len(works)} of {len(rows)} trials work: {', '.join(works)}."
+    return [unmodified, "", summary, "", *table(["does not work", "error"], failed)]
 
 
 def demo_page(rows: list[dict]) -> list[str]:
@@ -191,8 +191,8 @@ def demo_page(rows: list[dict]) -> list[str]:
         kinds[run.rpartition("-")[0]].append(row)
     names = {"epoch": 1, "energy_mae": 4, "forces_mae": 4, "seconds": 0}
     lines = [
-        [kind, str(len(found)), *(spread([row[name] for row in found], digits) for name, digits in names.items())]
-        for kind, found in kinds.items()
+        [kind, str(len(of_kind)), *(spread([row[name] for row in of_kind], digits) for name, digits in names.items())]
+        for kind, of_kind in kinds.items()
     ]
     page = table(["training", "seeds", "epochs", "energy MAE, eV", "force MAE, eV/A", "s, side by side"], lines)
     return page + [

@@ -66,9 +66,9 @@ def screen(options: argparse.Namespace) -> dict[str, Any]:
     relaxed["EMT"] = relax_emt(starts, **limits)
     best = {name: best_sites(starts, values["energy"]) for name, values in relaxed.items()}
     names = list(best["EMT"])
-    energies = {name: np.array([found[surface][0] for surface in names]) for name, found in best.items()}
+    energies = {name: np.array([sites[surface][0] for surface in names]) for name, sites in best.items()}
     top = min(options.top, len(names))
-    pairs = [(one, other) for one in models for other in ("EMT", "teacher") if one != other]
+    pairs = [(name, reference) for name in models for reference in ("EMT", "teacher") if name != reference]
     return {
         "machine": machine(next(iter(models.values())).device),
         "checkpoints": {
@@ -83,9 +83,11 @@ def screen(options: argparse.Namespace) -> dict[str, Any]:
         **limits,
         "surfaces": names,
         "energies": {name: values.tolist() for name, values in energies.items()},
-        "sites": {name: [found[surface][1] for surface in names] for name, found in best.items()},
+        "sites": {name: [sites[surface][1] for surface in names] for name, sites in best.items()},
         "relaxed": relaxed,
-        "agreement": {f"{one}, {other}": agreement(energies[one], energies[other], top=top) for one, other in pairs},
+        "agreement": {
+            f"{name}, {reference}": agreement(energies[name], energies[reference], top=top) for name, reference in pairs
+        },
         "rank_difference": rank_difference(energies["student"], energies["undistilled"], energies["EMT"])
         if options.undistilled
         else None,
@@ -96,14 +98,14 @@ def screen(options: argparse.Namespace) -> dict[str, Any]:
 def run_dynamics(models: dict[str, Model], starts: list, options: argparse.Namespace) -> dict[str, list[dict]]:
     """Each model, and EMT, at constant energy from each of a few thermalised starts."""
     calculators = {**{name: model.calculator for name, model in models.items()}, "EMT": EMT()}
-    found: dict[str, list[dict]] = {name: [] for name in calculators}
+    runs: dict[str, list[dict]] = {name: [] for name in calculators}
     for number in range(options.nve_starts):
         start = thermalised(starts[number * len(starts) // options.nve_starts], steps=options.nve_steps, seed=number)
         for name, calculator in calculators.items():
-            found[name].append(constant_energy(start, calculator, steps=options.nve_steps))
-        shown = "  ".join(f"{name} {values[-1]['drift']:.2f}" for name, values in found.items())
+            runs[name].append(constant_energy(start, calculator, steps=options.nve_steps))
+        shown = "  ".join(f"{name} {values[-1]['drift']:.2f}" for name, values in runs.items())
         print(f"constant energy, start {number + 1}: {shown} meV/atom/ps", flush=True)
-    return found
+    return runs
 
 
 def true_size(options: argparse.Namespace) -> dict[str, Any]:
@@ -130,7 +132,7 @@ def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--student", type=Path, help="checkpoint of a distilled student of the demo")
-    parser.add_argument("--undistilled", type=Path, help="of the same student, trained on labels alone")
+    parser.add_argument("--undistilled", type=Path, help="of the same student, trained on labels only")
     parser.add_argument("--teacher", type=Path, default=TEACHER)
     parser.add_argument("--adsorbate", default="O", choices=["H", "C", "N", "O"])
     parser.add_argument("--surfaces", type=int, default=60, help="so many, of the 150 there are (60)")
@@ -140,7 +142,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--top", type=int, default=15, help="most strongly binding surfaces that are compared (15)")
     parser.add_argument("--nve-starts", type=int, default=5)
     parser.add_argument("--nve-steps", type=int, default=500, help=f"of {TIME_STEP:g} fs (500)")
-    parser.add_argument("--true-size", action="store_true", help="the throughput of models of the published sizes, alone")
+    parser.add_argument("--true-size", action="store_true", help="only the throughput of models of the published sizes")
     parser.add_argument("--models", nargs="+", default=list(TRUE_SIZE), help="of true size, the student first")
     parser.add_argument("--repeats", type=int, default=5, help="rounds of --true-size (5)")
     parser.add_argument("--directory", type=Path, help="where checkpoints of true size are written for a moment, 0.7 GB")

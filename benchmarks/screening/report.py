@@ -21,7 +21,7 @@ def cell(values: Sequence[float], digits: int = 2) -> str:
 
 def ratio(above: Sequence[float], below: Sequence[float]) -> list[float]:
     """Of each turn."""
-    return [one / other for one, other in zip(above, below)]
+    return [numerator / denominator for numerator, denominator in zip(above, below)]
 
 
 def report(content: dict[str, Any]) -> str:
@@ -44,41 +44,44 @@ def report(content: dict[str, Any]) -> str:
 
 def verdicts(content: dict[str, Any]) -> list[str]:
     """What the figures say, the unwelcome too."""
-    found = []
+    sentences = []
     if "demo" in content:
         demo = content["demo"]
         speed = ratio(demo["relaxed"]["teacher"]["seconds"], demo["relaxed"]["student"]["seconds"])
-        found.append(f"The student screens {cell(speed)} times as fast as the demo's teacher, batch by batch.")
+        sentences.append(f"The student screens {cell(speed)} times as fast as the demo's teacher, batch by batch.")
         ours, teachers = (demo["agreement"][f"{name}, EMT"] for name in ("student", "teacher"))
-        found.append(
+        sentences.append(
             f"Against EMT it ranks the surfaces with a Spearman correlation of {_interval(ours)}, the teacher with "
             f"{_interval(teachers)}; of the {demo['top']} most strongly binding surfaces it finds {ours['overlap']:.0%}, "
             f"the teacher {teachers['overlap']:.0%} (by chance {ours['overlap_by_chance']:.0%})."
         )
         if demo["rank_difference"]:
-            found.append(_distillation(demo["rank_difference"]))
-        found.append(_drift(demo["dynamics"], content["hot"]))
+            sentences.append(_distillation(demo["rank_difference"]))
+        sentences.append(_drift(demo["dynamics"], content["hot"]))
         unconverged = [
             f"{name} {1 - sum(values['converged']) / len(values['converged']):.0%}"
             for name, values in demo["relaxed"].items()
         ]
-        found.append(f"Not converged within {demo['most_steps']} steps, and counted as they were: {', '.join(unconverged)}.")
+        sentences.append(
+            f"Not converged within {demo['most_steps']} steps, and used as they were: {', '.join(unconverged)}."
+        )
     if "true_size" in content:
-        found += _throughput_verdicts(content["true_size"])
-    return found
+        sentences += _throughput_verdicts(content["true_size"])
+    return sentences
 
 
-def _interval(found: dict[str, Any]) -> str:
-    low, high = found["spearman_interval"]
-    return f"{found['spearman']:.3f} [{low:.3f}, {high:.3f}]"
+def _interval(agreement: dict[str, Any]) -> str:
+    low, high = agreement["spearman_interval"]
+    return f"{agreement['spearman']:.3f} [{low:.3f}, {high:.3f}]"
 
 
-def _distillation(found: dict[str, Any]) -> str:
-    low, high = found["interval"]
+def _distillation(difference: dict[str, Any]) -> str:
+    low, high = difference["interval"]
     effect = "no visible effect" if low <= 0 <= high else ("a gain" if low > 0 else "a loss")
     return (
-        f"Distillation: {effect} in the ranking; Spearman with EMT, student minus undistilled, {found['difference']:+.3f} "
-        f"[{low:+.3f}, {high:+.3f}] (95 % of a bootstrap over surfaces; of this one pair of trainings)."
+        f"Distillation: {effect} in the ranking; Spearman with EMT, student minus undistilled, "
+        f"{difference['difference']:+.3f} [{low:+.3f}, {high:+.3f}] (95 % of a bootstrap over surfaces; of this one pair of "
+        "trainings)."
     )
 
 
@@ -93,16 +96,18 @@ def _drift(dynamics: dict[str, list[dict]], hot: float) -> str:
 
 def _throughput_verdicts(part: dict[str, Any]) -> list[str]:
     times, student = part["forwards"], part["student"]
-    found = []
+    sentences = []
     if LARGE in times:
         speed = ratio(times[LARGE]["seconds"], times[student]["seconds"])
         outcome = "reached" if median(speed) >= TARGET else "MISSED"
         shaky = ", though not in every round" if min(speed) < TARGET <= median(speed) else ""
-        found.append(f"{student} has {cell(speed, 1)} times the throughput of {LARGE}; target {TARGET}: {outcome}{shaky}.")
+        sentences.append(
+            f"{student} has {cell(speed, 1)} times the throughput of {LARGE}; target {TARGET}: {outcome}{shaky}."
+        )
     if MIDDLE in times:
         speed = ratio(times[MIDDLE]["seconds"], times[student]["seconds"])
-        found.append(f"{student} has {cell(speed, 1)} times the throughput of {MIDDLE} (no target).")
-    return found
+        sentences.append(f"{student} has {cell(speed, 1)} times the throughput of {MIDDLE} (no target).")
+    return sentences
 
 
 def _demo(demo: dict[str, Any], hot: float) -> list[str]:
@@ -114,8 +119,8 @@ def _demo(demo: dict[str, Any], hot: float) -> list[str]:
         f"{demo['machine']}. {demo['adsorbate']} on {len(demo['surfaces'])} surfaces, {demo['starts']} starts (each site of "
         f"each), relaxed in {way} to {demo['fmax']:g} eV/Å, at most {demo['most_steps']} steps; a surface's energy is that "
         "of its best site. EMT is the potential that labelled the demo's data, relaxed with BFGS from the same starts; its "
-        f"energies scatter by {pstdev(demo['energies']['EMT']):.3f} eV (standard deviation over the surfaces). Models take "
-        f"turns batch by batch. `{demo['command']}` makes this part.",
+        f"energies scatter by {pstdev(demo['energies']['EMT']):.3f} eV (standard deviation over the surfaces). Models are "
+        f"interleaved batch by batch. `{demo['command']}` makes this part.",
         "",
         "| model | architecture | parameters | relaxations/hour, all batches | speed-up, wall | speed-up, CPU | steps |",
         "|---" * 7 + "|",
@@ -138,14 +143,14 @@ def _demo(demo: dict[str, Any], hot: float) -> list[str]:
     for name in names:
         for other in ("EMT", "teacher"):
             if name != other:
-                found = demo["agreement"][f"{name}, {other}"]
-                cells = [name, other, _interval(found), f"{found['overlap']:.0%}", f"{found['mae']:.3f}"]
-                lines.append("| " + " | ".join([*cells, f"{found['offset']:+.3f}"]) + " |")
+                agreement = demo["agreement"][f"{name}, {other}"]
+                cells = [name, other, _interval(agreement), f"{agreement['overlap']:.0%}", f"{agreement['mae']:.3f}"]
+                lines.append("| " + " | ".join([*cells, f"{agreement['offset']:+.3f}"]) + " |")
     steps = len(demo["dynamics"]["EMT"][0]["energy"]) - 1
     lines += [
         "",
         f"Constant energy: {steps} steps of 2 fs from {len(demo['dynamics']['EMT'])} starts thermalised at 300 K with EMT, "
-        "the same for all. Drift is the slope of the total energy; EMT's is what the integrator alone does. A model's "
+        "the same for all. Drift is the slope of the total energy; EMT's is that of the integrator. A model's "
         "forces are predicted, not derived from its energy; EquiformerV2's differ a little from call to call, too.",
         "",
         "| model | drift, meV/atom/ps | absolute drift | fluctuation, meV/atom | highest K | ms/step |",
@@ -166,7 +171,7 @@ def _true_size(part: dict[str, Any]) -> list[str]:
         "## Models of the published sizes",
         "",
         f"{part['machine']}. Random weights, so geometries are not relaxed: forwards are timed, energy and forces with "
-        f"edges on the fly, of one batch of {len(part['atoms'])} slabs of {min(part['atoms'])} atoms, models in turns. A "
+        f"edges on the fly, of one batch of {len(part['atoms'])} slabs of {min(part['atoms'])} atoms, models interleaved. A "
         f"step of a relaxation costs one forward. `{part['command']}` makes this part.",
         "",
         f"| model | parameters | seconds | CPU seconds | atoms/s | {student} is faster, wall | CPU |",

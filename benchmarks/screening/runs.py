@@ -47,8 +47,8 @@ class Candidate:
 
 def surfaces(count: int) -> list[Catalyst]:
     """The demo's catalysts with facets of `SITES`, those held out of its training too; `count` of them, spread over all."""
-    found = [one for held_out in (False, True) for one in catalysts(held_out=held_out) if one.facet in SITES]
-    return [found[index] for index in evenly_spaced(len(found), count)]
+    known = [catalyst for held_out in (False, True) for catalyst in catalysts(held_out=held_out) if catalyst.facet in SITES]
+    return [known[index] for index in evenly_spaced(len(known), count)]
 
 
 def candidates(chosen: list[Catalyst], adsorbate: str) -> list[Candidate]:
@@ -72,44 +72,44 @@ def _candidate(catalyst: Catalyst, site: str, height: float, offset: tuple[int, 
 
 def relax_emt(starts: list[Candidate], *, fmax: float, most_steps: int) -> dict[str, list]:
     """Adsorption energy in eV of each start relaxed with the potential that labelled the data, steps, and convergence."""
-    found: dict[str, list] = {"energy": [], "steps": [], "converged": []}
+    relaxed: dict[str, list] = {"energy": [], "steps": [], "converged": []}
     for start in starts:
         system = start.system.copy()
         system.calc = EMT()
         optimizer = BFGS(system, logfile=None)
-        found["converged"].append(bool(optimizer.run(fmax=fmax, steps=most_steps)))
-        found["steps"].append(optimizer.nsteps)
-        found["energy"].append(system.get_potential_energy() - start.reference)
-    return found
+        relaxed["converged"].append(bool(optimizer.run(fmax=fmax, steps=most_steps)))
+        relaxed["steps"].append(optimizer.nsteps)
+        relaxed["energy"].append(system.get_potential_energy() - start.reference)
+    return relaxed
 
 
 def relax_all(
     models: dict[str, Model], starts: list[Candidate], *, batch_size: int, fmax: float, most_steps: int
 ) -> dict[str, dict[str, list]]:
-    """Every start with every model, batch by batch in turns.
+    """Every start with every model, models interleaved batch by batch.
 
     Returns:
         Of each model: `energy` (eV), `steps`, `converged` of each start; `seconds` and `cpu_seconds` of each batch.
     """
     names = ("energy", "steps", "converged", "seconds", "cpu_seconds")
-    found: dict[str, dict[str, list]] = {model: {name: [] for name in names} for model in models}
+    relaxed: dict[str, dict[str, list]] = {model: {name: [] for name in names} for model in models}
     order = np.random.default_rng(0).permutation(len(starts))  # batches alike, so that each speed-up is of the same kind
     for model in models.values():
         warm_up(model, model.batch([starts[index].system for index in order[:batch_size]]))
     batches = [order[begin : begin + batch_size] for begin in range(0, len(starts), batch_size)]
     for number, batch in enumerate(batches):
         for name in sorted(models, reverse=bool(number % 2)):
-            one = relax(models[name], [starts[index].system for index in batch], fmax=fmax, most_steps=most_steps)
+            batch_result = relax(models[name], [starts[index].system for index in batch], fmax=fmax, most_steps=most_steps)
             for key in ("energy", "steps", "converged"):
-                found[name][key] += getattr(one, key).tolist()
-            found[name]["seconds"].append(one.seconds)
-            found[name]["cpu_seconds"].append(one.cpu_seconds)
-        spent = "  ".join(f"{name} {found[name]['seconds'][-1]:.1f}" for name in models)
+                relaxed[name][key] += getattr(batch_result, key).tolist()
+            relaxed[name]["seconds"].append(batch_result.seconds)
+            relaxed[name]["cpu_seconds"].append(batch_result.cpu_seconds)
+        spent = "  ".join(f"{name} {relaxed[name]['seconds'][-1]:.1f}" for name in models)
         print(f"batch {number + 1} of {len(batches)}: {spent} s", flush=True)
-    for values in found.values():  # back into the order of the starts
+    for values in relaxed.values():  # back into the order of the starts
         for key in ("energy", "steps", "converged"):
             values[key] = [values[key][position] for position in np.argsort(order)]
-    return found
+    return relaxed
 
 
 def best_sites(starts: list[Candidate], energies: list[float]) -> dict[str, tuple[float, str]]:
@@ -126,7 +126,7 @@ def agreement(ours: np.ndarray, theirs: np.ndarray, *, top: int, seed: int = 0) 
 
     Returns:
         `spearman` and its 95 % interval of a bootstrap over surfaces; `overlap`, the fraction that the `top` most strongly
-        binding surfaces of both share, and by chance alone `overlap_by_chance`; `mae` and mean `offset`, eV.
+        binding surfaces of both share, and by chance `overlap_by_chance`; `mae` and mean `offset`, eV.
     """
     random = np.random.default_rng(seed)
     count = len(ours)
@@ -206,16 +206,16 @@ def line(course: np.ndarray, step: float) -> tuple[float, float]:
 
 
 def forwards(models: dict[str, Model], systems: list[Atoms], repeats: int) -> dict[str, dict[str, list[float]]]:
-    """Of each model: wall-clock and CPU `seconds` of a forward of these systems as one batch, in turns."""
-    found: dict[str, dict[str, list[float]]] = {name: {"seconds": [], "cpu_seconds": []} for name in models}
+    """Of each model: wall-clock and CPU `seconds` of a forward of these systems as one batch, interleaved."""
+    times: dict[str, dict[str, list[float]]] = {name: {"seconds": [], "cpu_seconds": []} for name in models}
     batches = {name: model.batch(systems) for name, model in models.items()}
     for name, model in models.items():
         warm_up(model, batches[name])
     for repeat in range(repeats):
         for name, model in models.items():
             start = time.process_time()
-            found[name]["seconds"].append(forward_seconds(model, batches[name]))
-            found[name]["cpu_seconds"].append(time.process_time() - start)
-        shown = "  ".join(f"{name} {values['seconds'][-1]:.2f}" for name, values in found.items())
+            times[name]["seconds"].append(forward_seconds(model, batches[name]))
+            times[name]["cpu_seconds"].append(time.process_time() - start)
+        shown = "  ".join(f"{name} {values['seconds'][-1]:.2f}" for name, values in times.items())
         print(f"round {repeat + 1} of {repeats}: {shown} s", flush=True)
-    return found
+    return times

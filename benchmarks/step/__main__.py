@@ -5,8 +5,8 @@
     python -m benchmarks.step --device cuda --batch-size 8
 
 The shipped YAMLs, fairchem's trainer and ours, an eqV2_31M with random weights in the published format, slabs with random
-energies and forces. The three kinds of step, and the teacher alone, are interleaved on the same batches, so that a machine
-that becomes slower does so for all of them. Writes step.json and step.md to docs/benchmarks/.
+energies and forces. The three kinds of step, and the teacher by itself, are interleaved on the same batches: a machine that
+becomes slower does so for all of them. Writes step.json and step.md to docs/benchmarks/.
 """
 
 from __future__ import annotations

@@ -78,18 +78,18 @@ def measure_large_cache(directory: Path, plan: Plan, records: list[Record]) -> d
 
 def measure_attaching(dataset: Any, cache: TeacherCache) -> dict[str, float]:
     """Median seconds of a system from the data set, and of one with its record attached."""
-    found = {}
-    for name, one in (
+    medians = {}
+    for name, source in (
         ("without", dataset),
         ("with", CachedDataset(dataset, cache, "dataset.train", [keys.NODE_EMBEDDING, keys.VECTOR_EMBEDDING])),
     ):
         seconds = []
         for index in np.random.default_rng(0).integers(len(dataset), size=200).tolist():
             clock = Clock()
-            one[index]
+            source[index]
             seconds.append(clock.read()["wall"])
-        found[name] = statistics.median(seconds)
-    return found
+        medians[name] = statistics.median(seconds)
+    return medians
 
 
 def _size(directory: Path) -> int:

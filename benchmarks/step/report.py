@@ -23,13 +23,13 @@ def summary(steps: dict) -> dict:
         "waiting_for_the_loader": lambda s: s["cached loading"] / s["cached"],
         **{f"seconds_{kind}": lambda s, kind=kind: s[kind] for kind in steps["rounds"][0]},
     }
-    found: dict[str, Any] = {"parameters": steps["parameters"], "pairs": steps["pairs"], "repeats": len(steps["rounds"])}
+    figures: dict[str, Any] = {"parameters": steps["parameters"], "pairs": steps["pairs"], "repeats": len(steps["rounds"])}
     for name, ratio in ratios.items():
         for clock, ending in CLOCKS.items():
-            values = [ratio({part: times[clock] for part, times in one.items()}) for one in steps["rounds"]]
+            values = [ratio({part: times[clock] for part, times in round_times.items()}) for round_times in steps["rounds"]]
             key = name.replace(" ", "_") + ending
-            found[key], found[f"{key}_spread"] = statistics.median(values), [min(values), max(values)]
-    return found
+            figures[key], figures[f"{key}_spread"] = statistics.median(values), [min(values), max(values)]
+    return figures
 
 
 def cache_ratios(cache: dict) -> dict[str, float]:
@@ -51,11 +51,14 @@ def cache_ratios(cache: dict) -> dict[str, float]:
 def missed(students: dict[str, dict], cache: dict[str, float]) -> list[str]:
     """A sentence for each target that is missed."""
     figures = []
-    for name, found in students.items():
+    for name, own in students.items():
         for clock, of in (("", "wall clock"), ("_cpu", "CPU time")):
-            cached, online = found[f"cached_over_undistilled{clock}"], found[f"online_over_sum{clock}"]
+            cached, online = (
+                own[f"cached_over_undistilled{clock}"],
+                own[f"online_over_sum{clock}"],
+            )
             figures.append((f"{name}, cached / undistilled, {of}", cached, MOST_CACHED))
-            same = found[f"teacher_within_online_over_alone{clock}"]
+            same = own[f"teacher_within_online_over_alone{clock}"]
             title = f"{name}, online / (teacher + undistilled), {of} (the teacher within / alone, the same work: {same:.2f})"
             figures.append((title, online, MOST_ONLINE))
     figures.append(("writing / inference, wall clock", cache["writing_over_inference"], MOST_WRITING))
@@ -68,9 +71,9 @@ def report(content: dict) -> str:
     """The tables, as markdown."""
     students, cache = content["students"], content["cache"]
 
-    def cell(found: dict, name: str, digits: int = 2) -> str:
-        low, high = found[f"{name}_spread"]
-        return f"{found[name]:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    def cell(figures: dict, name: str, digits: int = 2) -> str:
+        low, high = figures[f"{name}_spread"]
+        return f"{figures[name]:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
     lines = [
         "# A training step: undistilled, from a teacher cache, with the teacher online",
@@ -78,11 +81,10 @@ def report(content: dict) -> str:
         f"{content['machine']}. Teacher: an {TEACHER} with random weights. Batches of {content['batch_size']} of "
         f"{len(content['atoms'])} slabs of {_range(content['atoms'])} atoms. A step is a turn of "
         "fairchem's training loop: load and collate the batch (no loader workers), forward, losses, metrics, backward, "
-        "clipping, optimizer, EMA. The kinds of step are interleaved on the same batches in one run, "
-        "undistilled and cached in "
-        "alternating order and after a step that is not timed, as the teacher alone slows the next one; figures are medians "
-        "over the rounds, of the ratios too, in brackets min and max. CPU time is disturbed less by other work on the "
-        f"machine. `{content['command']}` makes this page and `step.json`.",
+        "clipping, optimizer, EMA. The kinds of step are interleaved on the same batches in one run, undistilled and cached "
+        "in alternating order and after a step that is not timed, as a teacher by itself slows the next one; figures are "
+        "medians over the rounds, of the ratios too, in brackets min and max. CPU time is disturbed less by other work on "
+        f"the machine. `{content['command']}` makes this page and `step.json`.",
         "",
         "## Ratios",
         "",
@@ -94,23 +96,23 @@ def report(content: dict) -> str:
         "|---" * 8 + "|",
     ]
     names = ("cached_over_undistilled", "online_over_sum", "online_over_undistilled", "cached_over_online")
-    for student, found in students.items():
+    for student, figures in students.items():
         for clock, label in (("", "wall"), ("_cpu", "CPU")):
-            cells = [student, f"{found['parameters'] / 1e6:.1f}M", str(found["repeats"]), label]
-            lines.append("| " + " | ".join([*cells, *(cell(found, name + clock) for name in names)]) + " |")
+            cells = [student, f"{figures['parameters'] / 1e6:.1f}M", str(figures["repeats"]), label]
+            lines.append("| " + " | ".join([*cells, *(cell(figures, name + clock) for name in names)]) + " |")
     lines += [
         "",
         "What an online step is made of: all but the teacher, over an undistilled step; and the teacher within it, over the "
-        "teacher alone. The second is the same work on the same batch: how far it is from 1 is the machine's noise, and "
+        "teacher by itself. The second is the same work on the same batch: how far it is from 1 is the machine's noise, and "
         "what it costs that the student's activations are in memory meanwhile.",
         "",
         "| student | clock | online without the teacher / undistilled | teacher within online / alone |",
         "|---|---|---|---|",
     ]
     names = ("online_without_teacher_over_undistilled", "teacher_within_online_over_alone")
-    for student, found in students.items():
+    for student, figures in students.items():
         for clock, label in (("", "wall"), ("_cpu", "CPU")):
-            lines.append("| " + " | ".join([student, label, *(cell(found, name + clock) for name in names)]) + " |")
+            lines.append("| " + " | ".join([student, label, *(cell(figures, name + clock) for name in names)]) + " |")
     lines += [
         "",
         "## Seconds",
@@ -121,11 +123,11 @@ def report(content: dict) -> str:
         "| loading, undistilled, ms | loading, cached, ms | of a cached step |",
         "|---" * 10 + "|",
     ]
-    for student, found in students.items():
+    for student, figures in students.items():
         for clock, label in (("", "wall"), ("_cpu", "CPU")):
-            cells = [cell(found, f"seconds_{kind}{clock}") for kind in (*KINDS, "teacher", "teacher_within_online")]
-            cells += [f"{found[f'seconds_{kind}_loading{clock}'] * 1e3:.1f}" for kind in KINDS[:2]]
-            cells.append(f"{found[f'waiting_for_the_loader{clock}']:.2%}")
+            cells = [cell(figures, f"seconds_{kind}{clock}") for kind in (*KINDS, "teacher", "teacher_within_online")]
+            cells += [f"{figures[f'seconds_{kind}_loading{clock}'] * 1e3:.1f}" for kind in KINDS[:2]]
+            cells.append(f"{figures[f'waiting_for_the_loader{clock}']:.2%}")
             lines.append(f"| {student} | {label} | " + " | ".join(cells) + " |")
     raw = content["raw"]["cache"]
     peak = "unknown" if raw["peak_memory"] is None else f"{raw['peak_memory'] / 2**20:.0f} MiB"

@@ -161,7 +161,7 @@ def measure_steps(student: str, directory: Path, *, repeats: int, batch_size: in
     rounds: list[dict[str, dict[str, float]]] = []
     for number in range(repeats + 1):
         first, second = ("undistilled", "cached") if number % 2 else ("cached", "undistilled")
-        if number:  # after the teacher alone a step takes longer; in a training it follows a step, so do the timed ones
+        if number:  # after the teacher by itself a step takes longer; in a training it follows a step, so do the timed ones
             take_step(trainers[second], settling[second])
         seconds: dict[str, dict[str, float]] = {}
         for kind in (first, second, "online"):

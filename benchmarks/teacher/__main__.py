@@ -66,7 +66,7 @@ def teacher_in(precision: str) -> Teacher:
     return load_teacher(TeacherConfig(checkpoint=str(TEACHER), precision=precision), torch.device("cpu"))
 
 
-def in_turns(kinds: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+def interleaved(kinds: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
     """Seconds of each kind in each round, after one that is not timed; every other round in the opposite order."""
     seconds: dict[str, list[float]] = {name: [] for name in kinds}
     for number in range(rounds + 1):
@@ -79,11 +79,11 @@ def in_turns(kinds: dict[str, Callable[[], object]], rounds: int) -> dict[str, l
 
 
 def measure_edges(batches: dict[int, Batch], rounds: int) -> dict:
-    """Seconds of a forward whose edges only are settled, of one that is settled in all of it, and of the model alone."""
+    """Seconds of a forward whose edges only are settled, of one that is settled in all of it, and of the model itself."""
     only_edges, everywhere = teacher_in("float32"), teacher_in("float32")
     everywhere.features.makes_edges = ()
     model = teacher_in("float32").model
-    counts, found = {}, {}
+    counts, sizes = {}, {}
     with Calls() as calls:
         only_edges(batches[SMALL], ALL)
     counts["all"] = calls.count
@@ -107,9 +107,9 @@ def measure_edges(batches: dict[int, Batch], rounds: int) -> dict:
             "edges": lambda batch=batch: only_edges(batch, ALL),
             "everywhere": lambda batch=batch: everywhere(batch, ALL),
         }
-        times = in_turns(kinds, rounds if systems == SMALL else rounds // 4)
-        found[str(systems)] = {"atoms": batch.num_nodes, "seconds": times}
-    return {"calls": counts, "batches": found}
+        times = interleaved(kinds, rounds if systems == SMALL else rounds // 4)
+        sizes[str(systems)] = {"atoms": batch.num_nodes, "seconds": times}
+    return {"calls": counts, "batches": sizes}
 
 
 def relations_of(outputs: TeacherOutputs, batch: Batch) -> Tensor:
@@ -127,19 +127,19 @@ def measure_precision(batches: list[Batch], rounds: int) -> dict:
         errors.setdefault(name, []).append(values.flatten())
 
     for batch in batches:
-        one, other, before = exact(batch, ALL), rough(batch, ALL), rounded(batch, ALL)
+        float32, bfloat16, before = exact(batch, ALL), rough(batch, ALL), rounded(batch, ALL)
         free = batch.fixed == 0
-        for name, said in (("float32", one), ("bfloat16", other)):
-            add(f"energy {name} labels", (said.energy - batch.energy).abs())
-            add(f"forces {name} labels", (said.forces - batch.forces)[free].abs())
-        add("energy", (one.energy - other.energy).abs())
-        add("forces", (one.forces - other.forces)[free].abs())
-        add("energy rounded", (one.energy - before.energy).abs())
-        add("forces rounded", (one.forces - before.forces)[free].abs())
-        add("embedding", (one.node_embedding - other.node_embedding).norm(dim=1) / one.node_embedding.norm(dim=1))
-        pairs = unordered_pairs(one.edge_index, batch.num_nodes)
-        assert torch.equal(pairs, unordered_pairs(other.edge_index, batch.num_nodes)), "the edges differ"
-        add("cosine", (relations_of(one, batch) * relations_of(other, batch)).sum(dim=1))
+        for name, outputs in (("float32", float32), ("bfloat16", bfloat16)):
+            add(f"energy {name} labels", (outputs.energy - batch.energy).abs())
+            add(f"forces {name} labels", (outputs.forces - batch.forces)[free].abs())
+        add("energy", (float32.energy - bfloat16.energy).abs())
+        add("forces", (float32.forces - bfloat16.forces)[free].abs())
+        add("energy rounded", (float32.energy - before.energy).abs())
+        add("forces rounded", (float32.forces - before.forces)[free].abs())
+        add("embedding", (float32.node_embedding - bfloat16.node_embedding).norm(dim=1) / float32.node_embedding.norm(dim=1))
+        pairs = unordered_pairs(float32.edge_index, batch.num_nodes)
+        assert torch.equal(pairs, unordered_pairs(bfloat16.edge_index, batch.num_nodes)), "the edges differ"
+        add("cosine", (relations_of(float32, batch) * relations_of(bfloat16, batch)).sum(dim=1))
     joined = {name: torch.cat(values).double() for name, values in errors.items()}
     kinds = {"float32": lambda: exact(batches[0], ALL), "bfloat16": lambda: rough(batches[0], ALL)}
     return {
@@ -148,7 +148,7 @@ def measure_precision(batches: list[Batch], rounds: int) -> dict:
         "max": {name: float(values.max()) for name, values in joined.items()},
         "cosine": {"mean": float(joined["cosine"].mean()), "min": float(joined["cosine"].min())},
         "atoms": batches[0].num_nodes,
-        "seconds": in_turns(kinds, rounds),
+        "seconds": interleaved(kinds, rounds),
     }
 
 
@@ -181,24 +181,24 @@ def measure_compile(name: str, batch: Batch, rounds: int) -> dict:
         return ""
 
     expected, example = run(model), own(batch)
-    found = {"error": error_of(lambda: run(torch.compile(copy.deepcopy(model))))}
+    case = {"error": error_of(lambda: run(torch.compile(copy.deepcopy(model))))}
     torch._dynamo.reset()
     torch._dynamo.config.suppress_errors = True  # functions that cannot be compiled run as they are
     with torch.no_grad():
         explained = torch._dynamo.explain(model)(example)
-    found["graphs"], found["breaks"] = explained.graph_count, explained.graph_break_count
-    found["reasons"] = Counter(_first_line(reason.reason) for reason in explained.break_reasons).most_common(3)
-    print(json.dumps(found), flush=True)  # what is known when it takes too long
+    case["graphs"], case["breaks"] = explained.graph_count, explained.graph_break_count
+    case["reasons"] = Counter(_first_line(reason.reason) for reason in explained.break_reasons).most_common(3)
+    print(json.dumps(case), flush=True)  # what is known when it takes too long
     torch._dynamo.reset()
     compiled = torch.compile(copy.deepcopy(model))
     start = time.perf_counter()
     for _ in range(3):  # the second may compile again, for shapes that change
         deviation = float((run(compiled) - expected).abs().max() / expected.abs().max())
     return {
-        **found,
+        **case,
         "compiling": time.perf_counter() - start,
         "deviation": deviation,
-        "seconds": in_turns({"eager": lambda: run(model), "compiled": lambda: run(compiled)}, rounds),
+        "seconds": interleaved({"eager": lambda: run(model), "compiled": lambda: run(compiled)}, rounds),
     }
 
 

@@ -13,9 +13,9 @@ def middle(seconds: list[float], digits: int = 1) -> str:
     return f"{median:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
-def ratio(one: list[float], other: list[float]) -> list[float]:
+def ratio(numerator: list[float], denominator: list[float]) -> list[float]:
     """Median and quartiles of one / other, round by round."""
-    low, median, high = statistics.quantiles([a / b for a, b in zip(one, other)], n=4)
+    low, median, high = statistics.quantiles([a / b for a, b in zip(numerator, denominator)], n=4)
     return [median, low, high]
 
 
@@ -24,11 +24,11 @@ def shown(values: list[float]) -> str:
     return f"{values[0]:.2f} [{values[1]:.2f}, {values[2]:.2f}]"
 
 
-def errors(found: dict, name: str) -> list[float]:
-    """Of energy or forces: mean and largest difference, the mean without exact edges; errors on the labels in both types."""
-    mean = found["mean"]
-    of_labels = [mean[f"{name} {precision} labels"] for precision in ("float32", "bfloat16")]
-    return [mean[name], found["max"][name], mean[f"{name} rounded"], *of_labels]
+def errors(precision: dict, name: str) -> list[float]:
+    """Of energy or forces: mean and max difference, the mean without exact edges; errors on the labels in both types."""
+    mean = precision["mean"]
+    of_labels = [mean[f"{name} {kind} labels"] for kind in ("float32", "bfloat16")]
+    return [mean[name], precision["max"][name], mean[f"{name} rounded"], *of_labels]
 
 
 def report(content: dict) -> str:
@@ -66,40 +66,40 @@ def _edges(edges: dict) -> list[str]:
         f"{calls['all']} calls of a forward {calls['detour']} take it: those that make the graph and the frames. Before, "
         "all of them did. The outputs are equal bit by bit.",
         "",
-        "| systems | atoms | rounds | the model alone, ms | edges settled, ms | all settled, as before, ms "
+        "| systems | atoms | rounds | only the model, ms | edges settled, ms | all settled, as before, ms "
         "| edges / model | all / model |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for systems, found in edges["batches"].items():
-        seconds = found["seconds"]
-        cells = [systems, found["atoms"], len(seconds["model"])]
+    for systems, batch in edges["batches"].items():
+        seconds = batch["seconds"]
+        cells = [systems, batch["atoms"], len(seconds["model"])]
         cells += [middle(seconds[name]) for name in ("model", "edges", "everywhere")]
         cells += [shown(ratio(seconds[name], seconds["model"])) for name in ("edges", "everywhere")]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return lines
 
 
-def _precision(found: dict, has_unit: bool) -> list[str]:
-    mean, most, seconds = found["mean"], found["max"], found["seconds"]
+def _precision(precision: dict, has_unit: bool) -> list[str]:
+    mean, most, seconds = precision["mean"], precision["max"], precision["seconds"]
     unit = "has" if has_unit else "lacks"
     return [
         "",
         "## `precision: bfloat16`",
         "",
-        f"Against float32, {found['systems']} systems that it was not trained on; forces are components of free atoms. "
+        f"Against float32, {precision['systems']} systems that it was not trained on; forces are components of free atoms. "
         "Graph, edge frames and rotations are in float32 in both; the third column is without that, as before. The last "
         "columns are the teacher's own error, against the labels.",
         "",
-        "| | mean difference | largest | mean, edges in bfloat16 | error on the labels, float32 | bfloat16 |",
+        "| | mean difference | max | mean, edges in bfloat16 | error on the labels, float32 | bfloat16 |",
         "|---|---|---|---|---|---|",
         *(
-            f"| {name}, {unit} | {' | '.join(f'{value:.4f}' for value in errors(found, name))} |"
+            f"| {name}, {unit} | {' | '.join(f'{value:.4f}' for value in errors(precision, name))} |"
             for name, unit in (("energy", "eV"), ("forces", "eV/Å"))
         ),
         f"| node embedding, relative | {mean['embedding']:.4f} | {most['embedding']:.4f} | | | |",
-        f"| 1 - cosine of a relation | {1 - found['cosine']['mean']:.1e} | {1 - found['cosine']['min']:.1e} | | | |",
+        f"| 1 - cosine of a relation | {1 - precision['cosine']['mean']:.1e} | {1 - precision['cosine']['min']:.1e} | | | |",
         "",
-        f"| {found['atoms']} atoms | ms |",
+        f"| {precision['atoms']} atoms | ms |",
         "|---|---|",
         f"| float32 | {middle(seconds['float32'])} |",
         f"| bfloat16 | {middle(seconds['bfloat16'])} |",
@@ -118,20 +118,20 @@ def _compile(cases: dict, longest: int) -> list[str]:
         "with its defaults on that batch, without gradients. Figures are with `torch._dynamo.config.suppress_errors`, which "
         "leaves out what cannot be compiled; without it the model fails as the second column says. Compiling is the time of "
         f"three forwards; a model is given up after {longest} s. Batches of other shapes compile anew. The deviation is of "
-        "forces, relative to the largest; EquiformerV2's includes other random frames.",
+        "forces, relative to their max; EquiformerV2's includes other random frames.",
         "",
         "| model | fails with | graphs | breaks | compiling, s | eager, ms | compiled, ms | compiled / eager | deviation |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for name, found in cases.items():
-        cells = [name, f"`{found['error']}`" if found.get("error") else "", found.get("graphs", ""), found.get("breaks", "")]
-        if "seconds" in found:
-            seconds = found["seconds"]
-            cells += [f"{found['compiling']:.0f}", middle(seconds["eager"]), middle(seconds["compiled"])]
-            cells += [shown(ratio(seconds["compiled"], seconds["eager"])), f"{found['deviation']:.1e}"]
+    for name, case in cases.items():
+        cells = [name, f"`{case['error']}`" if case.get("error") else "", case.get("graphs", ""), case.get("breaks", "")]
+        if "seconds" in case:
+            seconds = case["seconds"]
+            cells += [f"{case['compiling']:.0f}", middle(seconds["eager"]), middle(seconds["compiled"])]
+            cells += [shown(ratio(seconds["compiled"], seconds["eager"])), f"{case['deviation']:.1e}"]
         else:
             cells += ["given up", *[""] * 4]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     lines += ["", "What breaks the graphs most often:", ""]
-    lines += [f"- {name}: {count} x {reason}" for name, found in cases.items() for reason, count in found.get("reasons", [])]
+    lines += [f"- {name}: {count} x {reason}" for name, case in cases.items() for reason, count in case.get("reasons", [])]
     return lines

@@ -8,6 +8,7 @@ import sys
 import warnings
 
 from fairchem_crack import __version__
+from fairchem_crack.io.trust import trusting
 from fairchem_crack.training.compiled import check_built_for_cuda, check_installed
 
 COMMANDS = {  # of each: where it is, and what it does
@@ -68,7 +69,8 @@ def main(arguments: list[str] | None = None) -> None:
     if name != "train":  # which warns as fairchem does; elsewhere the deprecations in its imports are no news
         warnings.filterwarnings("ignore", module="fairchem|torch_geometric")
     module, _, function = COMMANDS[name][0].partition(":")
-    getattr(importlib.import_module(module), function)(arguments[1:])
+    with trusting("--trust" in arguments):
+        getattr(importlib.import_module(module), function)(arguments[1:])
 
 
 def _parser() -> argparse.ArgumentParser:

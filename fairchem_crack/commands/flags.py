@@ -15,6 +15,7 @@ import yaml
 
 from fairchem_crack.commands.configs import locate, teacher_override
 from fairchem_crack.config import suggestion
+from fairchem_crack.io.trust import TRUST_HELP
 from fairchem_crack.plugins import imports_of, load_plugins
 from fairchem_crack.training.spelling import BLOCKS, SETTINGS, misspelt_names, nearest
 
@@ -42,8 +43,8 @@ class Given:
 
 
 def parser_of(command: str, description: str | None = None) -> argparse.ArgumentParser:
-    """A parser of fairchem's flags, for a command to add its own; without argparse's abbreviations."""
-    return argparse.ArgumentParser(
+    """A parser of fairchem's flags and --trust, for a command to add its own; without argparse's abbreviations."""
+    parser = argparse.ArgumentParser(
         prog=f"fairchem-crack {command}",
         description=description,
         parents=[_fairchem_parser()],
@@ -51,6 +52,8 @@ def parser_of(command: str, description: str | None = None) -> argparse.Argument
         allow_abbrev=False,
         usage=f"fairchem-crack {command} --config-yml FILE [flags] [--block.option=value ...]",
     )
+    parser.add_argument("--trust", action="store_true", help=TRUST_HELP)
+    return parser
 
 
 def _fairchem_parser() -> argparse.ArgumentParser:
@@ -82,6 +85,7 @@ def read(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Given:
         raise ValueError(f"--config-yml {options.config_yml}: cannot be read as a config of fairchem: {error}") from error
     known_flags = [name for action in parser._actions for name in action.option_strings if name.startswith("--")]
     rest = [*teacher_override(options.config_yml, without_overrides), *rest]
+    rest += ["--task.distill.teacher.trust=True"] if options.trust else []
     overrides, problems, warnings = examine_overrides(rest, without_overrides, known_flags)
     try:
         config, _ = merge_dicts(without_overrides, create_dict_from_args(overrides))

@@ -12,6 +12,7 @@ from fairchem.core.models.equiformer_v2.trainers.forces_trainer import Equiforme
 from torch import Tensor
 
 from fairchem_crack import keys
+from fairchem_crack.io.checkpoints import reading_safely
 from fairchem_crack.training.config_checks import (
     check_datasets,
     check_has_validation,
@@ -67,8 +68,14 @@ class CheckedTrainer(ResumableTrainer):
 
     def load_references_and_normalizers(self) -> None:
         """fairchem's, refused where they are not finite."""
-        super().load_references_and_normalizers()
+        with reading_safely(self.config["dataset"], trust=self._trusts_files):
+            super().load_references_and_normalizers()
         check_normalizers(self.normalizers, self.elementrefs)
+
+    def load_model(self) -> None:
+        """fairchem's; a config may name a checkpoint to start from, and a file of scale factors."""
+        with reading_safely(self.config["model"], trust=self._trusts_files):
+            super().load_model()
 
     def load_loss(self) -> None:
         """The student's own losses; each also reports its unweighted value."""

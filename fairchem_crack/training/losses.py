@@ -222,7 +222,7 @@ def _element_loss(term: TermConfig, config: DistillConfig) -> ElementLoss:
 
 
 def check_compared(term: TermConfig, student: Tensor, teacher: Tensor, *, systems: int) -> None:
-    """Raise ValueError for two tensors of a term of one's own that its loss cannot compare."""
+    """Raise ValueError for the inputs of a user's own term that its loss cannot compare."""
     where = f"loss_functions, {term.key}"
     if student.shape != teacher.shape:
         raise ValueError(

@@ -18,8 +18,10 @@ from fairchem_crack import keys
 from fairchem_crack.adapters.outputs import ModelOutputs
 from fairchem_crack.config import DistillConfig
 from fairchem_crack.io.batches import to_device
+from fairchem_crack.io.checkpoints import reading_safely
 from fairchem_crack.io.named_records import NAMED, NamedRecords, listed
 from fairchem_crack.io.samples import evenly_spaced
+from fairchem_crack.io.trust import trusts
 from fairchem_crack.plugins import imports_of, load_plugins
 from fairchem_crack.teacher.cached import CachedDataset, CachedTeacher, open_cache
 from fairchem_crack.teacher.frozen import Teacher, load_teacher
@@ -85,7 +87,9 @@ class CrackDistillTrainer(CheckedTrainer):
         check_run_dir(fairchem_arguments.get("run_dir"))
         check_own_terms(own_losses, fairchem_arguments["outputs"])
         check_transforms(_training_split(fairchem_arguments["dataset"]), fairchem_arguments["outputs"])
-        fairchem_arguments["model"] = with_inline_scales(fairchem_arguments["model"])
+        self._trusts_files = trusts(task)
+        with reading_safely(fairchem_arguments["model"], trust=self._trusts_files):
+            fairchem_arguments["model"] = with_inline_scales(fairchem_arguments["model"])
         super().__init__(
             task={key: value for key, value in task.items() if key != "distill"},
             loss_functions=own_losses,

@@ -61,7 +61,7 @@ def write(config: dict) -> list[str]:
     return ["--config-yml", "student.yml", "--cpu"]
 
 
-def test_the_stock_command_trains_with_it(own, run):
+def test_the_stock_command_trains_with_a_users_own_term(own, run):
     """The trainer is fairchem's to find: by PYTHONPATH, or ours with the module's terms."""
     own["trainer"] = "fairchem_crack.CrackDistillTrainer"
     trained = run(own)
@@ -72,7 +72,7 @@ def test_the_stock_command_trains_with_it(own, run):
     assert run(own, name="other").steps[0]["loss_own_lengths"] != pytest.approx(first, rel=0.01)
 
 
-def test_a_term_gets_its_options_and_a_loss_of_ones_own(own, batch, teacher_checkpoint):
+def test_a_users_own_term_gets_its_options_and_loss(own, batch, teacher_checkpoint):
     """loss = mean | |a|^2 - |b|^2 |^3 over the atoms, by hand."""
     load_plugins([MODULE])
     _, parsed = split_loss_functions([own["loss_functions"][-1]])
@@ -97,7 +97,7 @@ def test_a_term_gets_its_options_and_a_loss_of_ones_own(own, batch, teacher_chec
         ({"fn": "l2mae"}, "`l2mae` takes the length of vectors; `own_lengths` has the shape (N, 1)"),
     ],
 )
-def test_check_knows_it(own, capsys, options, problem):
+def test_check_examines_a_users_own_term(own, capsys, options, problem):
     own["loss_functions"][-1]["own_lengths"].update(options)
     with contextlib.suppress(SystemExit):
         main(["check", *write(own)])
@@ -110,7 +110,7 @@ def test_check_knows_it(own, capsys, options, problem):
         assert problem in said
 
 
-def test_check_runs_the_trainer_of_ones_own(own, capsys):
+def test_check_runs_a_users_own_trainer(own, capsys):
     own["trainer"] = f"{MODULE}.OwnTrainer"
     with contextlib.suppress(SystemExit):
         main(["check", *write(own)])
@@ -122,13 +122,13 @@ def test_check_runs_the_trainer_of_ones_own(own, capsys):
     assert parts_of(trainer).load is TrainerParts.load and parts_of(registry.get_trainer_class("ocp")) is TrainerParts
 
 
-def test_cache_teacher_keeps_what_its_terms_read(own):
+def test_cache_teacher_keeps_what_a_users_own_term_reads(own):
     given = read_or_refuse(parser(), write(own))
     job = job_of(read_or_refuse(parser(), [*write(own), "--output", "cache"]))
     assert job.has_vectors and given.config["task"]["distill"]["imports"] == [MODULE]
 
 
-def test_the_ranks_of_cache_teacher_and_evaluate_import_it(own, monkeypatch, tmp_path):
+def test_ranks_import_a_users_own_module(own, monkeypatch, tmp_path):
     loaded = []
     for module in (cache_teacher, evaluation_runs):
         monkeypatch.setattr(module, "load_plugins", lambda imports, *_: loaded.append(tuple(imports)))
@@ -141,7 +141,7 @@ def test_the_ranks_of_cache_teacher_and_evaluate_import_it(own, monkeypatch, tmp
     assert loaded == [(MODULE,), ("one", "two")]
 
 
-def test_fit_scales_leaves_its_terms_out(own, monkeypatch):
+def test_fit_scales_leaves_a_users_own_terms_out(own, monkeypatch):
     seen = []
 
     def fit(config: dict) -> dict:

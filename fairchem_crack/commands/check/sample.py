@@ -43,7 +43,7 @@ def examine_pairs(check: Check) -> str:
 
 
 def examine_agreement(check: Check) -> str:
-    """The teacher against the labels of the sample: one that was trained on other data has little to teach."""
+    """The teacher against the labels of the sample: a teacher of other data has little to teach."""
     teacher, batch, outputs = check.need("teacher"), check.batch(), check.need("trainer").model_outputs()
     labels = {property_: outputs.names(property_) for property_ in (keys.ENERGY, keys.FORCES)}
     if not all(len(names) == 1 and names[0] in batch for names in labels.values()):
@@ -110,7 +110,7 @@ def time_step(check: Check) -> str:
     parts = {"student": scale * seconds(lambda: _student_step(trainer, batch), trainer.device)}
     if distillation is not None:
         parts["teacher"] = scale * seconds(lambda: distillation.run_teacher(batch, 1), trainer.device)
-        # every relation is compared with every other one, of the batch or of its system
+        # every relation is compared with all others, of the batch or of its system
         power = 2 if distillation.config.relations.negatives == "batch" else 1
         parts["distillation terms"] = scale**power * seconds(
             lambda outputs: _terms_step(trainer, distillation, teacher_step, outputs),

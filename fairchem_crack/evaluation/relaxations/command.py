@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import logging
 import math
 import sys
@@ -32,7 +30,7 @@ from fairchem_crack.evaluation.relaxations.reading import (
 from fairchem_crack.evaluation.tables import NO_NUMBER, cell, text_table
 from fairchem_crack.io.arguments import CALCULATOR, named_values
 from fairchem_crack.io.calculators import calculator_of
-from fairchem_crack.io.files import write_json, write_text
+from fairchem_crack.io.files import csv_text, write_json, write_text
 
 
 def parser() -> argparse.ArgumentParser:
@@ -156,17 +154,15 @@ def table(rows: Sequence[Row], notes: Iterable[str]) -> str:
 
 def as_csv(rows: Sequence[Row]) -> str:
     """One line of each model: every metric, the ends of its interval, and the number of its systems."""
-    text = io.StringIO()
     columns = [f"{metric}{end}" for metric in METRICS for end in ("", "_low", "_high", "_systems")]
-    writer = csv.DictWriter(text, ["model", "systems", *columns], restval="", lineterminator="\n")
-    writer.writeheader()
+    lines = []
     for row in rows:
         line: dict[str, object] = {"model": row.model, "systems": row.systems}
         for metric, interval in row.metrics.items():
             line.update({metric: interval.estimate, f"{metric}_low": interval.low, f"{metric}_high": interval.high})
             line[f"{metric}_systems"] = row.counted[metric]
-        writer.writerow(line)
-    return text.getvalue()
+        lines.append(line)
+    return csv_text(["model", "systems", *columns], lines)
 
 
 def _write(output: Path, rows: Sequence[Row], notes: Sequence[str]) -> None:

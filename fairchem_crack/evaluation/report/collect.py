@@ -31,8 +31,9 @@ from fairchem_crack.evaluation.report.relations import Planes, Similarity, plane
 from fairchem_crack.evaluation.report.request import ROLES, Request
 from fairchem_crack.evaluation.report.systems import Split, load_split
 from fairchem_crack.evaluation.s2ef.evaluator import check_errors
+from fairchem_crack.io.checkpoints import read_checkpoint
 from fairchem_crack.io.progress import trained_progress
-from fairchem_crack.teacher.frozen import Teacher, read_checkpoint
+from fairchem_crack.teacher.frozen import Teacher
 
 STUDENTS: tuple[str, ...] = ("undistilled", "student")
 EMBEDDED_SYSTEMS = 64  # whose node embeddings are compared

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from fairchem_crack.io.arguments import IMPORT_HELP
 from fairchem_crack.io.files import write_bytes, write_json, write_text
+from fairchem_crack.io.trust import TRUST_HELP
 from fairchem_crack.plugins import load_plugins
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--batch-size", type=int, default=16, help="systems of a forward (default: 16)")
     made.add_argument("--cpu", action="store_true", help="stay on the CPU where there is a GPU")
     made.add_argument("--import", dest="imports", nargs="+", default=[], metavar="MODULE", help=IMPORT_HELP)
+    made.add_argument("--trust", action="store_true", help=TRUST_HELP)
     made.add_argument("--output", type=Path, help="directory to write to (default: RUN_DIR/reports/NAME)")
     return made
 
@@ -56,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
 def report(arguments: list[str]) -> None:
     """Make a report; exit with a message where that is not possible."""
     options = vars(parser().parse_args(arguments))
+    options.pop("trust")  # holds for the process, see `cli`
     own = logging.StreamHandler()
     own.addFilter(lambda record: "fairchem_crack" in record.pathname and Path(record.pathname).name == "collect.py")
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[own])

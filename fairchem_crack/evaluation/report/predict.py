@@ -20,9 +20,10 @@ from fairchem_crack.evaluation.report.request import ROLES
 from fairchem_crack.evaluation.report.systems import Split, batches
 from fairchem_crack.evaluation.s2ef.evaluator import CheckpointEvaluator
 from fairchem_crack.evaluation.time_and_memory import measure_throughput
+from fairchem_crack.io.checkpoints import read_checkpoint
 from fairchem_crack.loss.relations import unordered_pairs
 from fairchem_crack.teacher.channels import ChannelStatistics
-from fairchem_crack.teacher.frozen import Teacher, load_teacher, read_checkpoint
+from fairchem_crack.teacher.frozen import Teacher, load_teacher
 from fairchem_crack.training.projection import projection_of
 from fairchem_crack.training.projection_state import upgraded
 

@@ -14,8 +14,8 @@ from fairchem_crack.evaluation.names import BEST, LAST, short_names
 from fairchem_crack.evaluation.s2ef.data import SELECTING, as_labelled, validation_options
 from fairchem_crack.evaluation.s2ef.evaluator import evaluated_outputs
 from fairchem_crack.io.arguments import named_values
+from fairchem_crack.io.checkpoints import read_checkpoint
 from fairchem_crack.io.datasets import VAL_SETTINGS
-from fairchem_crack.teacher.frozen import read_checkpoint
 from fairchem_crack.training.config_checks import check_dataset
 
 ROLES = ("undistilled", "student", "teacher")

@@ -28,9 +28,10 @@ from fairchem_crack.evaluation.speed.measure import throughput_by_size
 from fairchem_crack.evaluation.speed.runs import Model
 from fairchem_crack.io.arguments import IMPORT_HELP, named_values
 from fairchem_crack.io.atoms import to_atoms
+from fairchem_crack.io.checkpoints import read_checkpoint
 from fairchem_crack.io.files import write_json, write_text
+from fairchem_crack.io.trust import TRUST_HELP
 from fairchem_crack.plugins import load_plugins
-from fairchem_crack.teacher.frozen import read_checkpoint
 from fairchem_crack.training.config_checks import check_dataset, check_gpus
 
 
@@ -64,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
         "--atoms", choices=("free", "all"), help="whose forces are compared (default: each checkpoint's eval_on_free_atoms)"
     )
     own.add_argument("--import", dest="imports", nargs="+", default=[], metavar="MODULE", help=IMPORT_HELP)
+    own.add_argument("--trust", action="store_true", help=TRUST_HELP)
     own.add_argument("--batch-size", type=int, default=32, help="of the evaluation (default: 32)")
     own.add_argument("--batch-sizes", type=int, nargs="*", default=[1, 8, 32], help="at which speed and memory are measured")
     own.add_argument("--num-gpus", type=int, default=1, help="models and splits are evaluated side by side, one on each")

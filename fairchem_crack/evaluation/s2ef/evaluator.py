@@ -19,10 +19,10 @@ from fairchem_crack import keys
 from fairchem_crack.adapters import architecture
 from fairchem_crack.adapters.outputs import predicted
 from fairchem_crack.evaluation.s2ef.data import without_labels
+from fairchem_crack.io.checkpoints import model_config, read_checkpoint, reading_safely
 from fairchem_crack.io.datasets import Records, close_unused
 from fairchem_crack.io.named_records import NAMED
 from fairchem_crack.io.progress import trained_progress
-from fairchem_crack.teacher.frozen import model_config, read_checkpoint
 from fairchem_crack.training.per_system import PerSystemTrainer
 
 METRICS = {
@@ -219,21 +219,22 @@ class CheckpointEvaluator:
             outputs[keys.FORCES]["eval_on_free_atoms"] = atoms == "free"
         self.atoms: Atoms = "free" if outputs[keys.FORCES]["eval_on_free_atoms"] else "all"
         self._checkpoint, self._dataset = checkpoint, dataset
-        self._trainer = _Trainer(
-            task={},
-            model={"name": name, **attributes},
-            outputs=outputs,
-            dataset={},
-            optimizer={"batch_size": batch_size, "eval_batch_size": batch_size, "num_workers": 0},
-            loss_functions=LOSSES,
-            evaluation_metrics={"metrics": METRICS},
-            identifier="",
-            local_rank=device,
-            is_debug=True,  # writes no files
-            seed=0,
-            cpu=cpu,
-            inference_only=True,
-        )
+        with reading_safely(attributes):  # its config may name a file of scale factors
+            self._trainer = _Trainer(
+                task={},
+                model={"name": name, **attributes},
+                outputs=outputs,
+                dataset={},
+                optimizer={"batch_size": batch_size, "eval_batch_size": batch_size, "num_workers": 0},
+                loss_functions=LOSSES,
+                evaluation_metrics={"metrics": METRICS},
+                identifier="",
+                local_rank=device,
+                is_debug=True,  # writes no files
+                seed=0,
+                cpu=cpu,
+                inference_only=True,
+            )
         self.architecture = architecture(self._trainer._unwrapped_model)
         self.parameters = sum(parameter.numel() for parameter in self._trainer._unwrapped_model.parameters())
         if content.get("ema"):  # validate and predict take the averaged weights, as they do in `--mode validate`

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean, median
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from fairchem_crack.evaluation.intervals import Errors, Interval, average_error_
 from fairchem_crack.evaluation.s2ef.runs import Evaluation
 from fairchem_crack.evaluation.tables import ERRORS, LINE, METRICS, NO_NUMBER, cell, gap_cell, text_table
 from fairchem_crack.evaluation.time_and_memory import Throughput
+from fairchem_crack.io.files import csv_text
 
 WEIGHTS = {"energy_mae": ("energy", None), "forces_mae": ("forces", "components")}  # in the errors of each system
 AVERAGE = "average"  # over the splits; each counts the same
@@ -145,16 +145,14 @@ def table(rows: Sequence[Row]) -> str:
 
 def as_csv(rows: Sequence[Row], throughput: Throughputs) -> str:
     """One line for each model and split, with the ends of every interval, and the model's speed and memory."""
-    text = io.StringIO()
     spans = [f"{name}_{end}" for name in ERRORS for end in ("low", "high")]
     gaps = [f"{name}_gap_closed{end}" for name in ERRORS for end in ("", "_low", "_high")]
     sizes = [size for cells in throughput.values() for size in cells]
     speeds = [f"{name}_{size}" for size in dict.fromkeys(sizes) for name in ("atoms_per_second", "peak_bytes")]
     columns = ["model", "role", "split", *METRICS, *spans, *gaps, *speeds]
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
+    lines = []
     for row in rows:
-        line = {"model": row.model, "role": row.role, "split": row.split, **row.metrics}
+        line: dict[str, Any] = {"model": row.model, "role": row.role, "split": row.split, **row.metrics}
         for name, interval in row.intervals.items():
             line.update({f"{name}_low": interval.low, f"{name}_high": interval.high})
         for name, gap in row.gaps.items():
@@ -164,8 +162,8 @@ def as_csv(rows: Sequence[Row], throughput: Throughputs) -> str:
             if measured:  # it fits
                 line[f"atoms_per_second_{size}"] = median(measured["atoms_per_second"])
                 line[f"peak_bytes_{size}"] = measured["peak_bytes"]
-        writer.writerow(line)
-    return text.getvalue()
+        lines.append(line)
+    return csv_text(columns, lines)
 
 
 def _named(gap: Interval) -> dict[str, float]:

@@ -30,6 +30,7 @@ from fairchem_crack.evaluation.speed.systems import make_systems, read_systems
 from fairchem_crack.evaluation.speed.tables import report
 from fairchem_crack.io.arguments import IMPORT_HELP
 from fairchem_crack.io.files import write_json
+from fairchem_crack.io.trust import TRUST_HELP
 from fairchem_crack.plugins import load_plugins
 
 QUANTITIES = ("throughput", "latency", "dynamics", "relaxation")
@@ -77,6 +78,7 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument("--relax-steps", type=int, default=100, help="of a relaxation, at most (100)")
     own.add_argument("--fmax", type=float, default=0.05, help="where a relaxation is converged, eV/A (0.05)")
     own.add_argument("--import", dest="imports", nargs="+", default=[], metavar="MODULE", help=IMPORT_HELP)
+    own.add_argument("--trust", action="store_true", help=TRUST_HELP)
     own.add_argument("--output", type=Path, metavar="FILE.json", help="write all figures, the single repeats too")
     return own
 

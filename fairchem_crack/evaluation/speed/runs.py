@@ -29,8 +29,8 @@ from fairchem_crack.adapters import architecture
 from fairchem_crack.evaluation import time_and_memory
 from fairchem_crack.evaluation.time_and_memory import elapsed, now
 from fairchem_crack.io.boundaries import OwnBoundaries
+from fairchem_crack.io.checkpoints import model_config, read_checkpoint, reading_safely
 from fairchem_crack.io.progress import progress_of
-from fairchem_crack.teacher.frozen import model_config, read_checkpoint
 
 # fairchem's batched relaxation does not run with ase >= 3.26, whose `Optimizable` asks for more methods
 RELAXES_IN_BATCHES = not inspect.isabstract(OptimizableBatch)
@@ -74,7 +74,7 @@ class Model:
         content = read_checkpoint(checkpoint)
         model_config(content, checkpoint)  # says what is wrong with a file
         self.checkpoint, self.progress = checkpoint, progress_of(content)
-        with quiet():
+        with quiet(), reading_safely(content["config"]):
             self.calculator = OCPCalculator(checkpoint_path=str(checkpoint), cpu=cpu, seed=0)
         self.trainer = self.calculator.trainer
         OwnBoundaries(self.trainer._unwrapped_model)
