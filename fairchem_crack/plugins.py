@@ -2,7 +2,6 @@
 
 Two ways in, the same for every command and for the stock `fairchem` command: an installed package has an entry point in the
 group `fairchem_crack.plugins`; a YAML has `task.distill.imports: [my_module]`. Commands without a YAML have `--import`.
-Standard library only.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from collections.abc import Iterable
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from fairchem_crack.config import convert
+from fairchem_crack.config import parse
 
 GROUP = "fairchem_crack.plugins"
 OPTION = "task.distill.imports"
@@ -65,7 +64,7 @@ def imports_of(task: Any) -> tuple[str, ...]:
     """
     distill = task.get("distill") if isinstance(task, dict) else None
     imports = distill.get("imports") if isinstance(distill, dict) else None
-    return () if imports is None else convert(tuple[str, ...], imports, OPTION)
+    return () if imports is None else parse(tuple[str, ...], imports, OPTION)
 
 
 def _installed() -> Iterable[EntryPoint]:

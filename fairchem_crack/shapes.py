@@ -23,24 +23,26 @@ OF_VECTORS = ("l2mae", "l2norm")  # the length of a difference: of more than one
 OF_SYSTEMS = ("per_atom_mae",)  # divides by the atoms of each system: one number for each
 
 
-def check_loss_fits(fn: str, shape: Optional[Shape], compared: str, where: str) -> None:
-    """Raise ValueError when a loss of fairchem does not take what is compared; fairchem ends in an empty AssertionError.
+def loss_misfit(fn: str, shape: Optional[Shape], compared: str) -> Optional[str]:
+    """Why a loss of fairchem does not take what is compared, and which ones do; fairchem ends in an empty AssertionError.
 
     Args:
-        fn: the name of the loss. One that this table does not know, of one's own for example, takes everything.
+        fn: the name of the loss. One that this table does not know, for example one of your own, takes everything.
         shape: of the two tensors; None where it is not known.
         compared: what they are, for the message.
-        where: the option, for the message.
+
+    Returns:
+        None for a loss that fits.
     """
     if shape is None:
-        return
+        return None
     rows, columns = shape
     if fn in OF_VECTORS and columns == "1":
         reason = "takes the length of vectors"
     elif fn in OF_SYSTEMS and shape != SYSTEM_SCALARS:
         reason = "takes one number of each system, and divides it by the number of atoms"
     else:
-        return
-    expected = "`mae`, `mse` or `per_atom_mae`" if shape == SYSTEM_SCALARS else "`mae` or `mse`"
-    expected = expected if columns == "1" else "`mae`, `mse` or `l2mae`"
-    raise ValueError(f"{where}: `{fn}` {reason}; `{compared}` has the shape ({rows}, {columns}). Take {expected}.")
+        return None
+    fitting = "`mae`, `mse` or `per_atom_mae`" if shape == SYSTEM_SCALARS else "`mae` or `mse`"
+    fitting = fitting if columns == "1" else "`mae`, `mse` or `l2mae`"
+    return f"`{fn}` {reason}; `{compared}` has the shape ({rows}, {columns}). Take {fitting}."

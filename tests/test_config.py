@@ -1,14 +1,24 @@
+"""Options of `task.distill` and of the terms: what is taken, and every fault of what is not, at once."""
+
 import dataclasses
+import datetime
 import typing
+from typing import Optional, Union
 
 import pytest
 
 from fairchem_crack import config
-from fairchem_crack.config import DistillConfig, TermConfig, parse, split_loss_functions
+from fairchem_crack.config import DistillConfig, TermConfig, parse, read_options, split_loss_functions
 from fairchem_crack.loss import crack
 
 CRACK = {"fn": "crack", "coefficient": 10, "temperature": 0.15}
 MSE = {"fn": "mse", "coefficient": 10}
+BLOCKS = "`teacher`, `relations`, `projection`, `init_from_teacher`, `labels`, `resume`, `max_skipped_steps`, `imports`"
+OF_TEACHER = "`checkpoint`, `cache`, `local_cache`, `use_ema`, `precision`, `trust`"
+TEACHER = {"checkpoint": "t.pt"}
+EXPONENT = "In YAML a number with an exponent has a point and a sign;"
+LENGTH = "takes the length of vectors"
+PER_SYSTEM = "takes one number of each system, and divides it by the number of atoms"
 
 
 def distill(**blocks):
@@ -59,88 +69,259 @@ def test_choices_are_those_of_the_loss():
 
 
 @pytest.mark.parametrize(
-    "block, path, part",
+    "block, lines",
     [
-        (distill(relations={"anchr": "student"}), "task.distill.relations.anchr", "Did you mean `anchor`?"),
-        (distill(relation={}), "task.distill.relation", "Did you mean `relations`?"),
+        # names, at every level
+        (distill(relations={"anchr": "student"}), ["relations.anchr: unknown option. Did you mean `anchor`?"]),
+        (distill(relation={}), ["relation: unknown option. Did you mean `relations`?"]),
         (
-            distill(zzz={}),
-            "task.distill.zzz",
-            "Known are `teacher`, `relations`, `projection`, `init_from_teacher`, `labels`, `resume`, `max_skipped_steps`, "
-            "`imports`",
+            distill(**{"zzz": {}, "1": 2}),
+            [f"zzz: unknown option. Known are {BLOCKS}.", f"1: unknown option. Known are {BLOCKS}."],
         ),
-        (distill(relations={"anchor": "studnt"}), "task.distill.relations.anchor", "Did you mean `student`?"),
-        (distill(relations={"negatives": "galaxy"}), "task.distill.relations.negatives", "batch, system, world"),
-        (distill(relations={"graph": None}), "task.distill.relations.graph", "teacher, student"),
-        (distill(relations={"max_pairs": 1.5}), "task.distill.relations.max_pairs", "expected int, found 1.5"),
-        (distill(relations={"max_pairs": True}), "task.distill.relations.max_pairs", "expected int"),
-        (distill(relations={"max_pairs": 0}), "task.distill.relations.max_pairs", "positive"),
-        (distill(relations={"false_negative_threshold": "0.3"}), "task.distill.relations.false_negative_threshold", "float"),
-        (distill(relations={"false_negative_threshold": 1.2}), "task.distill.relations.false_negative_threshold", "(0, 1]"),
-        (distill(relations={"false_negative_threshold": 0}), "task.distill.relations.false_negative_threshold", "(0, 1]"),
-        (distill(relations="teacher"), "task.distill.relations", "`anchor`"),
-        (distill(projection={"kind": "identity"}), "task.distill.projection.kind", "linear, mlp"),
-        ({"teacher": {}}, "task.distill.teacher.checkpoint", "missing"),
-        ({"teacher": {"checkpoint": None}}, "task.distill.teacher.checkpoint", "missing"),
-        ({"teacher": {"checkpoint": "a.pt", "use_ema": 1}}, "task.distill.teacher.use_ema", "expected bool"),
-        ({}, "task.distill.teacher", "missing"),
         (
-            None,
-            "task.distill",
-            "`teacher`, `relations`, `projection`, `init_from_teacher`, `labels`, `resume`, `max_skipped_steps`, `imports`",
+            {"teacher": {"chekpoint": "t.pt"}, "projection": {"knd": "mlp"}, "init_from_teacher": {"blcks": [0]}},
+            [
+                "teacher.chekpoint: unknown option. Did you mean `checkpoint`?",
+                "teacher.checkpoint: missing. Give the file of a teacher, or the directory of its `cache`.",
+                "projection.knd: unknown option. Did you mean `kind`?",
+                "init_from_teacher.blcks: unknown option. Did you mean `blocks`?",
+                "init_from_teacher.blocks: missing; expected a list of integers >= 0, at least 1.",
+            ],
         ),
-        (distill(imports="my_terms"), "task.distill.imports", "expected a list, found 'my_terms'"),
+        # choices
+        (
+            distill(relations={"anchor": "studnt", "negatives": "galaxy", "graph": None}, labels=True),
+            [
+                "relations.anchor: expected one of `student`, `teacher`, `symmetric`, found 'studnt'. Did you mean "
+                "`student`?",
+                "relations.negatives: expected one of `batch`, `system`, `world`, found 'galaxy'.",
+                "relations.graph: expected one of `teacher`, `student`, found None.",
+                "labels: expected one of `data`, `teacher`, found True.",
+            ],
+        ),
+        # numbers
+        (distill(relations={"max_pairs": 1.5}), ["relations.max_pairs: expected an integer >= 1 or null, found 1.5."]),
+        (distill(relations={"max_pairs": True}), ["relations.max_pairs: expected an integer >= 1 or null, found True."]),
+        (
+            distill(relations={"max_pairs": 0, "false_negative_threshold": 1.2}, max_skipped_steps=-1),
+            [
+                "relations.max_pairs: expected an integer >= 1 or null, found 0.",
+                "relations.false_negative_threshold: expected a number in (0, 1] or null, found 1.2.",
+                "max_skipped_steps: expected an integer >= 1, found -1.",
+            ],
+        ),
+        (
+            distill(relations={"false_negative_threshold": 0, "max_pairs": float("inf")}),
+            [
+                "relations.false_negative_threshold: expected a number in (0, 1] or null, found 0.",
+                "relations.max_pairs: expected an integer >= 1 or null, found inf.",
+            ],
+        ),
+        (
+            distill(relations={"false_negative_threshold": "0.3", "max_pairs": "1e3"}),
+            [
+                "relations.false_negative_threshold: expected a number in (0, 1] or null, found '0.3'. Write 0.3 without "
+                "quotes.",
+                f"relations.max_pairs: expected an integer >= 1 or null, found '1e3'. {EXPONENT} write 1000.",
+            ],
+        ),
+        # blocks, lists, booleans, text
+        (
+            {"teacher": "t.pt", "relations": "teacher", "projection": ["linear"], "init_from_teacher": 1},
+            [
+                f"teacher: expected a mapping with the options {OF_TEACHER}, found 't.pt'.",
+                "relations: expected a mapping with the options `graph`, `negatives`, `anchor`, `max_pairs`, "
+                "`false_negative_threshold`, found 'teacher'.",
+                "projection: expected a mapping with the options `kind`, found ['linear'].",
+                "init_from_teacher: expected a mapping with the options `blocks` or null, found 1.",
+            ],
+        ),
+        (
+            distill(init_from_teacher={"blocks": [0, -1, True, "2"]}, imports="my_terms"),
+            [
+                "init_from_teacher.blocks[1]: expected an integer >= 0, found -1.",
+                "init_from_teacher.blocks[2]: expected an integer >= 0, found True.",
+                "init_from_teacher.blocks[3]: expected an integer >= 0, found '2'. Write 2 without quotes.",
+                "imports: expected a list of text, found 'my_terms'.",
+            ],
+        ),
+        (
+            distill(init_from_teacher={"blocks": []}, imports=["my_terms", 3]),
+            [
+                "init_from_teacher.blocks: expected a list of integers >= 0, at least 1, found [].",
+                "imports[1]: expected text, found 3.",
+            ],
+        ),
+        (
+            {"teacher": {"cache": datetime.date(2024, 1, 1), "local_cache": None, "use_ema": "yes", "checkpoint": ""}},
+            [
+                "teacher.cache: expected text or null, found datetime.date(2024, 1, 1).",
+                "teacher.local_cache: expected text, found None.",
+                "teacher.use_ema: expected True or False, found 'yes'. Write True without quotes.",
+                "teacher.checkpoint: missing. Give the file of a teacher, or the directory of its `cache`.",
+            ],
+        ),
+        ({"teacher": {**TEACHER, "use_ema": 1}}, ["teacher.use_ema: expected True or False, found 1."]),
+        (
+            {"teacher": {"checkpoint": None}},
+            ["teacher.checkpoint: missing. Give the file of a teacher, or the directory of its `cache`."],
+        ),
+        ({}, [f"teacher: missing; expected a mapping with the options {OF_TEACHER}."]),
+        (None, [f": expected a mapping with the options {BLOCKS}, found None."]),
+        ([], [f": expected a mapping with the options {BLOCKS}, found []."]),
     ],
 )
-def test_a_wrong_block_is_refused_by_dotted_path(block, path, part):
+def test_every_fault_of_a_block_is_told_at_once(block, lines):
     with pytest.raises(ValueError) as error:
         parse(DistillConfig, block, "task.distill")
-    assert str(error.value).startswith(f"{path}: ")
-    assert part in str(error.value)
+    assert sorted(str(error.value).split("\n")) == sorted(f"task.distill.{line}".replace(".: ", ": ") for line in lines)
 
 
 @pytest.mark.parametrize(
-    "key, options, option, part",
+    "key, options, lines",
     [
-        ("relations", {**CRACK, "temprature": 0.1}, ".temprature", "Did you mean `temperature`?"),
-        ("relations", {**CRACK, "temperature": 0}, ".temperature", "at least"),
-        ("relations", {**CRACK, "temperature": -0.1}, ".temperature", "at least"),
-        ("relations", {**CRACK, "temperature": float("nan")}, ".temperature", "at least"),
-        ("relations", {**CRACK, "temperature": float("inf")}, ".temperature", "at least"),
-        ("relations", {**CRACK, "temperature": "1e-1"}, ".temperature", "expected float"),
-        ("relations", {**CRACK, "coefficient": -1}, ".coefficient", ">= 0"),
-        ("relations", {**CRACK, "coefficient": float("nan")}, ".coefficient", ">= 0"),
-        ("relations", {**CRACK, "coefficient": float("inf")}, ".coefficient", ">= 0"),
-        ("relations", {**CRACK, "coefficient": True}, ".coefficient", "expected float"),
-        ("relations", {"coefficient": 10}, ".fn", "missing"),
-        ("relations", {"fn": "crack"}, ".coefficient", "missing"),
-        ("relations", None, ".fn", "missing"),
-        ("relations", 10, "", "expected a mapping"),
-        ("relations", MSE, ".fn", "`relations` cannot use `mse`; it takes `crack`"),
-        ("node_embeddings", CRACK, ".fn", "cannot use `crack`"),
-        ("atom_energies", {**MSE, "fn": "l2mae"}, ".fn", "shape (N, 1). Take `mae` or `mse`."),
-        ("teacher_energy", {**MSE, "fn": "l2norm"}, ".fn", "shape (B, 1). Take `mae`, `mse` or `per_atom_mae`."),
-        ("teacher_forces", {**MSE, "fn": "per_atom_mae"}, ".fn", "shape (N, 3). Take `mae`, `mse` or `l2mae`."),
-        ("atom_energies", {**MSE, "fn": "per_atom_mae"}, ".fn", "shape (N, 1). Take `mae` or `mse`."),
-        ("node_embeddings", {**MSE, "options": {}}, ".options", "unknown option. Did you mean"),
-        ("node_embeddings", {**MSE, "key": "relations"}, ".key", "unknown option"),
-        ("relations", {**MSE, "key": "node_embeddings"}, ".key", "unknown option"),
+        ("relations", {**CRACK, "temprature": 0.1}, [".temprature: unknown option. Did you mean `temperature`?"]),
+        *(
+            ("relations", {**CRACK, "temperature": value}, [f".temperature: expected a number >= 0.001667, found {value}."])
+            for value in (0, -0.1, float("nan"), float("inf"))
+        ),
+        *(
+            ("relations", {**CRACK, "coefficient": value}, [f".coefficient: expected a number >= 0, found {value}."])
+            for value in (-1, float("nan"), float("inf"), True, [10])
+        ),
+        (
+            "relations",
+            {**CRACK, "coefficient": "1e-3", "temperature": "2.5E2"},
+            [
+                f".{name}: expected a number >= {smallest}, found '{text}'. {EXPONENT} write {written}."
+                for name, smallest, text, written in (
+                    ("coefficient", "0", "1e-3", "1.0e-3"),
+                    ("temperature", "0.001667", "2.5E2", "2.5e+2"),
+                )
+            ],
+        ),
+        (
+            "node_embeddings",
+            {"coefficient": -1, "schedule": {"kind": "expo", "until": 0, "finl": 1}, "standardize": "false"},
+            [
+                ".coefficient: expected a number >= 0, found -1.",
+                ".schedule.kind: expected one of `constant`, `linear`, `cosine`, `off`, found 'expo'.",
+                ".schedule.until: expected a number in (0, 1], found 0.",
+                ".schedule.finl: unknown option. Did you mean `final`?",
+                ".standardize: expected True or False, found 'false'. Write False without quotes.",
+                ".fn: missing; expected text.",
+            ],
+        ),
+        ("relations", {"fn": "crack"}, [".coefficient: missing; expected a number >= 0."]),
+        ("relations", None, [".fn: missing; expected text.", ".coefficient: missing; expected a number >= 0."]),
+        (
+            "atom_energies",
+            10,
+            [": expected a mapping with the options `fn`, `coefficient`, `reduction`, `schedule`, found 10."],
+        ),
+        (
+            "relations",
+            {**CRACK, "reduction": "max"},
+            [".reduction: expected one of `mean`, `sum` or null, found 'max'. Did you mean `mean`?"],
+        ),
+        # of another term
+        (
+            "relations",
+            {**MSE, "lmax": True},
+            [
+                ".fn: the term `relations` cannot use `mse`; it takes `crack`.",
+                ".lmax: expected an integer in [0, 1], found True.",
+            ],
+        ),
+        (
+            "node_embeddings",
+            {**CRACK, "lmax": 1, "reduction": 3},
+            [
+                ".fn: the term `node_embeddings` cannot use `crack`; it takes an elementwise loss of fairchem such as "
+                "`mse`, `mae` or `l2mae`.",
+                ".temperature: `node_embeddings` has no such option; it is one of `relations`, `node_contrast`.",
+                ".lmax: `node_embeddings` has no such option; it is one of `relations`.",
+                ".reduction: expected one of `mean`, `sum` or null, found 3.",
+            ],
+        ),
+        *(
+            (key, {**MSE, "fn": fn}, [f".fn: `{fn}` {reason}; `{key}` has the shape {shape}. Take {fitting}."])
+            for key, fn, reason, shape, fitting in (
+                ("atom_energies", "l2mae", LENGTH, "(N, 1)", "`mae` or `mse`"),
+                ("teacher_energy", "l2norm", LENGTH, "(B, 1)", "`mae`, `mse` or `per_atom_mae`"),
+                ("teacher_forces", "per_atom_mae", PER_SYSTEM, "(N, 3)", "`mae`, `mse` or `l2mae`"),
+                ("atom_energies", "per_atom_mae", PER_SYSTEM, "(N, 1)", "`mae` or `mse`"),
+            )
+        ),
+        # fields of the dataclass that are no options
+        (
+            "node_embeddings",
+            {**MSE, "options": {}, "key": "relations"},
+            [
+                ".options: unknown option. Did you mean `reduction`?",
+                ".key: unknown option. Known are `fn`, `coefficient`, `reduction`, `schedule`, `standardize`.",
+            ],
+        ),
     ],
 )
-def test_a_wrong_term_is_refused_by_dotted_path(key, options, option, part):
+def test_every_fault_of_a_term_is_told_at_once(key, options, lines):
     with pytest.raises(ValueError) as error:
         split_loss_functions([{"energy": MSE}, {key: options}])
-    assert str(error.value).startswith(f"loss_functions[1].{key}{option}: ")
-    assert part in str(error.value)
+    assert sorted(str(error.value).split("\n")) == sorted(f"loss_functions[1].{key}{line}" for line in lines)
+
+
+def test_faults_of_all_terms_and_of_the_block_come_together():
+    relations, energy = {"relations": CRACK}, {"energy": MSE}
+    faulty = {"relations": {"fn": "crack", "coefficient": -1, "temprature": 4}}
+    terms = [energy, 3, faulty, relations, {"node_embeddings": MSE}, {"vector_embeddings": None}]
+    options = read_options({"distill": distill(labels="mine")}, terms)
+    assert [fault.path for fault in options.faults] == [
+        "loss_functions[1]",
+        "loss_functions[2].relations.coefficient",
+        "loss_functions[2].relations.temprature",
+        "loss_functions[3].relations",
+        "loss_functions[5].vector_embeddings.coefficient",
+        "loss_functions[5].vector_embeddings.fn",
+        "task.distill.labels",
+    ]
+    assert options.own_losses == [energy] and options.distill is None
+    assert [term.key for term in options.terms] == ["node_embeddings"]
+
+
+@pytest.mark.parametrize(
+    "task, terms, lines",
+    [
+        ({}, [{"energy": MSE}], []),
+        ({"distill": 3}, [{"energy": MSE}, {"relations": {**CRACK, "coefficient": 0}}], []),
+        (
+            {"distill": distill()},
+            {"relations": CRACK},
+            ["loss_functions: expected a list with a mapping for each term, found"],
+        ),
+        (
+            {"distil": {}},
+            [{"relations": CRACK}],
+            [
+                "loss_functions: has only distillation terms; the student needs its own too, for example `energy`.",
+                "task.distill: missing, but loss_functions has distillation terms; task has `distil`.",
+            ],
+        ),
+        ({"distill": None}, [{"energy": MSE}, {"relations": CRACK}], ["task.distill: missing, but loss_functions has"]),
+    ],
+)
+def test_terms_and_block_need_each_other(task, terms, lines):
+    faults = read_options(task, terms).faults
+    assert len(faults) == len(lines) and all(str(fault).startswith(line) for fault, line in zip(faults, lines))
 
 
 @pytest.mark.parametrize("key, options", [("relations", CRACK), ("node_embeddings", MSE)])
 def test_a_duplicate_term_is_refused(key, options):
-    with pytest.raises(ValueError, match=rf"loss_functions\[2\]\.{key}: .*twice"):
+    twice = rf"loss_functions\[2\]\.{key}: the term is given twice, in loss_functions\[0\] too"
+    with pytest.raises(ValueError, match=twice):
         split_loss_functions([{key: options}, {"energy": MSE}, {key: options}])
 
 
-def test_own_terms_keep_their_order_and_content_and_the_others_are_typed():
+def test_own_terms_stay_as_they_are_and_others_are_typed():
     energy, forces = {"fn": "mae", "coefficient": 4, "option_of_fairchem": [1]}, {"fn": "l2mae", "coefficient": 100}
     loss_functions = [{"forces": forces}, {"relations": CRACK}, {"energy": energy}, {"node_embeddings": MSE}]
     own, terms = split_loss_functions(loss_functions)
@@ -166,6 +347,55 @@ def test_a_coefficient_may_be_zero(coefficient):
 def test_configs_are_frozen():
     parsed = parse(DistillConfig, distill(), "task.distill")
     term = TermConfig(key="relations", fn="crack", coefficient=1.0)
-    for one in (parsed, parsed.teacher, parsed.relations, parsed.projection, term):
+    for options in (parsed, parsed.teacher, parsed.relations, parsed.projection, term):
         with pytest.raises(dataclasses.FrozenInstanceError):
-            setattr(one, dataclasses.fields(one)[0].name, "changed")
+            setattr(options, dataclasses.fields(options)[0].name, "changed")
+
+
+# ---- dataclasses of users
+
+
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    depth: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Own:
+    power: float
+    inner: Inner = dataclasses.field(default_factory=Inner)
+    size: Union[int, str] = 1
+    weights: Optional[dict[str, float]] = None
+
+    def __post_init__(self):
+        if self.power == 2:
+            raise ValueError("power: 2 is taken.")
+        if self.power == 3:
+            raise ValueError("choose another.")
+
+
+@pytest.mark.parametrize(
+    "values, lines",
+    [
+        ({"power": 1, "inner": {"depth": 2}, "size": "all", "weights": {"a": 1}}, None),
+        ({"power": 2}, ["own.power: 2 is taken."]),
+        ({"power": 3, "size": 1.5}, ["own: choose another.", "own.size: expected an integer or text, found 1.5."]),
+        (
+            {"inner": {"dpth": 2, "depth": "2"}, "weights": {"a": float("nan")}, "powr": 1},
+            [
+                "own.inner.dpth: unknown option. Did you mean `depth`?",
+                "own.inner.depth: expected an integer, found '2'. Write 2 without quotes.",
+                "own.weights.a: expected a number, found nan.",
+                "own.powr: unknown option. Did you mean `power`?",
+                "own.power: missing; expected a number.",
+            ],
+        ),
+    ],
+)
+def test_a_dataclass_of_users_is_read_as_strictly(values, lines):
+    if lines is None:
+        assert parse(Own, values, "own") == Own(1.0, Inner(2), "all", {"a": 1.0})
+        return
+    with pytest.raises(ValueError) as error:
+        parse(Own, values, "own")
+    assert sorted(str(error.value).split("\n")) == sorted(lines)

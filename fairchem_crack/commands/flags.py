@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from fairchem_crack.commands.configs import locate, teacher_override
-from fairchem_crack.config import suggestion
+from fairchem_crack.config import Fault, refuse, suggestion
 from fairchem_crack.io.trust import TRUST_HELP
 from fairchem_crack.plugins import imports_of, load_plugins
 from fairchem_crack.training.spelling import BLOCKS, SETTINGS, misspelt_names, nearest
@@ -38,8 +38,8 @@ class Given:
     flags: argparse.Namespace
     overrides: list[str]
     config: dict[str, Any]
-    problems: list[str]
-    warnings: list[str]
+    problems: list[Fault]
+    warnings: list[Fault]
 
 
 def parser_of(command: str, description: str | None = None) -> argparse.ArgumentParser:
@@ -99,8 +99,7 @@ def read(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Given:
 def read_or_refuse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Given:
     """`read`, where a misspelling ends the command: ValueError. What may be one is logged as a warning."""
     given = read(parser, arguments)
-    if given.problems:
-        raise ValueError("\n".join(given.problems))
+    refuse(given.problems)
     for warning in given.warnings:
         logging.warning(warning)
     return given
@@ -108,7 +107,7 @@ def read_or_refuse(parser: argparse.ArgumentParser, arguments: Sequence[str]) ->
 
 def examine_overrides(
     arguments: Iterable[str], config: dict[str, Any], known_flags: Sequence[str]
-) -> tuple[list[str], list[str], list[str]]:
+) -> tuple[list[str], list[Fault], list[Fault]]:
     """Tell overrides of the YAML from what is no flag either.
 
     Args:
@@ -119,29 +118,43 @@ def examine_overrides(
     Returns:
         The overrides that can be applied, the problems of the others, and warnings.
     """
-    overrides, problems, warnings = [], [], []
+    overrides: list[str] = []
+    problems: list[Fault] = []
+    warnings: list[Fault] = []
     for argument in arguments:
-        name, has_value, _ = argument.removeprefix("--").partition("=")
-        path = name.split(".")
-        matched = OVERRIDE.fullmatch(argument)
-        if not argument.startswith("--"):
-            problems.append(f"{argument}: expected a flag, or an override of the YAML, --block.option=value.")
-        elif path[0] not in (*BLOCKS, *SETTINGS, *config):
-            choices = [*(known_flags if len(path) == 1 else ()), *(f"--{block}" for block in BLOCKS)]
-            near = suggestion(f"--{path[0]}", choices)
-            problems.append(f"--{name}: neither a flag nor an option of a block that fairchem reads. {near}")
-        elif not has_value:
-            problems.append(f"{argument}: expected --{name}=value, with `=` and no space.")
-        elif matched is None:
-            problems.append(f"{argument}: fairchem takes no override whose value holds `=`; write it into the YAML.")
-        elif matched[2] in NOT_PYTHON:
-            problems.append(f"{argument}: fairchem reads the value as Python; give --{name}={NOT_PYTHON[matched[2]]}.")
-        elif (parent := _no_mapping(path, config)) is not None:
-            problems.append(f"{argument}: `{parent}` of the YAML is no mapping, and would be replaced. Edit the YAML.")
+        fault = _fault_of(argument, config, known_flags)
+        if fault is not None:
+            problems.append(fault)
         else:
             overrides.append(argument)
-            warnings += _new_beside_a_like_name(path, config)
+            warnings += _new_beside_a_like_name(_path_of(argument), config)
     return overrides, problems, warnings
+
+
+def _path_of(argument: str) -> list[str]:
+    return argument.removeprefix("--").partition("=")[0].split(".")
+
+
+def _fault_of(argument: str, config: dict[str, Any], known_flags: Sequence[str]) -> Fault | None:
+    """What is wrong with an argument as an override of the YAML."""
+    path = _path_of(argument)
+    name, matched = ".".join(path), OVERRIDE.fullmatch(argument)
+    if not argument.startswith("--"):
+        return Fault(argument, "expected a flag, or an override of the YAML, --block.option=value.")
+    if path[0] not in (*BLOCKS, *SETTINGS, *config):
+        choices = [*(known_flags if len(path) == 1 else ()), *(f"--{block}" for block in BLOCKS)]
+        near = suggestion(f"--{path[0]}", choices)
+        return Fault(f"--{name}", f"neither a flag nor an option of a block that fairchem reads. {near}")
+    if "=" not in argument:
+        return Fault(argument, f"expected --{name}=value, with `=` and no space.")
+    if matched is None:
+        return Fault(argument, "fairchem takes no override whose value holds `=`; write it into the YAML.")
+    if matched[2] in NOT_PYTHON:
+        return Fault(argument, f"fairchem reads the value as Python; give --{name}={NOT_PYTHON[matched[2]]}.")
+    parent = _no_mapping(path, config)
+    if parent is not None:
+        return Fault(argument, f"`{parent}` of the YAML is no mapping, and would be replaced. Edit the YAML.")
+    return None
 
 
 def _no_mapping(path: Sequence[str], config: dict[str, Any]) -> str | None:
@@ -156,7 +169,7 @@ def _no_mapping(path: Sequence[str], config: dict[str, Any]) -> str | None:
     return None
 
 
-def _new_beside_a_like_name(path: Sequence[str], config: dict[str, Any]) -> list[str]:
+def _new_beside_a_like_name(path: Sequence[str], config: dict[str, Any]) -> list[Fault]:
     """A warning for an override that the YAML has not, where it has one of nearly the same name."""
     block: Any = config
     for depth, name in enumerate(path):
@@ -165,6 +178,7 @@ def _new_beside_a_like_name(path: Sequence[str], config: dict[str, Any]) -> list
         if name not in block:
             near = nearest(name, block) if depth else None
             here = ".".join(path[:depth])
-            return [f"--{'.'.join(path)}: the YAML has no `{here}.{name}`. Did you mean `{here}.{near}`?"] if near else []
+            sentence = f"the YAML has no `{here}.{name}`. Did you mean `{here}.{near}`?"
+            return [Fault(f"--{'.'.join(path)}", sentence)] if near else []
         block = block[name]
     return []

@@ -12,15 +12,16 @@ from fairchem.core.models.equiformer_v2.trainers.forces_trainer import Equiforme
 from torch import Tensor
 
 from fairchem_crack import keys
+from fairchem_crack.config import Fault, refuse
 from fairchem_crack.io.checkpoints import reading_safely
-from fairchem_crack.training.config_checks import (
-    check_datasets,
-    check_has_validation,
-    check_metrics,
-    check_normalizers,
-    check_warmup,
+from fairchem_crack.training.config_checks import check_datasets, check_normalizers, check_warmup
+from fairchem_crack.training.host_options import (
+    lambda_faults,
+    metric_faults,
+    optim_faults,
+    output_faults,
+    validation_faults,
 )
-from fairchem_crack.training.host_options import check_lambda, check_optim, check_outputs
 from fairchem_crack.training.resumable import ResumableTrainer
 from fairchem_crack.training.schedule import check_length
 from fairchem_crack.training.spelling import misspelt_names
@@ -29,22 +30,20 @@ from fairchem_crack.training.spelling import misspelt_names
 class CheckedTrainer(ResumableTrainer):
     """Loads each part as fairchem does, and checks it; each loss of the student also reports its unweighted value."""
 
-    def check_names(self, given: dict[str, Any]) -> None:
-        """Raise ValueError for a misspelt name in what fairchem forwards of a YAML, and warn of what may be one."""
+    def name_faults(self, given: dict[str, Any]) -> list[Fault]:
+        """Misspelt names in what fairchem forwards of a YAML; what may be one is warned of."""
         blocks = ("task", "optim", "dataset", "evaluation_metrics", "outputs")
-        problems, warnings = misspelt_names({name: given.get(name) for name in blocks})
-        if problems:
-            raise ValueError("\n".join(problems))
+        faults, warnings = misspelt_names({name: given.get(name) for name in blocks})
         for warning in warnings:
             logging.warning(warning)
+        return faults
 
     def check_training(self) -> None:
-        """Raise ValueError for options with which a training cannot start, or cannot end."""
-        check_optim(self.config["optim"])
-        check_outputs(self.output_targets)
+        """Raise ValueError, with every fault, for options with which a training cannot start, or cannot end."""
+        optim, validation = self.config["optim"], self.config["val_dataset"]
+        of_outputs, of_metrics = output_faults(self.output_targets), metric_faults(self.evaluation_metrics)
+        refuse(optim_faults(optim), of_outputs, of_metrics, validation_faults(validation, optim))
         check_length(self.scheduler, self.total_steps)
-        check_metrics(self.evaluation_metrics)
-        check_has_validation(self.config["val_dataset"], self.config["optim"])
 
     @property
     def total_steps(self) -> int:
@@ -94,9 +93,15 @@ class CheckedTrainer(ResumableTrainer):
         if "lambda_type" not in optim.get("scheduler_params", {}):
             super().load_extras()
             return
-        check_lambda(optim["scheduler_params"])
+        refuse(lambda_faults(optim["scheduler_params"]))
         if self.train_loader is not None:
             check_warmup(optim["scheduler_params"], len(self.train_loader))
         self.config["optim"] = copy.deepcopy(optim)  # fairchem turns its epochs into steps; a resubmitted run must not twice
         EquiformerV2ForcesTrainer.load_extras(self)  # type: ignore[arg-type]
         self.config["optim"] = optim
+
+
+def training_split(dataset: Any) -> dict:
+    """The options of the training data, in each form in which fairchem takes a dataset."""
+    first = dataset[0] if isinstance(dataset, list) and dataset else dataset
+    return (first.get("train") or {}) if isinstance(first, dict) else {}

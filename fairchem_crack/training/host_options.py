@@ -1,14 +1,37 @@
-"""Checks of fairchem's own options, which it meets with a traceback in the first steps or drops in silence."""
+"""Faults of fairchem's own options, which it meets with a traceback in the first steps or drops in silence."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import Any, Optional
 
+from fairchem.core.modules.evaluator import Evaluator
+
 from fairchem_crack import keys
-from fairchem_crack.config import suggestion
+from fairchem_crack.config import CONTRASTIVE, DistillConfig, Fault, suggestion
 from fairchem_crack.io.batches import free_rows
 from fairchem_crack.io.named_records import listed
-from fairchem_crack.shapes import Shape
+from fairchem_crack.shapes import Shape, loss_misfit
+
+# Of `optim`, the smallest value of each integer.
+SMALLEST = {
+    "max_epochs": 1,
+    "num_workers": 0,
+    "batch_size": 1,
+    "eval_batch_size": 1,
+    "eval_every": 1,
+    "checkpoint_every": 1,
+}
+LAMBDAS = {  # of fairchem's schedules in epochs, what each needs
+    "cosine": ("warmup_epochs", "warmup_factor", "lr_min_factor"),
+    "multistep": ("warmup_epochs", "warmup_factor", "decay_epochs", "decay_rate"),
+}
+FITTED = {  # transforms that fairchem fits to labels, and what may be given instead
+    "normalizer": "`mean` and `stdev` of each output",
+    "element_references": "a `file` with the coefficients",
+}
+BEST_WHEN_SMALL = ("mse", "magnitude_error", "min_diff")  # errors whose names fairchem does not know for those
 
 
 def all_outputs(outputs: dict) -> dict[str, dict]:
@@ -21,16 +44,19 @@ def all_outputs(outputs: dict) -> dict[str, dict]:
     return flat
 
 
-def check_outputs(outputs: dict) -> None:
-    """Raise ValueError for an output without an option that fairchem reads in each step."""
+def output_faults(outputs: dict) -> Iterator[Fault]:
+    """Options of an output that fairchem reads in each step."""
     for name, options in outputs.items():
+        path = f"outputs.{name}"
         if not isinstance(options, dict):
-            raise ValueError(f"outputs.{name}: expected a mapping with `level`, found {options!r}.")
-        if options.get("level") not in ("system", "atom"):
-            raise ValueError(f"outputs.{name}.level: expected `system` or `atom`, found {options.get('level')!r}.")
-        flags = ("train_on_free_atoms", "eval_on_free_atoms") if options["level"] == "atom" else ()
-        for flag in (flag for flag in flags if not isinstance(options.get(flag), bool)):
-            raise ValueError(f"outputs.{name}.{flag}: expected True or False, found {options.get(flag)!r}.")
+            yield Fault(path, f"expected a mapping with `level`, found {options!r}.")
+            continue
+        level = options.get("level")
+        if level not in ("system", "atom"):
+            yield Fault(f"{path}.level", f"expected `system` or `atom`, found {level!r}.")
+        for flag in ("train_on_free_atoms", "eval_on_free_atoms") if level == "atom" else ():
+            if not isinstance(options.get(flag), bool):
+                yield Fault(f"{path}.{flag}", f"expected True or False, found {options.get(flag)!r}.")
 
 
 def shape_of(name: str, options: dict) -> Optional[Shape]:
@@ -47,51 +73,116 @@ def columns_of(name: str, options: dict) -> Optional[int]:
     return columns if isinstance(columns, int) else None
 
 
-def check_transforms(dataset: dict, outputs: dict) -> None:
-    """Raise ValueError for a normalizer or references of what is no output, which fairchem never applies.
+def own_loss_faults(own_losses: list[dict], outputs: dict) -> Iterator[Fault]:
+    """A loss of what is no output of the model and no distillation term, or one that an output cannot take."""
+    known = all_outputs(outputs)
+    for name, options in (item for loss in own_losses for item in loss.items()):
+        where = f"loss_functions, {name}"
+        if name not in known:
+            nearest = suggestion(name, [*known, *keys.DISTILLATION_TERMS])
+            yield Fault("loss_functions", f"`{name}` is neither an output of the model nor a distillation term. {nearest}")
+        elif not isinstance(options, dict) or not {"fn", "coefficient"} <= options.keys():
+            yield Fault(where, f"expected a mapping with `fn` and `coefficient`, found {options!r}.")
+        else:
+            fn, coefficient = options["fn"], options["coefficient"]
+            if fn in CONTRASTIVE.values():
+                yield Fault(f"{where}.fn", f"`{fn}` compares embeddings; an output takes for example `mae`.")
+            elif misfit := loss_misfit(fn, shape_of(name, known[name]), name):
+                yield Fault(f"{where}.fn", misfit)
+            if isinstance(coefficient, bool) or not isinstance(coefficient, (int, float)) or not math.isfinite(coefficient):
+                yield Fault(f"{where}.coefficient", f"expected a finite number, found {coefficient!r}.")
+
+
+def transform_faults(dataset: dict, outputs: dict) -> Iterator[Fault]:
+    """A normalizer or references of what is no output, which fairchem never applies.
 
     Args:
         dataset: the options of the training split.
         outputs: fairchem's options of each.
     """
     known = all_outputs(outputs)
-    for transform in ("normalizer", "element_references"):
+    for transform in FITTED:
         given = (dataset.get("transforms") or {}).get(transform) or {}
         for name in (*given, *((given.get("fit") or {}).get("targets") or ())):
             if name not in ("fit", "file") and name not in known:
-                raise ValueError(
-                    f"dataset.train.transforms.{transform}: `{name}` is no output, and would never be applied. "
-                    + suggestion(name, known)
-                )
+                sentence = f"`{name}` is no output, and would never be applied. {suggestion(name, known)}"
+                yield Fault(f"dataset.train.transforms.{transform}", sentence)
 
 
-def check_optim(optim: dict) -> None:
-    """Raise ValueError for a number of `optim` that is missing or impossible, which fairchem meets when training began."""
-    for name in ("max_epochs", "num_workers"):
-        if name not in optim:
-            raise ValueError(f"optim.{name}: missing; expected an integer.")
-    smallest = {"max_epochs": 1, "num_workers": 0, "batch_size": 1, "eval_batch_size": 1, "eval_every": 1}
-    for name, least in {**smallest, "checkpoint_every": 1}.items():
-        value = optim.get(name, least)
-        is_number = isinstance(value, int) and not isinstance(value, bool)
-        if not is_number or (value < least and (name, value) != ("checkpoint_every", -1)):  # -1: after each epoch
-            raise ValueError(f"optim.{name}: expected an integer of at least {least}, found {value!r}.")
+def label_faults(distill: DistillConfig, dataset: dict) -> Iterator[Fault]:
+    """Normalizers or references that are to be fitted to labels that are not trained on.
+
+    Args:
+        dataset: the options of the training split.
+    """
+    for name, given in FITTED.items():
+        transform = (dataset.get("transforms") or {}).get(name) or {}
+        if distill.labels == "teacher" and "fit" in transform:
+            yield Fault(
+                f"dataset.train.transforms.{name}.fit",
+                "is fitted to the labels of the data, and with task.distill.labels: teacher the student is trained on the "
+                f"teacher's. Give {given} instead.",
+            )
 
 
-LAMBDAS = {  # of fairchem's schedules in epochs, what each needs
-    "cosine": ("warmup_epochs", "warmup_factor", "lr_min_factor"),
-    "multistep": ("warmup_epochs", "warmup_factor", "decay_epochs", "decay_rate"),
-}
+def metric_faults(evaluation_metrics: dict, task: str = "ocp") -> Iterator[Fault]:
+    """A primary metric, which the trainer has no default for, that is missing, never computed, or best when it is small.
+
+    Args:
+        task: fairchem's name of it; for "ocp" it has no default metrics.
+    """
+    path, primary = "evaluation_metrics.primary_metric", evaluation_metrics.get("primary_metric")
+    metrics = evaluation_metrics.get("metrics") or Evaluator.task_metrics.get(task, {})
+    # as fairchem's Evaluator names them
+    names = [fn if of in fn or of == "misc" else f"{of}_{fn}" for of, functions in metrics.items() for fn in functions]
+    if not primary:
+        yield Fault(
+            path,
+            "missing. It decides which checkpoint is the best; OC20's is `energy_forces_within_threshold`, `forces_mae` is "
+            "usual too.",
+        )
+    elif primary not in (*names, "loss"):
+        advice = suggestion(primary, names) if names else "Give evaluation_metrics.metrics."
+        yield Fault(path, f"{primary!r} is none of the metrics. {advice}")
+    elif "mae" not in primary and (primary == "loss" or primary.endswith(BEST_WHEN_SMALL)):
+        yield Fault(
+            path,
+            f"{primary!r} is better when it is smaller, and fairchem takes the largest value for the best, unless `mae` is "
+            "in the name: best_checkpoint.pt would be the worst. Take an MAE, for example `forces_mae`, or "
+            "`energy_forces_within_threshold`.",
+        )
 
 
-def check_lambda(scheduler_params: dict) -> None:
-    """Raise ValueError for a schedule in epochs that fairchem does not have, or that lacks an option."""
+def validation_faults(options: dict, optim: dict) -> Iterator[Fault]:
+    """A learning rate that follows a validation for which there is no data.
+
+    Args:
+        options: of the validation split.
+    """
+    if optim.get("scheduler") == "ReduceLROnPlateau" and not options.get("src"):
+        sentence = "missing; optim.scheduler ReduceLROnPlateau goes by a validation. Give data for it, or another scheduler."
+        yield Fault("dataset.val.src", sentence)
+
+
+def optim_faults(optim: dict) -> Iterator[Fault]:
+    """A number of `optim` that is missing or impossible, which fairchem meets when training began."""
+    for name, smallest in SMALLEST.items():
+        path, value = f"optim.{name}", optim.get(name, smallest)
+        is_integer = isinstance(value, int) and not isinstance(value, bool)
+        if name not in optim and name in ("max_epochs", "num_workers"):
+            yield Fault(path, "missing; expected an integer.")
+        elif not is_integer or (value < smallest and (name, value) != ("checkpoint_every", -1)):  # -1: after each epoch
+            yield Fault(path, f"expected an integer >= {smallest}, found {value!r}.")
+
+
+def lambda_faults(scheduler_params: dict) -> Iterator[Fault]:
+    """A schedule in epochs that fairchem does not have, or that lacks an option."""
     kind = scheduler_params.get("lambda_type")
     if kind not in LAMBDAS:
-        raise ValueError(f"optim.scheduler_params.lambda_type: unknown {kind!r}. {suggestion(str(kind), LAMBDAS)}")
-    for name in LAMBDAS[kind]:
+        yield Fault("optim.scheduler_params.lambda_type", f"unknown {kind!r}. {suggestion(str(kind), LAMBDAS)}")
+    for name in LAMBDAS.get(str(kind), ()):
         if name not in scheduler_params:
-            raise ValueError(f"optim.scheduler_params.{name}: missing; lambda_type {kind} needs it.")
+            yield Fault(f"optim.scheduler_params.{name}", f"missing; lambda_type {kind} needs it.")
 
 
 def check_free_atoms(batch: Any, outputs: dict, *, is_training: bool, where: str) -> None:

@@ -17,7 +17,7 @@ from fairchem_crack.loss.crack import CrackTerms, crack_terms
 from fairchem_crack.loss.gather import Gathering, gather_rows
 from fairchem_crack.loss.precision import full_precision
 from fairchem_crack.loss.relations import has_direction, pair_difference, unit_embedding
-from fairchem_crack.shapes import check_loss_fits
+from fairchem_crack.shapes import loss_misfit
 from fairchem_crack.training.reduction import Number, Part, reduce_parts
 
 
@@ -232,4 +232,6 @@ def check_compared(term: TermConfig, student: Tensor, teacher: Tensor, *, system
     is_column = student.dim() == 1 or (student.dim() == 2 and student.shape[1] == 1)
     rows = "B" if len(student) == systems else "N"
     if student.numel() and term.key not in CONTRASTIVE:
-        check_loss_fits(term.fn, (rows, "1" if is_column else "D"), term.key, f"{where}.fn")
+        misfit = loss_misfit(term.fn, (rows, "1" if is_column else "D"), term.key)
+        if misfit:
+            raise ValueError(f"{where}.fn: {misfit}")

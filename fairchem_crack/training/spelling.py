@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Collection, Iterable
 from typing import Any, Optional
 
-from fairchem_crack.config import DistillConfig, unknown_options
+from fairchem_crack.config import DistillConfig, Fault, unknown_options
 
 # What fairchem's `new_trainer_context` forwards of a YAML; it drops every other block.
 BLOCKS = (
@@ -38,19 +38,17 @@ TASK = (
     *("prediction_dtype", "set_deterministic_scatter"),
 )
 DATASET = (
+    *("src", "format", "key_mapping", "transforms", "a2g_args", "use_train_settings", "metadata_path", "first_n"),
+    *("sample_n", "no_shuffle", "max_atoms", "subset_to", "seed", "splits", "train_split_settings", "val_split_settings"),
     *(
-        "src",
-        "format",
-        "key_mapping",
-        "transforms",
-        "a2g_args",
-        "use_train_settings",
-        "metadata_path",
-        "first_n",
-        "sample_n",
+        "lin_ref",
+        "test_split_settings",
+        "pattern",
+        "ase_read_args",
+        "keep_in_memory",
+        "include_relaxed_energy",
+        "connect_args",
     ),
-    *("no_shuffle", "max_atoms", "subset_to", "seed", "splits", "train_split_settings", "val_split_settings", "lin_ref"),
-    *("test_split_settings", "pattern", "ase_read_args", "keep_in_memory", "include_relaxed_energy", "connect_args"),
     *("select_args", "atoms_transform_args", "oc20_ref", "train_on_oc20_total_energies", "shard", "total_shards"),
     *("index_file", "normalize_labels", "target_mean", "target_std", "grad_target_mean", "grad_target_std"),
 )
@@ -65,11 +63,10 @@ NEAR = 0.75  # of difflib's ratio, from which on a name is taken for a misspelli
 
 def nearest(name: Any, known: Iterable[str]) -> Optional[str]:
     """The known name that this one is a misspelling of, if there is one."""
-    found = difflib.get_close_matches(str(name), list(known), n=1, cutoff=NEAR)
-    return found[0] if found else None
+    return next(iter(difflib.get_close_matches(str(name), list(known), n=1, cutoff=NEAR)), None)
 
 
-def misspelt_names(config: dict[str, Any]) -> tuple[list[str], list[str]]:
+def misspelt_names(config: dict[str, Any]) -> tuple[list[Fault], list[Fault]]:
     """Names in a config that nothing reads.
 
     Returns:
@@ -79,15 +76,15 @@ def misspelt_names(config: dict[str, Any]) -> tuple[list[str], list[str]]:
     task, dataset, outputs = (_mapping(config.get(name)) for name in ("task", "dataset", "outputs"))
     for name in task:
         if name != "distill" and nearest(name, TASK) == "distill":
-            problems.append(f"task.{name}: unknown block. Did you mean `distill`?")
+            problems.append(Fault(f"task.{name}", "unknown block. Did you mean `distill`?"))
     warnings += _near("task", task, TASK, skip=("distill",))
     if "distill" in task:
         problems += unknown_options(DistillConfig, task["distill"], "task.distill")
     for name in dataset:
         if name not in SPLITS:
             near = nearest(name, SPLITS)
-            reason = f"dataset.{name}: fairchem reads {', '.join(SPLITS)} and drops the rest."
-            (problems if near else warnings).append(reason + (f" Did you mean `{near}`?" if near else ""))
+            sentence = f"fairchem reads {', '.join(SPLITS)} and drops the rest.{_meant(near)}"
+            (problems if near else warnings).append(Fault(f"dataset.{name}", sentence))
     optim = config.get("optim")
     scheduled = () if not isinstance(optim, dict) else _scheduler_options(optim.get("scheduler"))
     warnings += _near("optim", optim, (*OPTIM, *scheduled))
@@ -103,27 +100,30 @@ def _mapping(block: Any) -> dict[str, Any]:
     return block if isinstance(block, dict) else {}
 
 
-def _of_blocks(config: dict[str, Any]) -> tuple[list[str], list[str]]:
-    problems, warnings = [], []
+def _meant(near: Optional[str]) -> str:
+    return "" if near is None else f" Did you mean `{near}`?"
+
+
+def _of_blocks(config: dict[str, Any]) -> tuple[list[Fault], list[Fault]]:
+    problems: list[Fault] = []
+    warnings: list[Fault] = []
     is_multitask = "multitask" in str(config.get("trainer"))
     for name in config:
         if name in (*BLOCKS, *SETTINGS, *HARMLESS) or (is_multitask and name in MULTITASK_BLOCKS):
             continue
         near = nearest(name, BLOCKS)
-        if near is None:
-            warnings.append(f"{name}: fairchem reads no block of this name and drops it.")
-        else:
-            problems.append(f"{name}: fairchem reads no block of this name and drops it. Did you mean `{near}`?")
+        sentence = f"fairchem reads no block of this name and drops it.{_meant(near)}"
+        (problems if near else warnings).append(Fault(str(name), sentence))
     return problems, warnings
 
 
-def _near(path: str, block: Any, known: Collection[str], skip: Collection[str] = ()) -> list[str]:
+def _near(path: str, block: Any, known: Collection[str], skip: Collection[str] = ()) -> list[Fault]:
     """Unknown names in a block that are near a known one."""
     if not isinstance(block, dict):
         return []
     nearby = {name: nearest(name, known) for name in block if name not in known}
     return [
-        f"{path}.{name}: fairchem reads no option of this name. Did you mean `{near}`?"
+        Fault(f"{path}.{name}", f"fairchem reads no option of this name.{_meant(near)}")
         for name, near in nearby.items()
         if near is not None and near not in skip
     ]

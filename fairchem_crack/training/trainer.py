@@ -16,7 +16,7 @@ from torch_geometric.data import Batch
 
 from fairchem_crack import keys
 from fairchem_crack.adapters.outputs import ModelOutputs
-from fairchem_crack.config import DistillConfig
+from fairchem_crack.config import DistillConfig, read_options, refuse
 from fairchem_crack.io.batches import to_device
 from fairchem_crack.io.checkpoints import reading_safely
 from fairchem_crack.io.named_records import NAMED, NamedRecords, listed
@@ -26,16 +26,13 @@ from fairchem_crack.plugins import imports_of, load_plugins
 from fairchem_crack.teacher.cached import CachedDataset, CachedTeacher, open_cache
 from fairchem_crack.teacher.frozen import Teacher, load_teacher
 from fairchem_crack.teacher.read_ahead import read_ahead
-from fairchem_crack.training.checked_trainer import CheckedTrainer
+from fairchem_crack.training.checked_trainer import CheckedTrainer, training_split
 from fairchem_crack.training.compiled import check_built_for_cuda
 from fairchem_crack.training.config_checks import (
     check_no_graph_parallelism,
-    check_not_fitted_to_labels,
-    check_own_terms,
     check_run_dir,
 )
 from fairchem_crack.training.continuation import compare
-from fairchem_crack.training.distill_options import distill_options
 from fairchem_crack.training.distillation import Distillation, Student, TeacherStep
 from fairchem_crack.training.guard import (
     SkippedSteps,
@@ -45,7 +42,7 @@ from fairchem_crack.training.guard import (
     from_all_ranks,
     nonfinite_on_all_ranks,
 )
-from fairchem_crack.training.host_options import check_free_atoms, check_transforms
+from fairchem_crack.training.host_options import check_free_atoms, label_faults, own_loss_faults, transform_faults
 from fairchem_crack.training.identity import content_of, joined, of_distillation, of_training
 from fairchem_crack.training.init_from_teacher import copy_weights
 from fairchem_crack.training.preflight import check_elements
@@ -75,24 +72,32 @@ class CrackDistillTrainer(CheckedTrainer):
     def __init__(self, *, task: dict, loss_functions: list[dict], **fairchem_arguments: Any) -> None:
         check_built_for_cuda(fairchem_arguments.get("cpu", False))
         load_plugins(imports_of(task))
-        self.check_names({"task": task, "optim": fairchem_arguments.get("optimizer"), **fairchem_arguments})
-        own_losses, self._terms, self._distill_config = distill_options(task, loss_functions)
+        names = self.name_faults({"task": task, "optim": fairchem_arguments.get("optimizer"), **fairchem_arguments})
+        options = read_options(task, loss_functions)
+        outputs, data = fairchem_arguments["outputs"], training_split(fairchem_arguments["dataset"])
+        of_labels = () if options.distill is None else label_faults(options.distill, data)
+        of_losses = own_loss_faults(options.own_losses, outputs)
+        refuse(names, options.faults, of_losses, transform_faults(data, outputs), of_labels)
+        self._terms = [term for term in options.terms if term.coefficient > 0]
+        for term in options.terms:
+            if term not in self._terms:
+                logging.info(f"loss_functions: `{term.key}` is left out, its coefficient is 0.")
+        self._distill_config = options.distill
         if self._distill_config is not None:
             check_no_graph_parallelism(fairchem_arguments.get("gp_gpus"))
-            check_not_fitted_to_labels(self._distill_config, _training_split(fairchem_arguments["dataset"]))
+        elif task.get("distill") is not None:
+            logging.warning("task.distill is given, but loss_functions has no distillation term: plain training.")
         self._distillation: Distillation | None = None
         self._teacher_step: TeacherStep | None = None  # of the training step in progress
         self._spoiled: list[str] = []  # of an evaluation, what is not finite
         self._skipped = SkippedSteps((self._distill_config or DistillConfig).max_skipped_steps)
         check_run_dir(fairchem_arguments.get("run_dir"))
-        check_own_terms(own_losses, fairchem_arguments["outputs"])
-        check_transforms(_training_split(fairchem_arguments["dataset"]), fairchem_arguments["outputs"])
         self._trusts_files = trusts(task)
         with reading_safely(fairchem_arguments["model"], trust=self._trusts_files):
             fairchem_arguments["model"] = with_inline_scales(fairchem_arguments["model"])
         super().__init__(
             task={key: value for key, value in task.items() if key != "distill"},
-            loss_functions=own_losses,
+            loss_functions=options.own_losses,
             **fairchem_arguments,
         )
 
@@ -294,9 +299,3 @@ class CrackDistillTrainer(CheckedTrainer):
         chosen = evenly_spaced(len(dataset), SAMPLE_SYSTEMS)
         otf_graph = self.config["model"].get("otf_graph", False)
         return data_list_collater([dataset[index] for index in chosen], otf_graph=otf_graph)
-
-
-def _training_split(dataset: Any) -> dict:
-    """The options of the training data, in each form in which fairchem takes a dataset."""
-    first = dataset[0] if isinstance(dataset, list) and dataset else dataset
-    return (first.get("train") or {}) if isinstance(first, dict) else {}

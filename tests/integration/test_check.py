@@ -22,7 +22,6 @@ from fairchem.core.datasets import LmdbDataset, data_list_collater
 from fairchem_crack.commands.check import inputs, models
 from fairchem_crack.commands.cli import main
 from fairchem_crack.evaluation.time_and_memory import loss_bytes
-from fairchem_crack.training.config_checks import distill_faults, term_faults
 from fairchem_crack.training.scale_factors import scale_factors
 
 GEMNET_T = {
@@ -141,7 +140,7 @@ def test_six_problems_are_named_at_once(check, distilled, tmp_path):
     assert status == 1
     expected = [
         "task.distill.relations.anchr: unknown option. Did you mean `anchor`?",
-        "task.distill.relations.graph: expected one of teacher, student, found 'techer'",
+        "task.distill.relations.graph: expected one of `teacher`, `student`, found 'techer'",
         "evaluation_metrics.primary_metric: missing",
         "dataset.val.src: data/val_idd does not exist",
         "dataset.train: 12 of a sample of 12 systems have no `forces`",
@@ -239,39 +238,6 @@ def test_a_missing_config_file_is_named(command, distilled, tmp_path):
 
 
 # ---- the parts that read no data
-
-
-def test_every_fault_of_a_block_is_listed():
-    block = {
-        "teacher": {"chekpoint": "a.pt"},
-        "relations": {"anchr": "student", "max_pairs": -1, "false_negative_threshold": 7},
-        "projektion": {},
-    }
-    assert [fault.partition(":")[0] for fault in distill_faults(block)] == [
-        "task.distill.teacher.chekpoint",
-        "task.distill.teacher.checkpoint",
-        "task.distill.relations.anchr",
-        "task.distill.relations.max_pairs",
-        "task.distill.relations.false_negative_threshold",
-        "task.distill.projektion",
-    ]
-    assert distill_faults({"teacher": {"checkpoint": "a.pt"}}) == []
-
-
-def test_every_fault_of_the_terms_is_listed():
-    relations = {"relations": {"fn": "crack", "coefficient": 1}}
-    energy = {"energy": {"fn": "mae", "coefficient": 1}}
-    faulty = {"relations": {"fn": "crack", "coefficient": -1, "temprature": 4}}
-    faults, own, terms = term_faults([energy, 3, faulty, relations, relations, {"node_embeddings": None}])
-    assert [fault.partition(":")[0] for fault in faults] == [
-        "loss_functions[1]",
-        "loss_functions[2].relations.temprature",
-        "loss_functions[2].relations.coefficient",
-        "loss_functions[4].relations",
-        "loss_functions[5].node_embeddings.fn",
-    ]
-    assert own == [energy]
-    assert [term.key for term in terms] == ["relations"]
 
 
 @pytest.mark.parametrize("method", ["ours", "unfused"])

@@ -92,7 +92,7 @@ def test_a_users_own_term_gets_its_options_and_loss(own, batch, teacher_checkpoi
     [
         ({}, None),
         ({"powr": 2}, "loss_functions[4].own_lengths.powr: unknown option. Did you mean `power`?"),
-        ({"power": "2"}, "loss_functions[4].own_lengths.power: expected float, found '2'."),
+        ({"power": "2"}, "loss_functions[4].own_lengths.power: expected a number, found '2'. Write 2 without quotes."),
         ({"lmax": 1}, "loss_functions[4].own_lengths.lmax: `own_lengths` has no such option"),
         ({"fn": "l2mae"}, "`l2mae` takes the length of vectors; `own_lengths` has the shape (N, 1)"),
     ],
@@ -244,8 +244,8 @@ def test_a_term_that_cannot_be_registered_is_named(arguments, options, part):
 
 
 def test_options_are_of_types_that_a_yaml_has():
-    for name, hint, part in (("fn", str, "every term has"), ("numbers", "list", "expected bool, int")):
-        made = dataclasses.make_dataclass("Options", [(name, list if hint == "list" else hint)], frozen=True)
+    for name, hint, part in (("fn", str, "every term has"), ("numbers", torch.Tensor, "expected bool, int")):
+        made = dataclasses.make_dataclass("Options", [(name, hint)], frozen=True)
         with pytest.raises(ValueError, match=part):
             register_term("mine", keys.ENERGY, options=made)(lambda context, term: None)
     assert "mine" not in config.TERM_OPTIONS

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Optional
@@ -15,7 +15,7 @@ from fairchem.core.datasets import data_list_collater
 from torch import nn
 from torch_geometric.data import Batch
 
-from fairchem_crack.config import DistillConfig, TeacherConfig, TermConfig
+from fairchem_crack.config import DistillConfig, Fault, TeacherConfig, TermConfig
 from fairchem_crack.io.datasets import only_split
 from fairchem_crack.io.named_records import NamedRecords
 from fairchem_crack.io.samples import evenly_spaced
@@ -44,8 +44,9 @@ class TrainerParts(CrackDistillTrainer):
 
     config: dict
 
-    def check_names(self, given: dict[str, Any]) -> None:
-        """Nothing: the command has named them."""
+    def name_faults(self, given: dict[str, Any]) -> list[Fault]:
+        """None: the command has named them."""
+        return []
 
     def load(self, inference_only: bool) -> None:
         """Only what needs neither data nor model; `is_debug` makes the logger None."""
@@ -99,6 +100,10 @@ class Check:
     distillation: Optional[Distillation] = None
     pairs_per_system: Optional[float] = None
     activations: Optional[float] = None  # bytes of the teacher's forward, per system
+
+    def add(self, faults: Iterable[Fault]) -> None:
+        """Each fault is a problem, but for one that is listed already."""
+        self.problems += [line for line in map(str, faults) if line not in self.problems]
 
     def need(self, part: str) -> Any:
         """The part of this name; LeftOut ends the section where there is none."""

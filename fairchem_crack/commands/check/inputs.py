@@ -15,24 +15,20 @@ from torch_geometric.data import Data
 
 from fairchem_crack.commands.check.context import Check, LeftOut, TrainerParts, parts_of
 from fairchem_crack.commands.check.fields import field_faults
-from fairchem_crack.config import DistillConfig, TeacherConfig, parse
+from fairchem_crack.config import DistillConfig, Fault, TeacherConfig, parse, read_options
 from fairchem_crack.io.boundaries import OPTION, as_pbc, kinds
 from fairchem_crack.io.datasets import SPLITS, dataset_key
 from fairchem_crack.plugins import ADDED_TO_PATH
-from fairchem_crack.training.config_checks import (
-    check_dataset,
-    check_gpus,
-    check_has_validation,
-    check_metrics,
-    check_not_fitted_to_labels,
-    check_own_terms,
-    check_run_dir,
-    distill_faults,
-    missing_distill,
-    term_faults,
+from fairchem_crack.training.config_checks import check_dataset, check_gpus, check_run_dir
+from fairchem_crack.training.host_options import (
+    label_faults,
+    metric_faults,
+    optim_faults,
+    output_faults,
+    own_loss_faults,
+    transform_faults,
+    validation_faults,
 )
-from fairchem_crack.training.distill_options import ONLY_TERMS
-from fairchem_crack.training.host_options import check_optim, check_outputs, check_transforms
 from fairchem_crack.training.losses import build_loss
 from fairchem_crack.training.trainer import CrackDistillTrainer
 
@@ -45,15 +41,19 @@ def examine_config(check: Check) -> str:
     config = check.config
     with check.collecting("trainer"):
         check.trainer_class = registry.get_trainer_class(config.get("trainer", "ocp"))
-    faults, check.own_losses, terms = term_faults(config.get("loss_functions") or [])
-    check.problems += faults
-    for term in terms:
+    task, data, outputs = (config.get(name) or {} for name in ("task", "dataset", "outputs"))
+    options = read_options(task, config.get("loss_functions"))
+    is_distilling = options.is_distilling
+    if is_distilling and not issubclass(check.trainer_class, CrackDistillTrainer):
+        sentence = f"{config.get('trainer')!r} cannot compute the distillation terms of loss_functions; expected `{TRAINER}`"
+        check.add([Fault("trainer", f"{sentence}, or a subclass of it.")])
+    check.add(options.faults)
+    check.distill = options.distill
+    check.teacher_config = _teacher_of(task) if is_distilling else None
+    for term in options.terms:
         with check.collecting():
             build_loss(term, DistillConfig(TeacherConfig("any")))
             check.terms += [term] if term.coefficient > 0 else []
-    is_distilling = any(term.coefficient > 0 for term in terms) or bool(faults)
-    if is_distilling:
-        _distill_block(check)
     with check.collecting():
         check_run_dir(config.get("run_dir"))
     with check.collecting("logger"):
@@ -61,22 +61,15 @@ def examine_config(check: Check) -> str:
     if torch.cuda.device_count() and not config.get("submit"):  # else the training runs on another machine
         with check.collecting():
             check_gpus(config.get("world_size") or 1, cpu=config.get("cpu", False))
-    with check.collecting():
-        check_optim(config.get("optim") or {})
-    with check.collecting():
-        check_metrics(config.get("evaluation_metrics") or {}, _task_name(config))
-    with check.collecting():
-        check_has_validation((config.get("dataset") or {}).get("val") or {}, config.get("optim") or {})
-    outputs, sound = config.get("outputs") or {}, []
-    with check.collecting():
-        check_outputs(outputs)
-    with check.collecting():
-        check_transforms((config.get("dataset") or {}).get("train") or {}, outputs)
-    for own in check.own_losses:
-        with check.collecting():
-            check_own_terms([own], outputs)
-            sound.append(own)
-    check.own_losses = sound
+    optim, training_data = config.get("optim") or {}, data.get("train") or {}
+    check.add(optim_faults(optim))
+    check.add(metric_faults(config.get("evaluation_metrics") or {}, _task_name(config)))
+    check.add(validation_faults(data.get("val") or {}, optim))
+    check.add(output_faults(outputs))
+    check.add(transform_faults(training_data, outputs))
+    check.add(() if options.distill is None else label_faults(options.distill, training_data))
+    check.add(own_loss_faults(options.own_losses, outputs))
+    check.own_losses = [own for own in options.own_losses if not any(own_loss_faults([own], outputs))]
     coefficients = [f"{key} {options.get('coefficient')}" for own in check.own_losses for key, options in own.items()]
     coefficients += [f"{term.key} {term.coefficient:g}" for term in check.terms]
     line = f"loss: {', '.join(coefficients)}" + ("" if is_distilling else "; no distillation term, so plain training")
@@ -104,28 +97,13 @@ def _unknown_to_fairchem(name: str, trainer: type) -> str:
     return f"; `fairchem` does not know the short trainer name{where}, `fairchem-crack train` does"
 
 
-def _distill_block(check: Check) -> None:
-    if not issubclass(check.trainer_class, CrackDistillTrainer):
-        trainer = check.config.get("trainer")
-        check.problems.append(
-            f"trainer: {trainer!r} cannot compute the distillation terms of loss_functions; expected `{TRAINER}`, or a "
-            "subclass of it."
-        )
-    if not check.own_losses:
-        check.problems.append(ONLY_TERMS)
-    task = check.config.get("task") or {}
-    if "distill" not in task:
-        check.problems.append(missing_distill(task))
-        return
-    block = task["distill"]
-    faults = distill_faults(block)
-    check.problems += [fault for fault in faults if fault not in check.problems]
-    if not faults:
-        check.distill = parse(DistillConfig, block, "task.distill")
-        with check.collecting():
-            check_not_fitted_to_labels(check.distill, (check.config.get("dataset") or {}).get("train") or {})
-    if not any(fault.startswith(("task.distill:", "task.distill.teacher")) for fault in faults):
-        check.teacher_config = parse(TeacherConfig, block["teacher"], "task.distill.teacher")
+def _teacher_of(task: dict) -> TeacherConfig | None:
+    """The teacher, which is looked at where only other options of `task.distill` have a fault."""
+    block = task.get("distill")
+    try:
+        return parse(TeacherConfig, block.get("teacher"), "task.distill.teacher") if isinstance(block, dict) else None
+    except ValueError:  # listed with the others
+        return None
 
 
 def examine_data(check: Check) -> str:

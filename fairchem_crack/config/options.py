@@ -1,0 +1,121 @@
+"""The options of `task.distill` and of the distillation terms: types, bounds, defaults, and behind each what it means.
+
+docs/configuration.md is generated from this file, and `validation` reads a YAML by it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, Optional
+
+from pydantic import Field
+
+from fairchem_crack.config.words import HIDDEN
+
+# Smaller ones would leave the range of float64: exp(1 / temperature) is summed over all relations.
+SMALLEST_TEMPERATURE = 1 / 600
+
+Anchor = Literal["student", "teacher", "symmetric"]
+Negatives = Literal["batch", "system", "world"]
+Reduction = Literal["mean", "sum"]
+RelationGraph = Literal["teacher", "student"]
+Precision = Literal["auto", "float32", "bfloat16"]
+PositiveInt = Annotated[int, Field(ge=1)]
+BlockNumbers = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Weight = Annotated[float, Field(ge=0)]
+Temperature = Annotated[float, Field(ge=SMALLEST_TEMPERATURE)]
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """Where the frozen teacher, or its outputs for the training data, come from."""
+
+    checkpoint: Optional[str] = None  # a fairchem checkpoint file, or a name in fairchem's registry of pretrained models
+    cache: Optional[str] = None  # directory of a teacher cache; with it the teacher is not run, and its file may be gone
+    local_cache: str = "pretrained_models"  # where a pretrained checkpoint is downloaded to
+    use_ema: bool = True  # take the checkpoint's EMA weights when it has them
+    precision: Precision = "auto"  # auto: the training's, float16 autocast with --amp; bfloat16: autocast
+    trust: bool = False  # read checkpoints and other files of torch even where that can run code
+
+    def __post_init__(self) -> None:
+        if not self.checkpoint and not self.cache:
+            raise ValueError("checkpoint: missing. Give the file of a teacher, or the directory of its `cache`.")
+
+    @property
+    def cache_precision(self) -> str:
+        """In which the teacher runs for a cache, where no training says it."""
+        return "float32" if self.precision == "auto" else self.precision
+
+
+@dataclass(frozen=True)
+class RelationsConfig:
+    """Which relations are formed, and what each is contrasted with."""
+
+    graph: RelationGraph = "teacher"  # whose edges make the pairs
+    negatives: Negatives = "batch"  # what is contrasted: relations of the rank's batch, of the system, of all ranks
+    anchor: Anchor = "student"  # as in the published code; teacher: as in the paper's text; symmetric: mean of both
+    max_pairs: Optional[PositiveInt] = None  # anchors of a step, a random subset; null: all; every relation is a negative
+    false_negative_threshold: Optional[Fraction] = None  # leave out negatives whose absolute cosine to the anchor exceeds it
+
+
+@dataclass(frozen=True)
+class ProjectionConfig:
+    """The trainable map from the student's width D_s to the teacher's width D; dropped after training."""
+
+    kind: Literal["linear", "mlp"] = "linear"  # mlp: two layers with SiLU between them
+
+
+@dataclass(frozen=True)
+class InitConfig:
+    """Start a student of the teacher's architecture and width from the teacher's own weights."""
+
+    blocks: BlockNumbers  # for each block of the student, the number of the teacher's block to copy, from 0
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """The whole `task.distill` block."""
+
+    teacher: TeacherConfig
+    relations: RelationsConfig = field(default_factory=RelationsConfig)
+    projection: ProjectionConfig = field(default_factory=ProjectionConfig)
+    init_from_teacher: Optional[InitConfig] = None
+    labels: Literal["data", "teacher"] = "data"  # teacher: the student's own terms train on its energies and forces
+    resume: Literal["all", "student"] = "all"  # from a checkpoint: its projection too, or its student alone
+    max_skipped_steps: PositiveInt = 10  # in a row, not finite, before the run stops; of --amp, at a loss scale below 1
+    imports: tuple[str, ...] = ()  # modules of your own, with terms, losses, adapters: imported before anything is parsed
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """How a coefficient changes during training: by a factor that goes from 1 to `final`."""
+
+    kind: Literal["constant", "linear", "cosine", "off"] = "constant"  # off: 1, and `final` from `until` on
+    until: Fraction = 1.0  # fraction of the training after which the factor is `final`
+    final: Weight = 0.0  # the coefficient's factor at the end
+
+    def factor(self, progress: float) -> float:
+        """The factor at `progress`, the fraction of the training that is over."""
+        if self.kind == "constant":
+            return 1.0
+        if progress >= self.until:
+            return self.final
+        way = {"off": 0.0, "linear": progress / self.until, "cosine": (1 - math.cos(math.pi * progress / self.until)) / 2}
+        return 1 + (self.final - 1) * way[self.kind]
+
+
+@dataclass(frozen=True)
+class TermConfig:
+    """One distillation term of `loss_functions`: coefficient * fn(student's, teacher's)."""
+
+    key: str = field(metadata=HIDDEN)  # the term's name in loss_functions
+    fn: str  # `crack`, `info_nce`, or an elementwise loss of fairchem; each term says what it takes
+    coefficient: Weight  # weight of the term; 0 leaves it out
+    reduction: Optional[Reduction] = None  # fairchem's; null is its default, the mean
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    temperature: Temperature = 0.15  # of `relations`, `node_contrast`; Lim et al. 2025: 0.05 to 0.2 makes no difference
+    lmax: Annotated[int, Field(ge=0, le=1)] = 0  # of `relations`; 1: of the invariant and the l=1 embedding together
+    standardize: bool = True  # of the terms of embeddings: each channel of the teacher standardised; else in its own units
+    options: Any = field(default=None, metadata=HIDDEN)  # of a term of your own: the dataclass that it registered, read
