@@ -27,7 +27,6 @@ ERRORS = (
     "forces",
     "components",
 )  # of `CheckpointEvaluator.metrics_and_errors`, in errors.npz as RUN/SPLIT, (3, K)
-DATASET = {"format": "lmdb", "key_mapping": {"y": "energy", "force": "forces"}}
 VALIDATIONS = 5  # in a training; the weights of the best one are evaluated
 COMMANDS = Path(sys.executable).parent
 
@@ -185,9 +184,10 @@ def work(run: Run, plan: Plan, workspace: Workspace, table: str, *, device: str,
     else:
         cost = train(run, workspace, device=device, lock=lock)
         checkpoint = workspace.checkpoint(run, "best_checkpoint.pt")
+    from fairchem_crack.evaluation.s2ef.data import FORMATS
     from fairchem_crack.evaluation.s2ef.evaluator import CheckpointEvaluator
 
-    evaluator = CheckpointEvaluator(checkpoint, DATASET, cpu=device == "cpu")
+    evaluator = CheckpointEvaluator(checkpoint, {"format": "lmdb", **FORMATS["lmdb"]}, cpu=device == "cpu")
     splits = plan.tables[table]["splits"]
     rows, errors = [], {}
     for split in splits:
