@@ -93,10 +93,10 @@ def test_a_skipped_step_changes_nothing(run, distilled, spoil, spoil_gradient, c
     before = run(distilled, name="before", stop_at=3)  # the checkpoint of step 2
     spoil(3) if cause == "loss" else spoil_gradient(3, cause.split()[-1])
     after = run(distilled, name="after", stop_at=4)  # of step 3
-    one, other = (torch.load(found.checkpoints / "checkpoint.pt", weights_only=False) for found in (before, after))
-    assert (one["step"], other["step"]) == (2, 3)
-    assert same_weights(one["state_dict"], other["state_dict"])
-    assert same_weights(one["crack_distill"]["projection"], other["crack_distill"]["projection"])
+    first, second = (torch.load(finished.checkpoints / "checkpoint.pt", weights_only=False) for finished in (before, after))
+    assert (first["step"], second["step"]) == (2, 3)
+    assert same_weights(first["state_dict"], second["state_dict"])
+    assert same_weights(first["crack_distill"]["projection"], second["crack_distill"]["projection"])
     (message,) = skipped(caplog)
     assert message.startswith(
         f"Step 3: {'a loss that is' if cause == 'loss' else 'gradients that are'} not finite, from sys"
@@ -225,7 +225,7 @@ def test_graph_parallelism_is_refused_with_the_reason(distilled):
 
 
 @pytest.mark.parametrize("stop_at", [3, 5, 8])
-def test_a_student_with_dropout_and_random_frames_resumes_exactly(run, distilled, stop_at):
+def test_dropout_and_random_frames_resume_exactly(run, distilled, stop_at):
     distilled["model"] = {**TEACHER_MODEL, "alpha_drop": 0.1, "drop_path_rate": 0.1}
     distilled["optim"].update(max_epochs=2, checkpoint_every=2, eval_every=4)
     whole = run(distilled, name="whole")
