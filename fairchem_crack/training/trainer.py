@@ -75,9 +75,9 @@ class CrackDistillTrainer(CheckedTrainer):
         names = self.name_faults({"task": task, "optim": fairchem_arguments.get("optimizer"), **fairchem_arguments})
         options = read_options(task, loss_functions)
         outputs, data = fairchem_arguments["outputs"], training_split(fairchem_arguments["dataset"])
-        of_labels = () if options.distill is None else label_faults(options.distill, data)
-        of_losses = own_loss_faults(options.own_losses, outputs)
-        refuse(names, options.faults, of_losses, transform_faults(data, outputs), of_labels)
+        of_labels = [] if options.distill is None else label_faults(options.distill, data)
+        of_losses, of_transforms = own_loss_faults(options.own_losses, outputs), transform_faults(data, outputs)
+        refuse(names, options.faults, of_losses, of_transforms, of_labels)
         self._terms = [term for term in options.terms if term.coefficient > 0]
         for term in options.terms:
             if term not in self._terms:
@@ -92,9 +92,9 @@ class CrackDistillTrainer(CheckedTrainer):
         self._spoiled: list[str] = []  # of an evaluation, what is not finite
         self._skipped = SkippedSteps((self._distill_config or DistillConfig).max_skipped_steps)
         check_run_dir(fairchem_arguments.get("run_dir"))
-        self._trusts_files = trusts(task)
-        with reading_safely(fairchem_arguments["model"], trust=self._trusts_files):
-            fairchem_arguments["model"] = with_inline_scales(fairchem_arguments["model"])
+        self._trusts_files, model = trusts(task), fairchem_arguments["model"]
+        with reading_safely(model, trust=self._trusts_files):
+            fairchem_arguments["model"] = with_inline_scales(model)
         super().__init__(
             task={key: value for key, value in task.items() if key != "distill"},
             loss_functions=options.own_losses,
