@@ -9,8 +9,9 @@ import warnings
 from pathlib import Path
 
 from fairchem_crack import keys
-from fairchem_crack.commands.cache_teacher.job import Job, needs_of_terms, verify
+from fairchem_crack.commands.cache_teacher.job import Job, needs_of_terms
 from fairchem_crack.commands.cache_teacher.job import cache_teacher as write_cache
+from fairchem_crack.commands.cache_teacher.verify import verify
 from fairchem_crack.commands.flags import Given, parser_of, read_or_refuse
 
 JACOBIAN_ROWS = 4  # of each system, where a term reads them and no flag says how many
@@ -34,6 +35,7 @@ def parser() -> argparse.ArgumentParser:
     )
     own.add_argument("--calculator", help="module:function that makes an ASE calculator: its energies and forces")
     own.add_argument("--verify", type=int, metavar="N", help="recompute N records of a finished cache and compare")
+    own.add_argument("--repair", action="store_true", help="read every record, and write anew what is damaged or missing")
     return own
 
 
@@ -48,7 +50,7 @@ def cache_teacher(arguments: list[str]) -> None:
             count = given.flags.verify
             print(f"{count} records recomputed: they differ by at most {verify(job, count):.1e} of the largest.")
             return
-        cache = write_cache(job, ranks=given.flags.num_gpus)
+        cache = write_cache(job, ranks=given.flags.num_gpus, is_repair=given.flags.repair)
     except (ValueError, OSError) as error:
         sys.exit(f"fairchem-crack cache-teacher: {error}")
     size = sum(file.stat().st_size for file in job.directory.iterdir())
