@@ -17,6 +17,7 @@ CONFIGS := configs/oc20/demo
 TEACHER_FILE := $(CONFIGS)/teacher_$(TEACHER).pt
 CACHE := data/demo-cache-$(TEACHER)
 DISTILL := --task.distill.teacher.checkpoint=$(TEACHER_FILE) --task.distill.teacher.cache=$(CACHE)
+SPLITS := $(foreach split,val_id val_ood_ads val_ood_cat val_ood_both,$(split)=data/demo/$(split))
 RUN := runs/demo$(if $(filter-out painn,$(STUDENT))$(filter-out equiformer_v2,$(TEACHER)),-$(STUDENT)-from-$(TEACHER))
 
 # The models are small: threads gain them little, and cost several times the time where the machine has other work.
@@ -42,7 +43,17 @@ demo: venv
 	  $(call train,$(STUDENT)_crack.yml,crack-$$seed,$(DISTILL)) || exit 1; \
 	done
 	@echo; echo "== 5/5  Both students and the teacher on four validation splits, and their speed"
-	@$(BIN)/fairchem-crack summarize-demo $(RUN) --teacher $(TEACHER_FILE) --seeds $(SEEDS)
+	$(BIN)/fairchem-crack evaluate --cpu --seeds --checkpoint $(call best,crack) --undistilled $(call best,undistilled) \
+	  --teacher $(TEACHER_FILE) --data $(SPLITS) --output $(RUN)/summary
+	@echo; echo "What next:"; \
+	echo "- A page about the distillation, with its curves, embeddings and relations:"; \
+	echo "    $(BIN)/fairchem-crack report $(RUN) --name crack-$(firstword $(SEEDS)) --undistilled undistilled-$(firstword $(SEEDS)) --teacher $(TEACHER_FILE)"; \
+	echo "- The distilled student, for relaxations and dynamics with ASE (docs/use.md):"; \
+	echo "    $(firstword $(call best,crack))"; \
+	echo "- Your own data: three additions to the YAML of your student (README.md, \"Distil on your own data\")."
+
+# $(call best,NAME): the best checkpoint of each seed.
+best = $(foreach seed,$(SEEDS),$(RUN)/checkpoints/$(1)-$(seed)/best_checkpoint.pt)
 
 # $(call train,YAML,NAME,OVERRIDES): the stock command; the log goes to a file, the validations to the screen.
 # A training that was interrupted resumes from its last checkpoint.

@@ -1,7 +1,7 @@
 """Time, memory and error of the CRACK loss: the dense published formula, plain tiling, `fairchem_crack.crack_loss`.
 
-    python benchmarks/crack_loss.py                    # CPU, 2 threads, about 15 minutes
-    python benchmarks/crack_loss.py --device cuda      # about a minute
+    python -m benchmarks.crack_loss                    # CPU, 2 threads, about 15 minutes
+    python -m benchmarks.crack_loss --device cuda      # about a minute
 
 Forward and backward; on a CPU each case in a process of its own. Needs only torch and matplotlib. Writes crack_loss.json,
 crack_loss.md and crack_loss.png, on a GPU crack_loss_gpu.*, to docs/benchmarks/.
@@ -26,8 +26,6 @@ from unittest import mock
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fairchem_crack import crack_loss
 from fairchem_crack.loss import tiles, triton_sums
@@ -217,7 +215,7 @@ def report(document: dict) -> str:
     results, machine, device = document["results"], document["machine"], document.get("device", "cpu")
     by_case = {(row["method"], row["pairs"]): row for row in results}
     name = "crack_loss" if device == "cpu" else "crack_loss_gpu"
-    command = "python benchmarks/crack_loss.py" + ("" if device == "cpu" else f" --device {device}")
+    command = "python -m benchmarks.crack_loss" + ("" if device == "cpu" else f" --device {device}")
     lines = [
         "# The CRACK loss: time, memory, error" + ("" if device == "cpu" else ", on a GPU"),
         "",
@@ -273,8 +271,8 @@ def bound_lines(rows: list[dict], rate: float) -> list[str]:
         "| P | ours, ms | bound of such kernels, ms | ours / bound |",
         "|---|---|---|---|",
         *(
-            f"| {row['pairs']} | {1e3 * row['median']:.2f} | {1e3 * least:.2f} | {row['median'] / least:.1f} |"
-            for row, least in ((row, bound(row, rate)) for row in rows)
+            f"| {row['pairs']} | {1e3 * row['median']:.2f} | {1e3 * shortest:.2f} | {row['median'] / shortest:.1f} |"
+            for row, shortest in ((row, bound(row, rate)) for row in rows)
         ),
     ]
 
@@ -346,7 +344,7 @@ def main() -> None:
 
 
 def _in_own_process(method: str, pairs: int, threads: int) -> dict:
-    command = [sys.executable, __file__, "--threads", str(threads), "--case", method, str(pairs)]
+    command = [sys.executable, "-m", "benchmarks.crack_loss", "--threads", str(threads), "--case", method, str(pairs)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         sys.exit(f"{method} at P = {pairs} failed:\n{done.stderr[-2000:]}")

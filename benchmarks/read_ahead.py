@@ -1,6 +1,6 @@
 """How long a cached training step waits for its batch, read in the step itself and read ahead by a thread.
 
-    python benchmarks/read_ahead.py --data data/demo/train --cache data/demo-cache-equiformer_v2    # about 5 minutes
+    python -m benchmarks.read_ahead --data data/demo/train --cache data/demo-cache-equiformer_v2    # about 5 minutes
 
 The demo's PaiNN in fairchem's training loop, without loader workers, as `--num-gpus` forces it. Both ways are interleaved,
 one epoch on the same batches, in alternating order. Writes read_ahead.json and read_ahead.md to docs/benchmarks/.
@@ -22,12 +22,13 @@ from pathlib import Path
 
 import torch
 from fairchem.core.common.utils import load_config, setup_imports
-from step_runs import build_trainer
 
+from benchmarks import ROOT
+from benchmarks.step.runs import build_trainer
 from fairchem_crack.teacher.read_ahead import ReadAhead
 from fairchem_crack.training.trainer import CrackDistillTrainer
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs/oc20/demo"
+CONFIGS = ROOT / "configs/oc20/demo"
 WAYS = {"in the step": "read in the step", "ahead": "read ahead"}
 
 
@@ -71,13 +72,13 @@ def measure(student: str, options: argparse.Namespace) -> dict:
     trainer = trainer_of(student, options)
     ahead = trainer.train_loader
     assert isinstance(ahead, ReadAhead)
-    loaders, found = {"in the step": ahead.loader, "ahead": ahead}, {way: [] for way in WAYS}
+    loaders, medians = {"in the step": ahead.loader, "ahead": ahead}, {way: [] for way in WAYS}
     for number in range(options.rounds + 1):
         for way in list(loaders)[:: -1 if number % 2 else 1]:
             steps = epoch_of(trainer, loaders[way], number)[1:]
             if number:
-                found[way].append({name: statistics.median(step[name] for step in steps) for name in steps[0]})
-    return {"steps": len(ahead), "rounds": found}
+                medians[way].append({name: statistics.median(step[name] for step in steps) for name in steps[0]})
+    return {"steps": len(ahead), "rounds": medians}
 
 
 def report(content: dict) -> str:
@@ -99,9 +100,9 @@ def report(content: dict) -> str:
     for way, name in WAYS.items():
         rounds = content["rounds"][way]
         cells = [name, str(len(rounds))]
-        cells += [_quartiles([1000 * one[part] for one in rounds]) for part in ("waiting", "step")]
-        cells.append(_quartiles([100 * one["waiting"] / one["step"] for one in rounds]))
-        cells.append(_quartiles([one["step"] / other["step"] for one, other in zip(rounds, base)], digits=3))
+        cells += [_quartiles([1000 * epoch[part] for epoch in rounds]) for part in ("waiting", "step")]
+        cells.append(_quartiles([100 * epoch["waiting"] / epoch["step"] for epoch in rounds]))
+        cells.append(_quartiles([epoch["step"] / other["step"] for epoch, other in zip(rounds, base)], digits=3))
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
@@ -138,7 +139,7 @@ def main() -> None:
     content = {
         "machine": f"{device}, {threads}, torch {torch.__version__}",
         "load": os.getloadavg()[0],
-        "command": shlex.join(["python", "benchmarks/read_ahead.py", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", "benchmarks.read_ahead", *sys.argv[1:]]),
         "batch_size": options.batch_size,
         "student": options.student,
         **measure(options.student, options),

@@ -1,7 +1,7 @@
 """What distillation costs in multi-rank efficiency: 1 against 2 ranks (gloo, CPU, one thread each), weak scaling.
 
-    python benchmarks/scaling.py                                # PaiNN of the demo, about 5 minutes on 2 idle cores
-    python benchmarks/scaling.py --student gemnet_dT --rounds 10
+    python -m benchmarks.scaling                                # PaiNN of the demo, about 5 minutes on 2 idle cores
+    python -m benchmarks.scaling --student gemnet_dT --rounds 10
 
 Every rank trains the demo's student on batches of the same systems. Efficiency is the time of a step on one rank over that
 on two; what distillation loses of it is 1 - efficiency(distilled) / efficiency(undistilled). All processes live from the
@@ -33,15 +33,16 @@ import torch
 from fairchem.core.common.utils import load_config, setup_imports
 from fairchem.core.trainers.ocp_trainer import OCPTrainer
 from scipy.stats import binom
-from step_runs import begin, build_trainer, take_step
 from torch import distributed as dist
 
+from benchmarks import ROOT
+from benchmarks.step.runs import begin, build_trainer, take_step
 from fairchem_crack import keys
 from fairchem_crack.commands.cache_teacher.job import Job, cache_teacher
 from fairchem_crack.config import split_loss_functions
 from fairchem_crack.demo.prepare import METADATA_FILE, prepare_demo
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs/oc20/demo"
+CONFIGS = ROOT / "configs/oc20/demo"
 TEACHER = CONFIGS / "teacher_equiformer_v2.pt"
 STUDENTS = {"painn": 40, "gemnet_dT": 20}  # and how many rounds it is measured for
 PLAIN, AGAIN = "undistilled", "undistilled again"  # the second shows what the measurement says of no difference
@@ -55,7 +56,7 @@ KINDS = {
 }
 ONE, TWO, APART = "1 rank", "2 ranks", "2 runs"
 BATCH_SIZE = 16  # the demo's
-STEPS = 5  # of a turn; the first, for which a process wakes, is not timed
+STEPS = 5  # of a group; the first, for which a process wakes, is not timed
 MOST_LOST = 0.03  # the target
 CONFIDENCE = 0.95  # of the interval in which the median lies
 FEWEST = 6  # rounds that have such an interval
@@ -122,7 +123,7 @@ def training_config(student: str, kind: str, directory: Path) -> dict:
         config["task"]["distill"]["teacher"] = {"checkpoint": str(TEACHER)} if kind == "online" else own_cache
         config["task"]["distill"]["relations"]["negatives"] = "world" if kind == "world" else "batch"
         own, _ = split_loss_functions(config["loss_functions"])
-        config["loss_functions"] = [*own, {keys.RELATIONS: {"fn": "crack", "coefficient": 40}}]  # CRACK alone
+        config["loss_functions"] = [*own, {keys.RELATIONS: {"fn": "crack", "coefficient": 40}}]  # only CRACK
     return config
 
 
@@ -175,14 +176,14 @@ def take_turn(ranks: Sequence[Rank], kind: str) -> float:
 
 def measure(student: str, directory: Path, rounds: int) -> list[dict[str, dict[str, float]]]:
     """Seconds of a step by mode and kind, one for each round; kinds and modes turn their order from round to round."""
-    modes, found = start_ranks(student, directory), []
+    modes, seconds_of_rounds = start_ranks(student, directory), []
     for number in range(rounds):
         direction = -1 if number % 2 else 1
         seconds: dict[str, dict[str, float]] = {mode: {} for mode in modes}
         for kind in list(KINDS)[::direction]:
             for mode in list(modes)[::direction]:
                 seconds[mode][kind] = take_turn(modes[mode], kind)
-        found.append(seconds)
+        seconds_of_rounds.append(seconds)
         shown = "  ".join(f"{kind} {seconds[ONE][kind] * 1e3:.0f}/{seconds[TWO][kind] * 1e3:.0f}" for kind in KINDS)
         print(f"{student}, round {number + 1}, ms on 1/2 ranks: {shown}", flush=True)
     ranks = [*modes[TWO], *modes[APART]]
@@ -190,7 +191,7 @@ def measure(student: str, directory: Path, rounds: int) -> list[dict[str, dict[s
         rank.pipe.send(None)
     for rank in ranks:
         rank.process.join()
-    return found
+    return seconds_of_rounds
 
 
 def statistics_of(values: list[float]) -> dict[str, Any]:
@@ -210,15 +211,15 @@ def summary(rounds: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, An
 
     `lost_busy` is `lost` with two separate runs at once in the place of one rank.
     """
-    found = {}
+    kinds = {}
     for kind in KINDS:
-        of: dict[str, list[float]] = {f"seconds, {mode}": [one[mode][kind] for one in rounds] for mode in (ONE, TWO, APART)}
+        of: dict[str, list[float]] = {f"seconds, {mode}": [row[mode][kind] for row in rounds] for mode in (ONE, TWO, APART)}
         for suffix, alone in (("", ONE), ("_busy", APART)):
-            efficiency = [{name: one[alone][name] / one[TWO][name] for name in (PLAIN, kind)} for one in rounds]
-            of[f"efficiency{suffix}"] = [one[kind] for one in efficiency]
-            of[f"lost{suffix}"] = [1 - one[kind] / one[PLAIN] for one in efficiency]
-        found[kind] = {name: statistics_of(values) for name, values in of.items()}
-    return found
+            efficiency = [{name: row[alone][name] / row[TWO][name] for name in (PLAIN, kind)} for row in rounds]
+            of[f"efficiency{suffix}"] = [row[kind] for row in efficiency]
+            of[f"lost{suffix}"] = [1 - row[kind] / row[PLAIN] for row in efficiency]
+        kinds[kind] = {name: statistics_of(values) for name, values in of.items()}
+    return kinds
 
 
 def verdict(kinds: dict[str, dict[str, Any]], kind: str, rounds: int) -> str:
@@ -250,10 +251,10 @@ def report(content: dict) -> str:
         f"({min(content['atoms'])} to {max(content['atoms'])} atoms) on each rank, the same on both; gloo, one core and "
         "one thread per rank, DDP on one rank too, as fairchem has it. Efficiency is the time of a step on 1 rank over that "
         "on 2. Lost is 1 - efficiency / efficiency undistilled, of one round. All kinds and numbers of ranks are "
-        "interleaved, in turns of "
-        f"{STEPS - 1} timed steps on the same batches, in alternating order, {content['rounds']} times; a turn gives its "
+        "interleaved, in groups of "
+        f"{STEPS - 1} timed steps on the same batches, in alternating order, {content['rounds']} times; a group gives its "
         "median step. Figures are medians over the rounds, of the ratios too, in brackets quartiles. Load of the machine "
-        f"before it began: {content['load']:.2f}. `python benchmarks/scaling.py` makes this page and its JSON file.",
+        f"before it began: {content['load']:.2f}. `python -m benchmarks.scaling` makes this page and its JSON file.",
         "",
         "| | ms, 1 rank | ms, 2 ranks | efficiency |",
         "|---" * 4 + "|",
@@ -316,7 +317,7 @@ def main() -> None:
     if rounds < 1:
         parser.error(f"--rounds: expected at least 1, found {rounds}.")
     if len(os.sched_getaffinity(0)) < 2:
-        sys.exit("Two ranks need two cores; this process may use one alone.")
+        sys.exit("Two ranks need two cores; this process may use only one.")
     be_quiet()
     # for the processes to come; fairchem takes numba's threads, and warns while it is imported
     os.environ.update(OMP_NUM_THREADS="1", NUMBA_NUM_THREADS="1", PYTHONWARNINGS="ignore")
@@ -324,8 +325,8 @@ def main() -> None:
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as directory:
         atoms = prepare(Path(directory))
-        found = measure(options.student, Path(directory), rounds)
-    kinds = summary(found)
+        raw = measure(options.student, Path(directory), rounds)
+    kinds = summary(raw)
     content = {
         "machine": f"CPU, {platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
         "student": options.student,
@@ -334,7 +335,7 @@ def main() -> None:
         "atoms": atoms,
         "kinds": kinds,
         "verdicts": {kind: verdict(kinds, kind, rounds) for kind in DISTILLED},
-        "raw": found,
+        "raw": raw,
     }
     options.out.mkdir(parents=True, exist_ok=True)
     name = "scaling" if options.student == "painn" else f"scaling_{options.student}"

@@ -1,7 +1,7 @@
 """Memory to load a teacher of the published size, and the time of one distillation step with it on the CPU.
 
-    python benchmarks/true_size.py                          # all four teachers, about 12 minutes
-    python benchmarks/true_size.py eqV2_31M --threads 2
+    python -m benchmarks.true_size                          # all four teachers, about 12 minutes
+    python -m benchmarks.true_size eqV2_31M --threads 2
 
 Each teacher runs in a process of its own: its checkpoint is written (random weights, published format and size, with EMA),
 loaded, and distils one step into a PaiNN h512 on two slabs. Writes true_size.json and true_size.md to docs/benchmarks/.
@@ -30,8 +30,9 @@ from fairchem.core.modules.loss import DDPLoss
 from fairchem.core.preprocessing import AtomsToGraphs
 from torch_geometric.data import Batch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "tools"))
+from benchmarks import ROOT
+
+sys.path.insert(0, str(ROOT / "tests/tools"))
 
 import make_published_checkpoint
 
@@ -40,7 +41,7 @@ from fairchem_crack.adapters.outputs import ModelOutputs
 from fairchem_crack.config import DistillConfig, TeacherConfig, parse, split_loss_functions
 from fairchem_crack.evaluation.speed.systems import make_systems
 from fairchem_crack.teacher.frozen import load_teacher
-from fairchem_crack.training.distillation import Distillation
+from fairchem_crack.training.distillation import Distillation, Student
 
 TEACHERS = ("eqV2_31M", "eqV2_83M", "eqV2_153M", "escn_L6_M3_Lay20")
 STUDENT = "painn_h512"
@@ -139,12 +140,9 @@ def measure_step(checkpoint: Path) -> dict:
     distillation = Distillation(
         parse(DistillConfig, {"teacher": {"checkpoint": str(checkpoint)}}, "task.distill"),
         split_loss_functions(TERMS)[1],
-        teacher=load_teacher(TeacherConfig(checkpoint=str(checkpoint)), torch.device("cpu")),
-        student=student,
-        optimizer=optimizer,
-        outputs=ModelOutputs("outputs"),
+        load_teacher(TeacherConfig(checkpoint=str(checkpoint)), torch.device("cpu")),
+        Student(student, ModelOutputs("outputs"), optimizer, torch.device("cpu")),
         total_steps=1,
-        device=torch.device("cpu"),
         seed=0,
     )
     distillation.preflight(batch)
@@ -153,22 +151,23 @@ def measure_step(checkpoint: Path) -> dict:
     mae, l2mae = DDPLoss("mae", reduction="mean"), DDPLoss("l2mae", reduction="mean")
     with PeakMemory() as memory:
         cpu_start = time.process_time()
-        distillation.ask(batch, 1)
+        teacher_step = distillation.run_teacher(batch, 1)
         with _clock(seconds, "student"):
             out = student(batch)
         with _clock(seconds, "losses"):
             loss = ENERGY * mae(out["energy"].view(-1), batch.energy, natoms=batch.natoms)
             loss = loss + FORCES * l2mae(out["forces"], batch.forces, natoms=batch.natoms)
-            loss = loss + distillation.loss(batch, 1, out)
+            distilled = distillation.loss(teacher_step, out)
+            loss = loss + distilled.total
         with _clock(seconds, "backward"):
             loss.backward()
         with _clock(seconds, "optimizer"):
             optimizer.step()
-            distillation.step(1e-4, max_norm=None)
+            distillation.update_projection(1e-4, max_norm=None)
         cpu_seconds = time.process_time() - cpu_start
     return {
         "atoms": batch.natoms.tolist(),
-        "pairs": int(distillation.log[keys.NUM_PAIRS]),
+        "pairs": int(distilled.log[keys.NUM_PAIRS]),
         "loss": loss.item(),
         "seconds": {part: seconds[part] for part in PARTS},
         "cpu_seconds": cpu_seconds,
@@ -209,13 +208,13 @@ def report(results: list[dict], machine: str) -> str:
         "# Teachers of the published size: memory to load, time of a step",
         "",
         f"CPU, {machine}. Random weights in the published OC20 format, written with EMA weights; one fresh process each. "
-        "`python benchmarks/true_size.py` makes this page and `true_size.json`.",
+        "`python -m benchmarks.true_size` makes this page and `true_size.json`.",
         "",
         "## Loading",
         "",
         "Peak memory beyond what the process had just before, as a multiple of the file's size. Resident counts the pages "
         "of the memory-mapped file, which the kernel can drop; anonymous is what it cannot drop. Kept is resident memory "
-        f"after loading. Asked: at most {LARGEST_RATIO} resident.",
+        f"after loading. Target: at most {LARGEST_RATIO} resident.",
         "",
         "| teacher | parameters | file, MiB | seconds | peak resident, MiB | / file | peak anonymous, MiB | / file "
         "| kept, MiB |",
@@ -263,7 +262,7 @@ def main() -> None:
         return
     results = []
     with tempfile.TemporaryDirectory(dir=options.directory) as directory:
-        command = [sys.executable, __file__, "--case", "--directory", directory]
+        command = [sys.executable, "-m", "benchmarks.true_size", "--case", "--directory", directory]
         for name in options.teachers:
             done = subprocess.run([*command, "--threads", str(options.threads), name], capture_output=True, text=True)
             if done.returncode != 0:

@@ -32,6 +32,7 @@ class TeacherConfig:
     local_cache: str = "pretrained_models"  # where a pretrained checkpoint is downloaded to
     use_ema: bool = True  # take the checkpoint's EMA weights when it has them
     precision: Precision = "auto"  # auto: the training's, float16 autocast with --amp; bfloat16: autocast
+    trust: bool = False  # read checkpoints and other files of torch even where that can run code
 
     def __post_init__(self) -> None:
         if not self.checkpoint and not self.cache:

@@ -1,4 +1,4 @@
-"""What every adapter must hold, as a class of tests to inherit: run it on an adapter of your own.
+"""The tests that every adapter must pass, as a class to inherit: run it on an adapter of your own.
 
     class TestMyFeatures(FeaturesConformance):
         def build(self):
@@ -99,7 +99,7 @@ class FeaturesConformance:
         self.forward(model, systems)
         return adapter.vector_embedding.detach().cpu() if adapter.vector_width else torch.zeros(sum(map(len, systems)), 3, 1)
 
-    def test_embeddings_have_a_row_for_each_atom_and_tell_atoms_apart(self) -> None:
+    def test_each_atom_has_a_row_and_an_embedding_of_its_own(self) -> None:
         systems = slabs()
         model, adapter = self.attached()
         self.forward(model, systems)
@@ -109,7 +109,7 @@ class FeaturesConformance:
             assert adapter.vector_embedding.shape == (sum(map(len, systems)), 3, adapter.vector_width)
             assert adapter.vector_embedding.abs().max() > 0
 
-    def test_rotation_leaves_the_node_embedding_and_turns_the_vectors(self) -> None:
+    def test_rotation_keeps_node_embeddings_and_rotates_vectors(self) -> None:
         turn = Rotation.random(random_state=0).as_matrix()
         rotated = slabs()
         for system in rotated:
@@ -129,7 +129,7 @@ class FeaturesConformance:
         moved[1].positions -= np.arange(len(moved[1]))[:, None] % 2 * moved[1].cell[1]
         assert deviation(self.embedding(slabs()), self.embedding(moved)) < self.tolerance
 
-    def test_autograd_has_the_whole_derivative_of_the_forces_where_the_adapter_says_so(self) -> None:
+    def test_autograd_provides_the_derivative_of_the_forces(self) -> None:
         model, adapter = self.attached()
         if not adapter.has_position_gradients:
             return
@@ -153,18 +153,18 @@ class FeaturesConformance:
             difference = float(force(batch.pos + step * direction) - force(batch.pos - step * direction)) / (2 * step)
             assert abs(difference - float((row * direction).sum())) < 0.02 * float(row.norm())
 
-    def test_embeddings_go_with_their_atoms(self) -> None:
+    def test_embeddings_are_permuted_with_their_atoms(self) -> None:
         systems, rng = slabs(), np.random.default_rng(0)
         orders = [rng.permutation(len(system)) for system in systems]
         rows = np.concatenate([orders[0], len(systems[0]) + orders[1]])
         permuted = [system[order] for system, order in zip(systems, orders)]
         assert deviation(self.embedding(systems)[rows], self.embedding(permuted)) < self.tolerance
 
-    def test_embeddings_depend_on_their_own_system_alone(self) -> None:
+    def test_embeddings_depend_only_on_their_own_system(self) -> None:
         one, other = slabs()
         assert deviation(self.embedding([other]), self.embedding([one, other])[len(one) :]) < self.tolerance
 
-    def test_embeddings_feel_a_small_move(self) -> None:
+    def test_embeddings_change_with_a_small_move(self) -> None:
         rattled = slabs()
         for system in rattled:
             system.rattle(0.01, seed=9)
@@ -179,7 +179,7 @@ class FeaturesConformance:
         assert energy.abs().min() > 0
         assert deviation(energy, torch.stack([part.sum() for part in parts])) < ROUNDING
 
-    def test_an_edge_joins_two_atoms_of_one_system_and_every_near_pair_has_one(self) -> None:
+    def test_edges_join_all_near_pairs_within_each_system(self) -> None:
         systems = slabs()
         model, adapter = self.attached()
         self.forward(model, systems)
@@ -212,7 +212,7 @@ class FeaturesConformance:
         adapter.clear()
         assert not adapter._values
 
-    def test_a_forward_can_stop_when_all_is_read(self) -> None:
+    def test_a_forward_can_stop_after_the_last_read(self) -> None:
         model, adapter = self.attached()
         self.forward(model, slabs())
         whole = adapter.node_embedding, adapter.edge_index
@@ -222,7 +222,7 @@ class FeaturesConformance:
         assert torch.equal(adapter.node_embedding, whole[0]) and torch.equal(adapter.edge_index, whole[1])
         assert "energy" in self.forward(model, slabs())
 
-    def test_a_teacher_builds_no_graph_and_leaves_the_batch_alone(self) -> None:
+    def test_a_teacher_builds_no_graph_and_keeps_the_batch(self) -> None:
         model = self.build().to(self.device)
         expected = self.embedding(slabs())
         teacher = Teacher("model", model, Path("model"))

@@ -101,9 +101,12 @@ def gpu(request) -> Iterator[torch.device]:
 @pytest.fixture(scope="session")
 def data(tmp_path_factory) -> Path:
     """Directory with the splits train (12 systems), val_id, ... (6 systems each)."""
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+def write_data(directory: Path) -> Path:
     from fairchem_crack.demo.prepare import SPLITS, prepare_demo
 
-    directory = tmp_path_factory.mktemp("data")
     prepare_demo(directory, sizes={split: 12 if split == "train" else 6 for split in SPLITS}, seed=5, workers=1)
     return directory
 
@@ -223,6 +226,10 @@ def distilled(data, teacher_checkpoint) -> dict:
 @pytest.fixture(scope="session")
 def teacher_checkpoint(tmp_path_factory) -> Path:
     """A fairchem training checkpoint of an EquiformerV2 with random weights, and EMA weights that differ from them."""
+    return write_teacher(tmp_path_factory.mktemp("teacher") / "checkpoint.pt")
+
+
+def write_teacher(path: Path) -> Path:
     from fairchem.core.common.registry import registry
     from fairchem.core.common.utils import setup_imports
     from fairchem.core.modules.exponential_moving_average import ExponentialMovingAverage
@@ -234,7 +241,6 @@ def teacher_checkpoint(tmp_path_factory) -> Path:
         model = registry.get_model_class(attributes.pop("name"))(**attributes)
         average = ExponentialMovingAverage(model.parameters(), 0.99)
         average.shadow_params = [value + 0.1 * torch.randn_like(value) for value in average.shadow_params]
-    path = tmp_path_factory.mktemp("teacher") / "checkpoint.pt"
     checkpoint = {
         "config": {**stock_config(Path()), "model": dict(TEACHER_MODEL)},
         "state_dict": {f"module.{key}": value for key, value in model.state_dict().items()},

@@ -17,7 +17,7 @@ class DigestTrainer(CrackDistillTrainer):
         loss = super()._compute_loss(out, batch)
         if self.model.training:
             self._losses.append(float(loss))
-            self._pairs.append(float(self._distillation.log[keys.NUM_PAIRS]))
+            self._pairs.append(self._readout.numbers[keys.NUM_PAIRS])
             if self._first_sids is None:
                 self._first_sids = batch.sid.tolist()
                 self._projection = self._distillation.projections.node.module

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-
-import accuracy_report
-from accuracy_runs import COMPARISON, Run, Workspace, load_comparison
-from accuracy_summary import Group, Results
-from screening_report import ratio
-
+from benchmarks.accuracy.plan import EXPERIMENTS, Run, read_plan
+from benchmarks.accuracy.summary import GROUP, Results
+from benchmarks.accuracy.training import Workspace
+from benchmarks.screening.report import ratio
 from fairchem_crack.evaluation.intervals import t_interval
 
 ROOT = Path(__file__).parents[1]
@@ -26,92 +23,90 @@ def load(name: str) -> dict:
 # Accuracy
 
 ACCURACY = load("accuracy")
-GROUPS = accuracy_report.groups_of(ACCURACY)
+FIGURES = {(Run(**{name: row[name] for name in GROUP}), row["method"], row["split"]): row for row in ACCURACY["rows"]}
 RESULTS = Results(Workspace(ROOT / "docs/benchmarks/accuracy"))
-MAIN = Group("painn", "equiformer_v2", 300, "steps")
-IN_TIME = Group("painn", "equiformer_v2", 300, "time")
-GEMNET = Group("gemnet_dT", "equiformer_v2", 300, "steps")
-ESCN = Group("painn", "escn", 300, "steps")
+MAIN = Run("painn", "equiformer_v2", train_systems=300, budget="steps")  # a group: of all methods and seeds
+IN_TIME = replace(MAIN, budget="time")
+GEMNET = replace(MAIN, student="gemnet_dT")
+ESCN = replace(MAIN, teacher="escn")
 OOD = "val_ood_both"
 OC20 = "crack_n2n_v2v_atoms"  # the recipe of OC20's configs
 SIZES = [100, 300, 1000, 3000]
-METHODS = load_comparison(COMPARISON)
-TUNING = METHODS.tuning
+PLAN = read_plan(EXPERIMENTS)
+TUNING = PLAN.tables["tuning"]["grids"][0]  # of PaiNN
 SINGLE = ("n2n", "v2v", "infonce", "teacher_labels", "atom_energies", "hessian")
 ANCHORS = ("crack", "crack_symmetric", "crack_teacher_anchor")
 
 
-def errors(method: str, group: Group = MAIN, split: str = "val_id") -> list[float]:
+def errors(method: str, group: Run = MAIN, split: str = "val_id") -> list[float]:
     """Energy MAE in eV, force MAE in eV/A."""
-    metrics = GROUPS[group][method]["splits"][split]
-    return [metrics[name].estimate for name in ("energy_mae", "forces_mae")]
+    row = FIGURES[group, method, split]
+    return [row[name][0] for name in ("energy_mae", "forces_mae")]
 
 
-def gaps(method: str, group: Group = MAIN, split: str = "val_id", *, ends: bool = False) -> list[float]:
+def gaps(method: str, group: Run = MAIN, split: str = "val_id", *, ends: bool = False) -> list[float]:
     """Of energy and forces the gap closed in percent, each with the ends of its interval if asked for."""
-    metrics = GROUPS[group][method]["splits"][split]
-    intervals = [metrics[f"gap_{name}"] for name in ("energy", "forces")]
-    values = [[one.estimate, one.low, one.high] if ends else [one.estimate] for one in intervals]
-    return [100 * value for part in values for value in part]
+    row = FIGURES[group, method, split]
+    intervals = [row[f"gap_{name}"] for name in ("energy", "forces")]
+    return [100 * value for interval in intervals for value in (interval if ends else interval[:1])]
 
 
-def cost(method: str, group: Group = MAIN) -> float:
+def cost(method: str, group: Run = MAIN) -> float:
     """Of a step, in undistilled ones."""
-    return GROUPS[group][method]["step_cost"].estimate
+    return FIGURES[group, method, "val_id"]["step_cost"][0]
 
 
-def paired(method: str, other: str, group: Group = MAIN, split: str = "val_id") -> list[float]:
+def paired(method: str, other: str, group: Run = MAIN, split: str = "val_id") -> list[float]:
     """Method less the other in the errors of energy and forces: mean and half width of the t-interval over shared seeds."""
-    shared = sorted(set(RESULTS.seeds(group, method)) & set(RESULTS.seeds(group, other)))
-    found = []
+    runs = [group.of_method(name) for name in (method, other)]
+    shared = sorted(set.intersection(*(set(RESULTS.seeds(run)) for run in runs)))
+    differences = []
     for column in ("energy_mae", "forces_mae"):
-        of_method, of_other = (
-            [RESULTS.value(group.run(name, seed), split, column) for seed in shared] for name in (method, other)
-        )
-        interval = t_interval([one - another for one, another in zip(of_method, of_other)])
-        found += [interval.estimate, interval.high - interval.estimate]
-    return found
+        values = [[RESULTS.value(replace(run, seed=seed), split, column) for seed in shared] for run in runs]
+        interval = t_interval([of_method - of_other for of_method, of_other in zip(*values)])
+        differences += [interval.estimate, interval.high - interval.estimate]
+    return differences
 
 
 def criteria(method: str, *candidates: float) -> list[float]:
     """Of these candidates of PaiNN's tuning, or of all: the error relative to the undistilled student."""
-    found = [one for one in ACCURACY["tuning"] if (one["method"], one["student"]) == (method, "painn")]
-    by_coefficient = {one["coefficient"]: one["criterion"] for one in found}
+    own = [row for row in ACCURACY["tuning"] if (row["method"], row["student"]) == (method, "painn")]
+    by_coefficient = {row["coefficient"]: row["criterion"] for row in own}
     return [by_coefficient[candidate] for candidate in candidates or by_coefficient]
 
 
 def tuned_steps(student: str) -> int:
-    (steps,) = {one["steps"] for one in ACCURACY["tuning"] if one["student"] == student}
+    (steps,) = {row["steps"] for row in ACCURACY["tuning"] if row["student"] == student}
     return steps
 
 
-def of(systems: int) -> Group:
-    return Group("painn", "equiformer_v2", systems, "steps")
+def of(systems: int) -> Run:
+    return replace(MAIN, train_systems=systems)
 
 
 def taken_off_forces(systems: int) -> float:
     return errors("undistilled", of(systems))[1] - errors(OC20, of(systems))[1]
 
 
-def steps(method: str, group: Group = MAIN) -> int:
-    return GROUPS[group][method]["steps"]
+def steps(method: str, group: Run = MAIN) -> int:
+    return FIGURES[group, method, "val_id"]["steps"]
 
 
-def seeds(method: str, group: Group = MAIN) -> int:
-    return len(GROUPS[group][method]["seeds"])
+def seeds(method: str, group: Run = MAIN) -> int:
+    return FIGURES[group, method, "val_id"]["seeds"]
 
 
 def coefficients(method: str, student: str = "painn") -> dict[str, float]:
-    """Of each term of a method, as accuracy.yml has them."""
-    terms = METHODS.terms(Run(student, "", method, 0, 300, "steps"))
+    """Of each term of a method, as experiments.yml has them."""
+    terms = PLAN.terms(Run(student, "", method, 0, 300, "steps"))
     return {name: options["coefficient"] for term in terms for name, options in term.items()}
 
 
 def look_alikes() -> float:
-    return METHODS.methods["crack_look_alikes"]["distill"]["relations"]["false_negative_threshold"]
+    return PLAN.methods["crack_look_alikes"]["distill"]["relations"]["false_negative_threshold"]
 
 
-CANDIDATES = {name: len(METHODS.tuning["coefficients"]["painn"][name]) for name in (*SINGLE, "crack")}
+CANDIDATES = {name: len(TUNING["coefficients"][name]) for name in (*SINGLE, "crack")}
 
 
 # Speed, memory, screening
@@ -130,7 +125,7 @@ def cached_over_undistilled(student: str, *, loaded: bool = False) -> float:
     """Median over the rounds on a GPU; `loaded`: without the time of loading."""
     rows = load("gpu")["parts"]["steps"]["rows"]
     rounds = [row["seconds"] for row in rows if row["what"] == "round" and row["student"] == student]
-    cut = {kind: [one[kind] - loaded * one[f"{kind} loading"] for one in rounds] for kind in ("cached", "undistilled")}
+    cut = {kind: [row[kind] - loaded * row[f"{kind} loading"] for row in rounds] for kind in ("cached", "undistilled")}
     return median(cut["cached"][i] / cut["undistilled"][i] for i in range(len(rounds)))
 
 
@@ -141,8 +136,8 @@ def online_over_undistilled(teacher: str) -> float:
 
 
 def spearman(name: str) -> list[float]:
-    found = DEMO["agreement"][f"{name}, EMT"]
-    return [found["spearman"], *found["spearman_interval"]]
+    agreement = DEMO["agreement"][f"{name}, EMT"]
+    return [agreement["spearman"], *agreement["spearman_interval"]]
 
 
 def drift(name: str) -> list[float]:
@@ -170,4 +165,4 @@ def relaxations_per_hour(name: str) -> float:
 
 def waiting(way: str) -> float:
     """Milliseconds of a step."""
-    return 1000 * median(one["waiting"] for one in READ_AHEAD["rounds"][way])
+    return 1000 * median(row["waiting"] for row in READ_AHEAD["rounds"][way])

@@ -19,8 +19,8 @@ class LengthOptions:
 
 
 @register_term("own_lengths", keys.NODE_EMBEDDING, keys.VECTOR_EMBEDDING, options=LengthOptions, shape=("N", "1"))
-def own_lengths(step, term):
-    student, teacher = step.projected, step.teacher.node_embedding
+def own_lengths(context, term):
+    student, teacher = context.projected, context.teacher.node_embedding
     return student.norm(dim=1, keepdim=True) ** term.options.power, teacher.norm(dim=1, keepdim=True) ** term.options.power
 
 

@@ -26,15 +26,15 @@ class Claim(NamedTuple):
 def units(page: str) -> list[str]:
     """Paragraphs, bullets and rows of tables, each in one line; without blocks of code."""
     text = re.sub(r"^```.*?^```$", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
-    found: list[list[str]] = [[]]
+    parts: list[list[str]] = [[]]
     for line in text.splitlines():
         is_command = line.startswith("    ")
         if not line.strip() or is_command or STARTS_A_UNIT.match(line):
-            found.append([])
-        found[-1] += [] if is_command else [line.strip()]
+            parts.append([])
+        parts[-1] += [] if is_command else [line.strip()]
         if line.startswith("#"):
-            found.append([])
-    return [" ".join(lines) for lines in found if any(lines)]
+            parts.append([])
+    return [" ".join(lines) for lines in parts if any(lines)]
 
 
 def sentence_pattern(sentence: str) -> re.Pattern:
@@ -43,9 +43,9 @@ def sentence_pattern(sentence: str) -> re.Pattern:
 
 def find(claim: Claim) -> re.Match:
     """The one place of a page where the sentence stands."""
-    found = [match for unit in units(claim.page) for match in sentence_pattern(claim.sentence).finditer(unit)]
-    assert len(found) == 1, f"{claim.page} has {len(found)} times: {claim.sentence}"
-    return found[0]
+    matches = [match for unit in units(claim.page) for match in sentence_pattern(claim.sentence).finditer(unit)]
+    assert len(matches) == 1, f"{claim.page} has {len(matches)} times: {claim.sentence}"
+    return matches[0]
 
 
 def is_printed_as(figure: float, text: str) -> bool:

@@ -12,7 +12,7 @@ from fairchem_crack.adapters.outputs import ModelOutputs
 from fairchem_crack.config import DistillConfig, TeacherConfig, TermConfig
 from fairchem_crack.teacher.force_jacobian import JacobianRows, draw_coordinates
 from fairchem_crack.teacher.frozen import TeacherOutputs
-from fairchem_crack.training.distillation import Distillation
+from fairchem_crack.training.distillation import Distillation, Student
 
 
 class StubTeacher:
@@ -63,12 +63,14 @@ def distillation_of(
     return Distillation(
         DistillConfig(TeacherConfig("stub.pt"), **options),
         terms,
-        teacher=teacher,
-        student=student,
-        optimizer=torch.optim.AdamW(student.parameters(), lr=1e-3),
-        outputs=outputs or ModelOutputs("outputs"),
+        teacher,
+        Student(
+            student,
+            outputs or ModelOutputs("outputs"),
+            torch.optim.AdamW(student.parameters(), lr=1e-3),
+            torch.device(device),
+        ),
         total_steps=10,
-        device=torch.device(device),
         seed=0,
     )
 

@@ -53,7 +53,7 @@ def left_out(values: np.ndarray, features: np.ndarray) -> float:
     return float(np.mean(errors))
 
 
-def test_a_fit_is_judged_on_systems_that_it_has_not_seen():
+def test_a_fit_is_evaluated_on_systems_that_it_has_not_seen():
     batch, labels, teacher = systems(12, (1, 8, 29)), energies(12), energies(12, 2)
     found = energy_agreement(labels, teacher, batch)
     counts = np.array([[int((batch.atomic_numbers[batch.batch == n] == z).sum()) for z in (1, 8, 29)] for n in range(12)])
@@ -61,8 +61,8 @@ def test_a_fit_is_judged_on_systems_that_it_has_not_seen():
     assert found.error == pytest.approx(np.abs(difference).mean()) and found.offset == pytest.approx(difference.mean())
     assert found.after_constant == pytest.approx(left_out(difference, constant))
     assert found.after_elements == pytest.approx(left_out(difference, counts.astype(float)))
-    spreads = [left_out(labels.numpy().astype(float), features) for features in (constant, counts.astype(float))]
-    assert found.spread == pytest.approx(min(spreads))
+    deviations = [left_out(labels.numpy().astype(float), features) for features in (constant, counts.astype(float))]
+    assert found.label_deviation == pytest.approx(min(deviations))
 
 
 def test_a_constant_is_recognised():
@@ -71,31 +71,34 @@ def test_a_constant_is_recognised():
     assert not found.is_plausible and found.error == pytest.approx(52.5, abs=0.1) and found.after_constant < 0.1
     text = explanation(found, [keys.ATOM_ENERGIES])
     assert re.search(
-        r"off by 52\.5 eV .* differ among themselves by 0\.\d+ eV .*One constant \(-52\.\d+ eV\) .*leaves 0\.0", text
+        r"off by 52\.5 eV .* differ among themselves by 0\.\d+ eV .*A constant \(-52\.\d+ eV\) .*leaves 0\.0", text
     )
     assert "They differ by a constant." in text and "task.distill.labels: teacher" in text and "`atom_energies`" in text
 
 
-def test_total_energies_against_adsorption_energies_are_recognised():
+def test_total_against_adsorption_energies_are_recognised():
     batch, teacher = systems(16, (1, 8, 29, 46)), energies(16)
     found = energy_agreement(teacher + totals(batch), teacher + 0.03 * energies(16, 3), batch)
     assert not found.is_plausible and found.after_constant > 1000 and found.after_elements < 0.1
     assert "another reference energy for each element" in explanation(found, [])
 
 
-def test_two_codes_of_total_energies_are_recognised_below_the_spread_of_totals():
+def test_total_energies_of_two_codes_are_recognised():
     """Both are total energies, spread by 10^4 eV; the codes differ by 1 % of each reference."""
     batch, residual = systems(16, (1, 8, 29, 46)), energies(16)
     found = energy_agreement(residual + totals(batch), residual + 0.99 * totals(batch), batch)
     assert not found.is_plausible and found.error > 100 and found.after_elements < 0.1
 
 
-def test_a_sample_of_more_elements_than_systems_tells_no_fit_of_them():
+def test_more_elements_than_systems_determine_no_fit():
     batch, teacher = systems(6, tuple(range(1, 60))), energies(6)
     found = energy_agreement(teacher - 50 * torch.bincount(batch.batch), teacher, batch)
     assert found.after_elements is None and not found.is_plausible
     text = explanation(found, [])
-    assert "so few systems do not tell" in text and "They may have another reference energy for each element" in text
+    assert (
+        "for a constant of each element the systems are too few" in text
+        and "They may have another reference energy for each element" in text
+    )
 
 
 def test_a_bad_teacher_is_explained_by_no_reference():
@@ -104,12 +107,12 @@ def test_a_bad_teacher_is_explained_by_no_reference():
 
 
 @pytest.mark.parametrize("count, error", [(16, 0.05), (1, 50.0)], ids=["a good teacher", "a single system"])
-def test_nothing_is_said_without_reason(count, error):
+def test_a_plausible_agreement_is_not_warned_of(count, error):
     labels = energies(count)
     assert energy_agreement(labels, labels + error, systems(count, (1, 8))).is_plausible
 
 
-def test_labels_that_are_not_finite_are_not_judged():
+def test_labels_that_are_not_finite_are_not_evaluated():
     labels = energies(8)
     labels[2] = torch.inf
     assert energy_agreement(labels, energies(8), systems(8, (1, 8))).is_plausible
@@ -160,7 +163,7 @@ def test_check_warns_of_energies_and_forces_alike(shifted, labels, expected):
     assert ("so that validation shows the difference" in text) == (labels == "teacher")
 
 
-def test_what_is_advised_for_ase_data_works(tmp_path):
+def test_the_advice_for_ase_data_works(tmp_path):
     """fairchem subtracts the references of `lin_ref` from the labels, which are then the teacher's energies."""
     with ase.db.connect(tmp_path / "data.db") as database:
         for name, energy in (("H2O", -0.5), ("OH", 0.3), ("H2O2", 1.1)):
@@ -177,6 +180,6 @@ def test_what_is_advised_for_ase_data_works(tmp_path):
     assert labels == pytest.approx([-0.5, 0.3, 1.1], abs=1e-3)
 
 
-def test_the_judgement_is_of_numbers_alone():
-    found = EnergyAgreement(systems=5, error=1.0, spread=0.5, offset=-1.0, after_constant=0.05, after_elements=0.5)
+def test_the_explanation_depends_only_on_the_numbers():
+    found = EnergyAgreement(systems=5, error=1.0, label_deviation=0.5, offset=-1.0, after_constant=0.05, after_elements=0.5)
     assert "They differ by a constant." in explanation(found, [])

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from ase.build import bulk, fcc111, molecule
 from ase.constraints import FixAtoms
 from ase.geometry import find_mic
 from ase.io import write
+from torch.cuda import OutOfMemoryError
+from torch_geometric.data import Batch
 
-from fairchem_crack.evaluation.speed import runs, tables
-from fairchem_crack.evaluation.speed.command import bench, labels, ratios
+from fairchem_crack.evaluation.speed import runs
+from fairchem_crack.evaluation.speed.command import bench
+from fairchem_crack.evaluation.speed.measure import ratios
 from fairchem_crack.evaluation.speed.runs import Model, ns_per_day, relax
 from fairchem_crack.evaluation.speed.systems import make_systems, read_systems, slab_size, take
+from fairchem_crack.evaluation.tables import digits
+from fairchem_crack.evaluation.time_and_memory import WARM_UP, measure_throughput
 from fairchem_crack.io.named_records import free_atoms
 
 sys.path.append(str(Path(__file__).parent / "tools"))
@@ -39,7 +46,7 @@ def published(tmp_path_factory) -> list[Path]:
     return paths
 
 
-def test_ns_per_day():
+def test_ns_per_day_follow_from_the_seconds_of_a_step():
     assert ns_per_day(1.0, 2.0) == pytest.approx(0.1728)  # 86 400 steps of 2 fs
     assert ns_per_day(0.5, 1.0) == pytest.approx(0.1728)
 
@@ -64,21 +71,32 @@ def test_ratios_say_how_many_times_as_fast():
     assert ratios({"latency": {"seconds": [1.0]}}, {"latency": {"seconds": [1.0]}}) == {"latency": [1.0]}
 
 
-def test_labels_tell_checkpoints_apart():
-    paths = [Path("runs/crack-0/best_checkpoint.pt"), Path("runs/undistilled-0/best_checkpoint.pt")]
-    assert labels(paths) == ["crack-0/best_checkpoint.pt", "undistilled-0/best_checkpoint.pt"]
-    assert labels([Path("a/one.pt"), Path("two.pt")]) == ["one.pt", "two.pt"]
+def test_models_are_interleaved_and_one_may_not_fit():
+    runs = []
+
+    def model(name: str):
+        return lambda batch: runs.append(name)
+
+    def too_large(batch):
+        raise OutOfMemoryError
+
+    batch = Batch(pos=torch.zeros(5, 3), num_nodes=5)
+    models = {"a": model("a"), "b": too_large, "c": model("c")}
+    throughput = measure_throughput(models, dict.fromkeys(models, batch), torch.device("cpu"), repeats=3)
+    assert runs == ["a"] * WARM_UP + ["c"] * WARM_UP + ["a", "c"] * 3
+    assert throughput["b"] == {} and all(len(throughput[name]["atoms_per_second"]) == 3 for name in "ac")
 
 
 @pytest.mark.parametrize(
-    ("value", "text"), [(12345.6, "12,300"), (1.2345, "1.23"), (0.0123456, "0.0123"), (99.96, "100"), (0.0, "0.00")]
+    ("value", "text"),
+    [(12345.6, "12,300"), (1.2345, "1.23"), (0.0123456, "0.0123"), (99.96, "100"), (0.0, "0"), (math.nan, "-")],
 )
 def test_numbers_have_three_significant_digits(value, text):
-    assert tables.number(value) == text
+    assert digits(value) == text
 
 
 @pytest.mark.parametrize("atoms", [13, 30, 73, 200])
-def test_made_slabs_are_of_the_size_asked_for(atoms):
+def test_made_slabs_have_the_requested_size(atoms):
     systems = make_systems(atoms, 9)
     x, y, layers = slab_size(atoms)
     assert {len(system) for system in systems} == {x * y * layers + 1}
@@ -106,7 +124,7 @@ def test_systems_come_from_lmdbs_or_from_what_ase_reads(data, tmp_path):
     assert len(again) == 3 and np.allclose(again[2].positions, systems[2].positions, atol=1e-6)
 
 
-def test_a_batch_gives_each_system_its_own_pbc_tags_and_fixed_atoms(published):
+def test_a_batch_keeps_each_systems_pbc_tags_and_fixed_atoms(published):
     slab = fcc111("Cu", (2, 1, 3), vacuum=0.5)
     slab.rattle(0.1, seed=1)
     slab.set_constraint(FixAtoms([0, 3]))
@@ -146,11 +164,11 @@ def test_one_by_one_gives_the_same_kind_of_answer(published, monkeypatch):
     assert [one.shape for one in found.positions] == [(13, 3)] * 2 and found.seconds > 0
 
 
-def test_bench_of_two_checkpoints(published, tmp_path, capsys):
+def test_bench_measures_two_checkpoints(published, tmp_path, capsys):
     output = tmp_path / "new" / "bench.json"
     bench(["--checkpoint", *map(str, published), *TOY, "--output", str(output)])
     content = json.loads(output.read_text())
-    assert content["reference"] == "teacher.pt" and list(content["checkpoints"]) == ["student.pt", "teacher.pt"]
+    assert content["reference"] == "teacher" and list(content["checkpoints"]) == ["student", "teacher"]
     student, teacher = content["checkpoints"].values()
     assert (student["architecture"], teacher["architecture"]) == ("painn", "equiformer_v2")
     for one in (student, teacher):
@@ -160,7 +178,7 @@ def test_bench_of_two_checkpoints(published, tmp_path, capsys):
         assert max(one["relaxation"]["steps"]) <= 3 and min(one["relaxation"]["per_hour"]) > 0
     assert teacher["ratios"]["dynamics"] == [1.0, 1.0]
     printed = capsys.readouterr().out
-    assert all(word in printed for word in ("atoms/s", "ns/day", "per hour", "MiB", "student.pt", "at most 3 steps"))
+    assert all(word in printed for word in ("atoms/s", "ns/day", "per hour", "MiB", "student", "at most 3 steps"))
     assert printed.count("step 1000, epoch 1") == 2 and "untrained" not in printed
 
 
@@ -169,9 +187,9 @@ def test_the_reference_can_be_named_and_quantities_chosen(published, tmp_path, c
     student, teacher = map(str, published)
     bench(["--checkpoint", teacher, "--reference", student, *TOY, "--only", "latency", "--output", str(output)])
     content = json.loads(output.read_text())
-    assert content["reference"] == "student.pt" and set(content["checkpoints"]) == {"teacher.pt", "student.pt"}
+    assert content["reference"] == "student" and set(content["checkpoints"]) == {"teacher", "student"}
     facts = {"path", "architecture", "parameters", "step", "epoch"}
-    assert set(content["checkpoints"]["teacher.pt"]) == {*facts, "latency", "ratios"}
+    assert set(content["checkpoints"]["teacher"]) == {*facts, "latency", "ratios"}
     assert "ns/day" not in capsys.readouterr().out
 
 

@@ -280,7 +280,7 @@ def test_a_cache_that_lies_elsewhere_is_read(cache, tmp_path, place):
     assert content(cache) == expected
 
 
-def test_a_cache_that_is_moved_while_it_is_open_is_read_to_its_end(cache, tmp_path):
+def test_a_cache_that_is_moved_while_open_is_read_to_its_end(cache, tmp_path):
     opened = TeacherCache(cache)
     cache.rename(tmp_path / "gone")
     assert len(list(opened.records())) == 10
@@ -461,7 +461,7 @@ def test_a_newer_format(cache, name):
     refused(cache, f"has format {FORMAT + 1}; this fairchem-crack knows {FORMAT}. Update")
 
 
-def test_a_cache_of_the_earlier_format_is_refused_with_the_command_that_writes_it_anew(tmp_path):
+def test_a_cache_of_the_earlier_format_is_refused(tmp_path):
     """Written by 7cca9bc: three systems, as LMDB."""
     directory = shutil.copytree(SAMPLES / "cache_format_2", tmp_path / "old")
     message = r"has format 2, of an earlier fairchem-crack, .* `fairchem-crack cache-teacher --config-yml .* --output AN"

@@ -26,6 +26,7 @@ def test_documented_block_is_accepted():
             "local_cache": "pretrained_models",
             "use_ema": True,
             "precision": "auto",
+            "trust": False,
         },
         "relations": {**relations, "false_negative_threshold": None},
         "projection": {"kind": "linear"},

@@ -155,7 +155,7 @@ def checkpoint_of(config: dict, entry: dict | None = None) -> dict:
     return {"config": stock, **({keys.CHECKPOINT_KEY: entry} if entry else {})}
 
 
-def test_an_option_that_is_younger_than_a_checkpoint_has_its_default(config):
+def test_an_option_newer_than_a_checkpoint_has_its_default(config):
     stored = identity_of(config)
     del stored["task"]["distill"]["projection"], stored["loss_functions"]["relations"]["lmax"]
     checkpoint = checkpoint_of(config, {keys.PROJECTION: {}, keys.DISTILL_CONFIG: stored})
@@ -218,7 +218,7 @@ def test_options_of_the_checkpoints_state_are_said_apart(config, caplog):
     assert [one.levelno for one in caplog.records] == [logging.WARNING] * 2
 
 
-def test_an_average_that_ends_has_an_effect_and_a_new_one_has_none(config, caplog):
+def test_an_ended_average_has_an_effect_and_a_new_one_none(config, caplog):
     without = identity_of(change(config, "optim.ema_decay", None))
     resumed_by(identity_of(config), without)
     assert "neither's: optim.ema_decay: 0.9 -> not given" in caplog.text

@@ -1,11 +1,12 @@
-"""The demo's data and the numbers of its summary."""
+"""The demo's data, and its end."""
 
 from __future__ import annotations
 
 import gc
-import io
-import json
 import pickle
+import re
+import shlex
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,9 +17,11 @@ from ase import Atoms
 from ase.calculators.emt import EMT
 from ase.data import chemical_symbols
 
-from fairchem_crack.demo import prepare, summary, systems
+from fairchem_crack.demo import prepare, systems
 from fairchem_crack.demo.prepare import SPLITS, prepare_demo
+from fairchem_crack.evaluation.s2ef import command as evaluate
 
+ROOT = Path(__file__).parents[1]
 SEED = 7
 EMT_ROUNDING = 1e-9  # eV or eV/A: the same potential evaluated twice
 RECORD_ROUNDING = 1e-4  # of the float32 records, from totals of some 10 eV
@@ -100,7 +103,7 @@ def test_forces_are_the_negative_gradient_of_the_energy(drawn):
         assert forces[atom, axis] == pytest.approx((energies[1] - energies[0]) / (2 * step), abs=1e-3)
 
 
-def test_held_out_adsorbates_and_catalysts_are_unseen_and_their_elements_seen():
+def test_what_is_held_out_is_unseen_and_its_elements_are_seen():
     def elements(formulas) -> set[str]:
         return {symbol for formula in formulas for symbol in Atoms(formula).get_chemical_symbols()}
 
@@ -171,7 +174,7 @@ def test_a_records_forces_and_energy_are_emts(data):
     assert record.y == pytest.approx(again.get_potential_energy(), abs=RECORD_ROUNDING)
 
 
-def test_fairchem_reads_it(data):
+def test_fairchem_reads_a_split(data):
     from fairchem.core.datasets import LmdbDataset
 
     content = records(data / "val_ood_both")
@@ -192,7 +195,7 @@ def test_the_seed_fixes_every_bit(tmp_path, in_process):
     assert not same(*first)
 
 
-def test_systems_do_not_depend_on_processes_or_on_the_number_asked_for(data, tmp_path, in_process):
+def test_systems_do_not_depend_on_their_number_or_the_processes(data, tmp_path, in_process):
     prepare_demo(tmp_path, sizes={"val_ood_ads": 3}, seed=5, workers=1)  # 5 is the fixture's seed
     few, many = records(tmp_path / "val_ood_ads"), records(data / "val_ood_ads")
     assert few.pop("length") == 3 and same(few, {index: many[index] for index in few})
@@ -204,7 +207,7 @@ def test_a_complete_split_is_left_alone_and_another_refused(tmp_path, in_process
     assert len(before) == 3
     prepare_demo(tmp_path, sizes={"train": 2}, seed=SEED, workers=1)
     for wrong in ({"seed": SEED + 1}, {"sizes": {"train": 3}}):
-        with pytest.raises(ValueError, match=r"train was made with .*'seed': 7.*wanted is .*remove"):
+        with pytest.raises(ValueError, match=r"train was made with .*'seed': 7.*not with .*remove"):
             prepare_demo(tmp_path, **{"sizes": {"train": 2}, "seed": SEED, "workers": 1, **wrong})
     assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in (tmp_path / "train").iterdir()} == before
 
@@ -232,7 +235,7 @@ def interrupt(directory: Path, monkeypatch, *, at: int, seed: int) -> None:
             raise AssertionError("not interrupted")
 
 
-def test_an_interrupted_split_goes_on_where_it_stopped(tmp_path, in_process, monkeypatch):
+def test_an_interrupted_split_resumes_where_it_stopped(tmp_path, in_process, monkeypatch):
     prepare_demo(tmp_path / "whole", sizes={"train": 5}, seed=SEED, workers=1)
     interrupt(tmp_path / "cut", monkeypatch, at=3, seed=SEED)
     assert not (tmp_path / "cut/train").exists()
@@ -245,7 +248,7 @@ def test_an_interrupted_split_goes_on_where_it_stopped(tmp_path, in_process, mon
     assert [path.name for path in (tmp_path / "cut").iterdir()] == ["train"]
 
 
-def test_the_rest_of_an_interrupted_split_of_another_seed_is_not_used(tmp_path, in_process, monkeypatch):
+def test_an_interrupted_split_of_another_seed_is_not_used(tmp_path, in_process, monkeypatch):
     prepare_demo(tmp_path / "whole", sizes={"train": 5}, seed=SEED, workers=1)
     interrupt(tmp_path / "cut", monkeypatch, at=3, seed=SEED + 1)
     gc.collect()
@@ -253,7 +256,7 @@ def test_the_rest_of_an_interrupted_split_of_another_seed_is_not_used(tmp_path, 
     assert same(records(tmp_path / "cut/train"), records(tmp_path / "whole/train"))
 
 
-def test_an_interruption_between_the_last_record_and_the_rename_loses_nothing(tmp_path, in_process):
+def test_an_interruption_before_the_rename_loses_nothing(tmp_path, in_process):
     prepare_demo(tmp_path, sizes={"train": 3}, seed=SEED, workers=1)
     before = records(tmp_path / "train")
     (tmp_path / "train").rename(tmp_path / ".train.partial")
@@ -263,118 +266,12 @@ def test_an_interruption_between_the_last_record_and_the_rename_loses_nothing(tm
     assert len(np.load(tmp_path / "train/metadata.npz")["natoms"]) == 3
 
 
-def rows() -> list[dict]:
-    """Two seeds of each student, one teacher; on every split the energy errors average to 1.0, 0.4 and 0.2 eV."""
-    energies = {"undistilled": (1.1, 0.9), "crack": (0.3, 0.5), "teacher": (0.2,)}
-    return [
-        {
-            "model": model,
-            "architecture": "painn",
-            "seed": seed,
-            "split": split,
-            "energy_mae": energy,
-            "forces_mae": energy / 10 + 0.01 * seed,
-            "forces_cosine_similarity": 0.5,
-            "energy_forces_within_threshold": 0.0125,
-            "atoms_per_second": {"undistilled": 900.0, "crack": 1000.0, "teacher": 250.0}[model],
-        }
-        for split in summary.VALIDATION_SPLITS
-        for model, found in energies.items()
-        for seed, energy in enumerate(found)
-    ]
-
-
-def test_gap_closed_compares_the_means_over_the_seeds():
-    for split in summary.VALIDATION_SPLITS:
-        assert summary.gap_closed(rows(), split, "energy_mae") == pytest.approx((1.0 - 0.4) / (1.0 - 0.2))
-        # forces: undistilled (0.11 + 0.10) / 2, crack (0.03 + 0.06) / 2, teacher 0.02
-        assert summary.gap_closed(rows(), split, "forces_mae") == pytest.approx((0.105 - 0.045) / (0.105 - 0.02))
-
-
-def test_the_table_has_every_model_on_every_split():
-    lines = summary.table(rows()).splitlines()
-    assert lines[0] == "Mean over 2 seeds."
-    for split in ("val_id", "val_ood_ads", "val_ood_cat", "val_ood_both"):
-        start = next(index for index, line in enumerate(lines) if line.startswith(split))
-        cells = {line.split("  ")[1].strip(): line.split() for line in lines[start + 1 : start + 5]}
-        assert cells["undistilled"][1:] == ["1.000", "0.1050", "0.500", "1.2%"]
-        assert cells["crack"][1:] == ["0.400", "0.0450", "0.500", "1.2%"]
-        assert cells["teacher"][1:] == ["0.200", "0.0200", "0.500", "1.2%"]
-        assert cells["gap closed"][2:] == ["75%", "71%"]
-    assert "undistilled 900 atoms/s, crack 1,000 atoms/s, teacher 250 atoms/s" in lines[-2]
-    assert lines[-1].endswith("4.0 times as fast as the teacher.")
-
-
-def test_draw_writes_a_picture_and_nothing_else(tmp_path):
-    from matplotlib import pyplot
-
-    summary.draw(rows(), tmp_path / "summary.png")
-    image = pyplot.imread(io.BytesIO((tmp_path / "summary.png").read_bytes()), format="png")
-    assert image.shape[0] > 300 and image[..., :3].std() > 0.05
-    assert [path.name for path in tmp_path.iterdir()] == ["summary.png"]
-
-
-def test_missing_checkpoints_are_all_named(tmp_path):
-    found = tmp_path / "checkpoints/crack-0/best_checkpoint.pt"
-    found.parent.mkdir(parents=True)
-    found.touch()
-    with pytest.raises(FileNotFoundError) as error:
-        summary.summarize_demo(tmp_path, data=tmp_path, teacher=tmp_path / "teacher.pt", seeds=[0, 1])
-    for name in ("undistilled-0", "undistilled-1", "crack-1"):
-        assert str(tmp_path / f"checkpoints/{name}/best_checkpoint.pt") in str(error.value)
-    assert str(tmp_path / "teacher.pt") in str(error.value) and str(found) not in str(error.value)
-
-
-@pytest.fixture
-def trained(run, stock):
-    """A stock training with normalised targets, validated twice."""
-    normalizer = {"energy": {"mean": -1.0, "stdev": 2.0}, "forces": {"mean": 0.0, "stdev": 0.5}}
-    stock["dataset"]["train"]["transforms"] = {"normalizer": normalizer}
-    stock["optim"].update(max_epochs=2, lr_initial=1e-2)
-    stock["evaluation_metrics"]["metrics"] = {
-        "energy": ["mae"],
-        "forces": ["mae", "cosine_similarity"],
-        "misc": ["energy_forces_within_threshold"],
-    }
-    done = run(stock)
-    gc.collect()
-    return done
-
-
-@pytest.mark.slow
-def test_evaluation_gives_what_stock_fairchem_logged(trained, data):
-    from fairchem_crack.evaluation.s2ef.evaluator import CheckpointEvaluator
-
-    best = min(trained.validations, key=lambda record: record["forces_mae"])
-    assert len(trained.validations) == 2
-    evaluator = CheckpointEvaluator(trained.checkpoints / "best_checkpoint.pt", summary.DATASET, batch_size=2)
-    found = evaluator.metrics(data / "val_id")
-    for name in summary.COLUMNS:
-        assert found[name] == pytest.approx(best[name], rel=1e-6, abs=1e-6)
-    assert evaluator.metrics(data / "val_ood_cat")["energy_mae"] != pytest.approx(found["energy_mae"])
-    assert evaluator.metrics(data / "val_id") == pytest.approx(found)
-    assert evaluator.atoms_per_second(data / "val_id", repeats=1) > 0
-
-
-@pytest.mark.slow
-def test_the_summary_reports_each_checkpoints_metrics(trained, data, tmp_path, capsys):
-    from fairchem_crack.evaluation.s2ef.evaluator import CheckpointEvaluator
-
-    best, last = (trained.checkpoints / name for name in ("best_checkpoint.pt", "checkpoint.pt"))
-    for name in ("undistilled-3", "crack-3"):
-        (tmp_path / "checkpoints" / name).mkdir()
-        source = best if name == "crack-3" else last
-        (tmp_path / "checkpoints" / name / "best_checkpoint.pt").write_bytes(source.read_bytes())
-    summary.summarize_demo(tmp_path, data=data, teacher=best, seeds=[3])
-    written = json.loads((tmp_path / "summary.json").read_text())
-    assert {(row["model"], row["seed"], row["split"]) for row in written} == {
-        (model, seed, split)
-        for model, seed in (("undistilled", 3), ("crack", 3), ("teacher", 0))
-        for split in summary.VALIDATION_SPLITS
-    }
-    expected = CheckpointEvaluator(best, summary.DATASET).metrics(data / "val_ood_both")
-    row = next(row for row in written if row["model"] == "crack" and row["split"] == "val_ood_both")
-    assert {name: row[name] for name in summary.COLUMNS} == pytest.approx({name: expected[name] for name in summary.COLUMNS})
-    printed = capsys.readouterr().out
-    assert "gap closed" in printed and str(tmp_path / "summary.json") in printed and str(best) in printed
-    assert (tmp_path / "summary.png").stat().st_size > 1000
+def test_the_demo_ends_with_an_evaluation_of_every_seed():
+    made = subprocess.run(["make", "-n", "demo", "SEEDS=0 1"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    (command,) = re.findall(r"fairchem-crack evaluate (.*?[^\\])\n", made, re.DOTALL)
+    options = evaluate.parser().parse_args(shlex.split(command.replace("\\\n", " ")))
+    undistilled, distilled, teacher = evaluate.groups_of(options)
+    for group, name in ((undistilled, "undistilled"), (distilled, "crack")):
+        assert [path.parts[-2:] for path in group.checkpoints] == [(f"{name}-{n}", "best_checkpoint.pt") for n in (0, 1)]
+    assert (ROOT / teacher.checkpoints[0]).is_file()
+    assert set(evaluate.splits_of(options.data, "--data")) == SPLITS.keys() - {"train"}

@@ -125,11 +125,11 @@ def projection() -> torch.nn.Linear:
 
 
 def loss_of(options: dict, projected: torch.Tensor, teacher: torch.Tensor, pairs: torch.Tensor, natoms: torch.Tensor):
-    from fairchem_crack.training.losses import DistillationLoss
+    from fairchem_crack.config import RelationsConfig
+    from fairchem_crack.training.losses import CrackLoss, LossContext, TermLoss
 
-    loss = DistillationLoss("crack", reduction="mean")
-    loss.loss_fn.options, loss.loss_fn.pairs = options, pairs
-    return loss(projected, teacher, natoms=natoms)
+    loss = CrackLoss(options["temperature"], RelationsConfig(anchor=options["anchor"], negatives=options["negatives"]))
+    return TermLoss(loss)(projected, teacher, LossContext(natoms, pairs))
 
 
 def rank_main(rank: int, world: str, directory: str) -> None:
@@ -232,7 +232,7 @@ def test_ranks_give_the_loss_and_gradients_of_their_union(ranks, case):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", range(len(CASES)), ids=map(str, CASES))
-def test_with_the_student_as_anchor_the_teachers_embedding_is_all_that_travels(ranks, case):
+def test_a_student_as_anchor_sends_only_the_teachers_embedding(ranks, case):
     """Else the students' and the gradient of all of them do too; without `world`, nothing."""
     world, found = ranks
     for rank, of_cases in enumerate(found):

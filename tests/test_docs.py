@@ -57,7 +57,7 @@ STUDENT = "runs/demo/checkpoints/crack-0/best_checkpoint.pt"
 TEACHER = "configs/oc20/demo/teacher_equiformer_v2.pt"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^(?: {4}|\$ )?((?:fairchem|fairchem-crack|python -m fairchem\S*) (?:.*\\\n)*.*)$", re.MULTILINE)
-NO_MODEL = ("evaluate-relaxations",)  # commands that run none, and so take no --cpu
+NO_MODEL = ("configs", "evaluate-relaxations")  # commands that run none, and so take no --cpu
 NEEDS_OC20 = "configs/oc20/s2ef/"
 TOY = {  # what makes a command a matter of seconds, and what a page has the reader write into the YAML in a sentence
     "cache-teacher": ["--task.distill.teacher.cache=caches/eqV2-31M"],
@@ -268,7 +268,7 @@ def check_use(namespace: dict, log: str) -> None:
     assert [row["model"] for row in measured["rows"]] == ["student", "teacher"] and measured["notes"] == []
     assert all(len(row["metrics"]) == 5 and set(row["counted"].values()) == {6} for row in measured["rows"])
     assert len(read("dft.extxyz", ":")) == 6
-    assert len(namespace["found"]["ids"]) == 6 and namespace["last"].get_potential_energy() < 100
+    assert len(namespace["arrays"]["ids"]) == 6 and namespace["last"].get_potential_energy() < 100
 
 
 def check_cache(namespace: dict, log: str) -> None:

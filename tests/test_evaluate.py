@@ -15,12 +15,16 @@ import torch
 from ase import Atoms
 from ase.db import connect
 from conftest import run_fairchem, stock_config
-from matplotlib.text import Text
 from tools.make_published_checkpoint import write_published_checkpoint
 
+from fairchem_crack.commands.cli import main
 from fairchem_crack.evaluation.intervals import MOST_UNITS, Errors, Interval, error_interval, gap_closed, gap_closed_interval
-from fairchem_crack.evaluation.s2ef.command import evaluate, names
-from fairchem_crack.evaluation.s2ef.leaderboard import COLUMNS, Row, draw, literal
+from fairchem_crack.evaluation.names import short_names
+from fairchem_crack.evaluation.s2ef.command import evaluate
+from fairchem_crack.evaluation.s2ef.leaderboard import Group, Row, leaderboard, table
+from fairchem_crack.evaluation.s2ef.picture import draw
+from fairchem_crack.evaluation.s2ef.runs import Evaluation
+from fairchem_crack.evaluation.tables import ERRORS, METRICS
 
 PUBLISHED = {"num_layers": 1, "sphere_channels": 8, "attn_hidden_channels": 8, "num_heads": 2, "attn_alpha_channels": 8}
 PUBLISHED |= {"attn_value_channels": 4, "ffn_hidden_channels": 8, "lmax_list": [2], "mmax_list": [1], "edge_channels": 8}
@@ -90,12 +94,12 @@ def rows_of(written: Path, models: dict[str, Path]) -> dict[tuple[str, str], dic
 def test_the_figures_are_those_of_stock_validate(written, models, data, tmp_path, model, split, folder):
     row = rows_of(written, models)[model, split]
     stock = validated(models[model], data, folder, tmp_path)
-    for name in COLUMNS:
+    for name in METRICS:
         assert row["metrics"][name] == pytest.approx(stock[name], abs=1e-6), name
 
 
 @pytest.mark.slow
-def test_several_processes_say_the_same(written, models, data, tmp_path, capfd):
+def test_several_processes_give_the_same_metrics(written, models, data, tmp_path, capfd):
     flags = ["--checkpoint", str(models["student"]), str(models["published"]), "--undistilled", str(models["undistilled"])]
     flags += ["--teacher", str(models["teacher"]), "--cpu", "--num-gpus", "2", "--batch-sizes", "--output"]
     flags += [str(tmp_path / "two"), "--data", *(f"{split}={data / folder}" for split, folder in SPLITS.items())]
@@ -116,7 +120,7 @@ class Killer:
 
 
 @pytest.mark.slow
-def test_a_killed_process_is_said(models, data, tmp_path):
+def test_a_killed_process_is_named(models, data, tmp_path):
     torch.save(Killer(), tmp_path / "killer.pt")
     flags = [
         "--checkpoint",
@@ -128,7 +132,7 @@ def test_a_killed_process_is_said(models, data, tmp_path):
         "--batch-sizes",
     ]
     with pytest.raises(SystemExit, match="a process was killed"):
-        evaluate([*flags, "--data", f"val_id={data / SPLITS['val_id']}"])
+        main(["evaluate", "--trust", *flags, "--data", f"val_id={data / SPLITS['val_id']}"])
 
 
 def test_gap_closed_and_average_follow_from_the_errors(written, models):
@@ -160,20 +164,21 @@ def test_table_csv_and_json_agree(written, capsys):
         lines = list(csv.DictReader(file))
     assert [(line["model"], line["split"]) for line in lines] == [(row["model"], row["split"]) for row in rows]
     for line, row in zip(lines, rows):
-        assert all(float(line[name]) == pytest.approx(row["metrics"][name]) for name in COLUMNS)
+        assert all(float(line[name]) == pytest.approx(row["metrics"][name]) for name in METRICS)
     student = next(line for line in lines if line["role"] == "student" and line["split"] == "ood")
     row = next(row for row in rows if row["role"] == "student" and row["split"] == "ood")
     assert float(student["atoms_per_second_2"]) > 0
     assert float(student["energy_mae_gap_closed_low"]) == pytest.approx(row["gaps"]["energy_mae"]["low"])
     assert Path(f"{written}.png").stat().st_size > 10_000
     models = json.loads(Path(f"{written}.json").read_text())["models"].values()
-    steps = {model["name"].split("/")[-1]: (model["step"], model["epoch"]) for model in models}
-    assert steps == {"best_checkpoint": (None, None), "eqV2_31M": (1000, 1.0)}  # fairchem's own best_checkpoint.pt has none
+    steps = {model["name"]: (model["step"], model["epoch"]) for model in models}
+    trained = dict.fromkeys(("undistilled", "student", "teacher"), (None, None))
+    assert steps == {**trained, "eqV2_31M": (1000, 1.0)}  # fairchem's own best_checkpoint.pt has none
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["student", "published"])
-def test_a_submission_holds_fairchems_predictions_of_the_four_splits(models, data, tmp_path, model):
+def test_a_submission_holds_fairchems_own_predictions(models, data, tmp_path, model):
     splits = {"id": "val_id", "ood_ads": "val_ood_ads", "ood_cat": "val_ood_cat", "ood_both": "val_ood_both"}
     file = tmp_path / "made/submission.npz"
     flags = ["--checkpoint", str(models[model]), "--cpu", "--batch-sizes", "--data", f"val_id={data / 'val_id'}"]
@@ -202,6 +207,8 @@ def test_a_submission_holds_fairchems_predictions_of_the_four_splits(models, dat
         ({"--batch-sizes": ["0"]}, "--batch-sizes 0: expected at least 1"),
         ({"--num-gpus": ["0"]}, "--num-gpus 0: expected at least 1"),
         ({"--data": ["a=."]}, "no *.lmdb file in the directory"),
+        ({"--undistilled": ["a.pt", "b.pt"]}, "--undistilled: expected one, got 2"),
+        ({"--undistilled": ["a.pt", "b.pt"], "--seeds": []}, "--seeds: got 1 --checkpoint and 2 --undistilled"),
     ],
 )
 def test_bad_input_is_named(models, data, change, part):
@@ -242,13 +249,23 @@ def test_a_checkpoint_given_twice_is_refused(models, data):
         evaluate([*flags, "--data", f"val_id={data / 'val_id'}"])
 
 
-def test_files_are_told_apart_by_as_little_as_is_needed():
-    paths = [Path("runs/a-0/best.pt"), Path("runs/b-0/best.pt"), Path("teacher.pt")]
-    assert list(names(paths).values()) == ["a-0/best", "b-0/best", "teacher"]
-    assert list(names([Path("x/one.pt"), Path("x/two.pt")]).values()) == ["one", "two"]
+@pytest.mark.parametrize(
+    "paths, names",
+    [
+        (["runs/a-0/best_checkpoint.pt", "runs/b-0/checkpoint.pt", "teacher.pt"], ["a-0", "b-0", "teacher"]),
+        (["one/a-0/checkpoint.pt", "two/a-0/checkpoint.pt"], ["one/a-0", "two/a-0"]),
+        (["a/eqv2.pt", "b/eqv2.pt", "b/escn.pt"], ["a/eqv2", "b/eqv2", "b/escn"]),
+        (["a-0/best_checkpoint.pt", "a-0/checkpoint.pt"], ["best_checkpoint.pt", "checkpoint.pt"]),
+        (["x/student.pt"], ["x/student"]),
+        ([], []),
+    ],
+)
+def test_a_name_is_the_shortest_that_is_unique(paths, names):
+    paths = [Path(path) for path in paths]
+    assert short_names(paths, taken=("student",)) == dict(zip(paths, names))
 
 
-def test_the_interval_of_an_error_is_that_of_the_normal_distribution():
+def test_the_interval_of_an_error_is_that_of_a_normal_one():
     random = np.random.default_rng(0)
     values = random.normal(3.0, 1.0, size=MOST_UNITS * 3 + 7)  # in groups
     found = error_interval(values, np.ones(len(values)))
@@ -271,12 +288,48 @@ def test_groups_change_the_interval_of_a_gap_little():
     assert one.low < one.estimate < one.high
 
 
-@pytest.mark.parametrize("name", ["$x^$y", "_best", "$a$", "100 $"])
-def test_names_are_drawn_letter_by_letter(name, tmp_path):
-    one = Interval(1.0, 0.5, 1.5)
-    row = Row(name, "student", name, {"energy_mae": 1.0, "forces_mae": 1.0}, {"energy_mae": one, "forces_mae": one}, {})
+def evaluations() -> dict[Path, Evaluation]:
+    """Two seeds of each student, one teacher, two systems; energy errors average to 1.0, 0.4 and 0.2 eV."""
+    energies = {"undistilled-0": 1.1, "undistilled-1": 0.9, "crack-0": 0.3, "crack-1": 0.5, "teacher": 0.2}
+    made = {}
+    for name, energy in energies.items():
+        forces = energy / 10 + 0.01 * name.endswith("1")  # eV/A
+        errors = {"energy": np.array([energy, energy]), "forces": np.array([3, 6]) * forces, "components": np.array([3, 6])}
+        metrics = dict(zip(METRICS, (energy, forces, 0.5, 0.0125)))
+        made[Path(name)] = Evaluation("painn", 10, "free", {"val_id": metrics}, {"val_id": errors})
+    return made
+
+
+SEEDS = [
+    Group("undistilled", "undistilled", (Path("undistilled-0"), Path("undistilled-1"))),
+    Group("crack", "student", (Path("crack-0"), Path("crack-1"))),
+    Group("teacher", "teacher", (Path("teacher"),)),
+]
+
+
+def test_seeds_are_averaged_before_the_gap_is_taken(tmp_path):
+    rows = leaderboard(evaluations(), SEEDS)
+    undistilled, student, _ = rows
+    assert student.gaps["energy_mae"].estimate == pytest.approx((1.0 - 0.4) / (1.0 - 0.2))
+    assert student.gaps["forces_mae"].estimate == pytest.approx((0.105 - 0.045) / (0.105 - 0.02))
+    assert student.intervals["energy_mae"].estimate == pytest.approx(0.4)
+    assert [seed["forces_mae"] for seed in undistilled.seeds] == pytest.approx([0.11, 0.1])
+    cells = [re.split(r"  +", line) for line in table(rows).splitlines()[2:]]
+    assert cells[0] == ["val_id", "undistilled", "1.00 [1.00, 1.00]", "0.105 [0.105, 0.105]", "0.500", "1.25%"]
+    assert cells[1][1:4] == ["crack", "0.400 [0.400, 0.400]", "0.0450 [0.0450, 0.0450]"]
+    assert cells[2][1] == "gap closed" and [cell.split()[0] for cell in cells[2][2:4]] == ["75%", "71%"]
+    assert cells[3][1:4] == ["teacher", "0.200 [0.200, 0.200]", "0.0200 [0.0200, 0.0200]"]
+    draw(rows, {}, tmp_path / "picture.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["picture.png"]
+    assert (tmp_path / "picture.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("name", ["$x^$y", "_best"])
+def test_names_are_drawn_letter_by_letter(name, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("fairchem_crack.evaluation.drawing.Canvas.png", lambda canvas: drawn.append(canvas) or b"png")
+    interval = Interval(1.0, 0.5, 1.5)
+    row = Row(name, "student", name, dict.fromkeys(METRICS, 1.0), dict.fromkeys(ERRORS, interval), {})
     draw([row], {}, tmp_path / "picture.png")
-    assert (tmp_path / "picture.png").stat().st_size > 1000
-    drawn = Text(text=literal(name))
-    assert drawn._preprocess_math(drawn.get_text()) == (literal(name).replace("\\$", "$"), False)  # no formula
-    assert not literal(name).startswith("_") and literal(name).replace("\\$", "$").strip() == name
+    (text,) = drawn[0].figure.legends[0].get_texts()
+    assert text.get_text().strip() == name and not text.get_parse_math()

@@ -20,7 +20,7 @@ from fairchem.core.datasets import LmdbDataset, data_list_collater
 from fairchem_crack.evaluation.report.predict import AsFairchem
 from fairchem_crack.evaluation.s2ef.command import evaluate
 from fairchem_crack.evaluation.s2ef.data import as_labelled, format_of, given_options, options_for, validation_options
-from fairchem_crack.evaluation.s2ef.evaluator import CheckpointEvaluator, first_records, judged_outputs
+from fairchem_crack.evaluation.s2ef.evaluator import CheckpointEvaluator, evaluated_outputs, first_records
 from fairchem_crack.evaluation.speed.runs import Model
 
 NAMES = {"energy": "energy", "forces": "forces"}
@@ -91,7 +91,9 @@ def test_outputs_of_another_name_are_found_by_their_property(data, tmp_path, pas
     for names in (("energy", "forces"), ("oc20_energy", "oc20_forces")):
         model = MODELS["painn hydra"]
         heads = dict(zip(names, model["heads"].values()))
-        outputs = {name: {"property": judged, **options} for name, (judged, options) in zip(names, outputs_of().items())}
+        outputs = {
+            name: {"property": evaluated, **options} for name, (evaluated, options) in zip(names, outputs_of().items())
+        }
         with pytest.MonkeyPatch.context() as patch:
             patch.setitem(MODELS, "painn hydra", {**model, "pass_through_head_outputs": passes_through})
             state = write(tmp_path / "a.pt", "painn hydra", heads=heads, outputs=outputs)
@@ -107,12 +109,12 @@ def test_a_property_of_two_outputs_is_refused(tmp_path):
     outputs = {"a": {"property": "energy"}, "b": {"property": "energy"}, "forces": {}}
     config = {"outputs": outputs, "loss_functions": [{"a": {}}]}
     with pytest.raises(ValueError, match="energy and forces; a, b have the property `energy`"):
-        judged_outputs(config, tmp_path)
-    assert judged_outputs({**config, "outputs": {**outputs, "energy": {}}}, tmp_path)[0]["energy"] == "energy"
+        evaluated_outputs(config, tmp_path)
+    assert evaluated_outputs({**config, "outputs": {**outputs, "energy": {}}}, tmp_path)[0]["energy"] == "energy"
 
 
 @pytest.mark.parametrize("free_only", [True, False])
-def test_atoms_are_counted_as_the_checkpoint_says(plain, data, tmp_path, free_only):
+def test_forces_are_of_the_atoms_that_the_checkpoint_names(plain, data, tmp_path, free_only):
     path = tmp_path / "a.pt"
     write(path, EQUIFORMER, heads=HEADS, outputs=outputs_of(eval_on_free_atoms=free_only), weights=plain[1])
     gc.collect()
@@ -132,7 +134,7 @@ def test_atoms_are_counted_as_the_checkpoint_says(plain, data, tmp_path, free_on
     assert other.metrics(data / "val_id")["forces_mae"] != pytest.approx(metrics["forces_mae"], rel=1e-4)
 
 
-def test_evaluate_says_when_models_count_other_atoms(plain, data, tmp_path, capsys):
+def test_evaluate_says_whose_forces_each_model_has(plain, data, tmp_path, capsys):
     path = tmp_path / "all.pt"
     write(path, EQUIFORMER, heads=HEADS, outputs=outputs_of(eval_on_free_atoms=False), weights=plain[1])
     third = tmp_path / "third.pt"
@@ -142,7 +144,7 @@ def test_evaluate_says_when_models_count_other_atoms(plain, data, tmp_path, caps
     gc.collect()
     evaluate(flags)
     said = capsys.readouterr().out
-    assert "Forces of free atoms: plain, third; of all atoms: all." in said
+    assert "Forces of free atoms: plain, third; of all atoms: all, as their checkpoints have it" in said
     assert "Data read as format: lmdb, key_mapping: {'y': 'energy', 'force': 'forces'}" in said
     content = json.loads((tmp_path / "out.json").read_text())
     assert {model["name"]: model["atoms"] for model in content["models"].values()} == {
@@ -152,7 +154,7 @@ def test_evaluate_says_when_models_count_other_atoms(plain, data, tmp_path, caps
     assert set(gaps) == {"energy_mae"}
     gc.collect()
     evaluate([*flags, "--atoms", "free"])
-    assert "\nForces of free atoms.\n" in capsys.readouterr().out
+    assert "Forces of free atoms.\n" in capsys.readouterr().out
     gaps = next(row["gaps"] for row in json.loads((tmp_path / "out.json").read_text())["rows"] if row["role"] == "student")
     assert set(gaps) == {"energy_mae", "forces_mae"}
 

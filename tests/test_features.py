@@ -6,6 +6,7 @@ import pytest
 import torch
 from architectures import MODELS, build
 from fairchem.core.common.registry import registry
+from tolerances import FLOAT32_SMALL, FLOAT32_TINY, SPHERE
 from torch import nn
 
 from fairchem_crack.adapters import Features, architecture, attach_features, base, register_features
@@ -17,7 +18,7 @@ TOLERANCES = {name: 5e-3 if "gemnet_oc" in name else 1e-4 for name in MODELS}
 # What is tried on a GPU too: together they read all that adapter and teacher have of a model.
 ON_A_GPU = [
     "test_atom_energies_add_up_to_the_energy_of_each_system",
-    "test_a_teacher_builds_no_graph_and_leaves_the_batch_alone",
+    "test_a_teacher_builds_no_graph_and_keeps_the_batch",
 ]
 # The option that limits the elements, where there is one.
 ELEMENTS = {
@@ -39,7 +40,7 @@ class TestEveryAdapter(FeaturesConformance):
 
 @pytest.mark.parametrize("holds", ON_A_GPU)
 @pytest.mark.parametrize("name", MODELS)
-def test_every_adapter_on_a_gpu(name, holds, gpu):
+def test_every_adapter_works_on_a_gpu(name, holds, gpu):
     conformance = TestEveryAdapter()
     conformance.name, conformance.tolerance, conformance.device = name, TOLERANCES[name], gpu
     getattr(conformance, holds)()
@@ -67,7 +68,7 @@ def test_max_atomic_number_is_the_last_one_that_runs(name):
         model(collate([system]))
 
 
-def test_equiformer_and_escn_atom_energies_come_from_the_node_embedding():
+def test_spherical_atom_energies_come_from_the_node_embedding():
     """The heads, applied by hand to the coefficients that the adapter split, give the atom energies."""
     model = build("escn").eval()
     adapter = attach_features(model, "teacher")
@@ -81,11 +82,11 @@ def test_equiformer_and_escn_atom_energies_come_from_the_node_embedding():
     coefficients = torch.linalg.lstsq(  # of what enters the head, back from the values on the sphere
         model.sphharm_weights[0].expand(len(low), -1, -1), seen[0].view(len(low), -1, low.shape[2])
     ).solution
-    torch.testing.assert_close(coefficients[:, :4], torch.cat((low, rest), dim=1)[:, :4], rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(coefficients[:, :4], torch.cat((low, rest), dim=1)[:, :4], **SPHERE)
 
 
 @pytest.mark.parametrize("name", ["equiformer_v2 hydra", "escn hydra", "esen hydra"])
-def test_atom_energies_of_a_head_that_averages(name, monkeypatch):
+def test_a_head_that_averages_divides_its_atom_energies(name, monkeypatch):
     attributes = {**MODELS[name], "heads": {**MODELS[name]["heads"]}}
     attributes["heads"]["energy"] = {**attributes["heads"]["energy"], "reduce": "mean"}
     monkeypatch.setitem(MODELS, name, attributes)
@@ -94,7 +95,7 @@ def test_atom_energies_of_a_head_that_averages(name, monkeypatch):
     batch = collate(slabs())
     energy = model(batch)["energy"]
     sums = torch.zeros(2).index_add(0, batch.batch, adapter.atom_energies[:, 0])
-    torch.testing.assert_close(sums, energy, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(sums, energy, **FLOAT32_TINY)
 
 
 def test_atom_energies_hold_the_linear_references():
@@ -105,10 +106,10 @@ def test_atom_energies_hold_the_linear_references():
     batch = collate(slabs())
     energy = model(batch)["energy"]
     sums = torch.zeros(2).index_add(0, batch.batch, adapter.atom_energies[:, 0])
-    torch.testing.assert_close(sums, energy, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(sums, energy, **FLOAT32_SMALL)
 
 
-def test_architecture_is_the_registered_name_of_model_and_backbone():
+def test_architecture_is_the_registered_name_of_the_backbone():
     assert architecture(build("gemnet_t")) == "gemnet_t"
     assert architecture(build("escn hydra")) == "escn_backbone"
 
@@ -122,7 +123,7 @@ def test_unknown_architecture_names_the_role_and_the_known_ones(monkeypatch):
         attach_features(PaiNM(), "student")
 
 
-def test_an_adapter_of_ones_own_needs_a_few_lines(monkeypatch):
+def test_a_users_own_adapter_needs_a_few_lines(monkeypatch):
     monkeypatch.setattr(base, "_ADAPTERS", dict(base._ADAPTERS))
 
     class Model(nn.Module):

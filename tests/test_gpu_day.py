@@ -1,4 +1,4 @@
-"""The pure parts of a GPU day: its list of parts, its rows, its page. `benchmarks/gpu.sh --device cpu` runs the rest."""
+"""The pure parts of a GPU day: its list of parts, its rows, its page. `benchmarks/gpu/run.sh --device cpu` runs the rest."""
 
 from __future__ import annotations
 
@@ -9,12 +9,9 @@ from pathlib import Path
 
 import pytest
 
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-
-import gpu
-import gpu_demo
-import gpu_report
-import gpu_rows
+from benchmarks.gpu import day, json_lines
+from benchmarks.gpu import demo as gpu_demo
+from benchmarks.gpu import report as gpu_report
 
 ROOT = Path(__file__).parents[1]
 STEP = {"undistilled": 0.2, "cached": 0.21, "online": 0.5, "teacher": 0.3}
@@ -29,39 +26,39 @@ def content(**parts: dict) -> dict:
     common = {"status": "done", "seconds": 3.0, "limit": 60, "rows": []}
     return {
         **{"device": "cuda", "card": "NVIDIA X", "gpus": 1, "cores": 16, "commit": "abc", "extensions": "carried"},
-        **{"command": "bash benchmarks/gpu.sh BUNDLE OUT", "versions": {"python": "3.12.3", "torch": "2.11.0"}},
+        **{"command": "bash benchmarks/gpu/run.sh BUNDLE OUT", "versions": {"python": "3.12.3", "torch": "2.11.0"}},
         "parts": {name: {**common, **part} for name, part in parts.items()},
     }
 
 
 def test_parts_come_in_order_of_importance_whatever_is_asked():
-    assert [part.name for part in gpu.chosen("demo,loss")] == ["loss", "demo"]
-    assert [part.name for part in gpu.chosen(None)] == list(gpu_report.HEADINGS) == list(gpu_report.PAGES)
+    assert [part.name for part in day.chosen("demo,loss")] == ["loss", "demo"]
+    assert [part.name for part in day.chosen(None)] == list(gpu_report.HEADINGS) == list(gpu_report.PAGES)
 
 
 def test_an_unknown_part_is_refused_with_those_there_are():
     with pytest.raises(ValueError, match="--only loss,lost: no part lost; there are tests, loss, steps"):
-        gpu.chosen("loss,lost")
+        day.chosen("loss,lost")
 
 
-@pytest.mark.parametrize("part", gpu.PARTS, ids=lambda part: part.name)
-def test_the_command_of_a_part_is_a_file_of_benchmarks(part):
-    assert (ROOT / part.command.split()[0]).is_file()
-    part.command.format(device="cpu", work="w", rows="r")
+@pytest.mark.parametrize("part", day.PARTS, ids=lambda part: part.name)
+def test_the_command_of_a_part_is_a_module(part):
+    flag, module, *_ = part.command.format(device="cpu", work="w", rows="r").split()
+    assert flag == "-m" and importlib.util.find_spec(module)
 
 
 def test_rows_that_are_half_written_wait_for_their_end(tmp_path):
     file = tmp_path / "rows.jsonl"
-    assert gpu_rows.read(file) == []
-    gpu_rows.append(file, number=1)
+    assert json_lines.read(file) == []
+    json_lines.append(file, number=1)
     file.write_text(file.read_text() + '{"number": 2')
-    assert gpu_rows.read(file) == [{"number": 1}]
+    assert json_lines.read(file) == [{"number": 1}]
 
 
 def test_a_loss_that_is_cut_off_keeps_what_it_printed(tmp_path):
     log = tmp_path / "loss.log"
     log.write_text("P =   8000  dense     0.012 s       300 MB\nP =   8000  ours      0.003")
-    assert gpu_rows.read_loss(tmp_path, log) == [{"pairs": 8000, "method": "dense", "median": 0.012, "peak_mb": 300.0}]
+    assert json_lines.read_loss(tmp_path, log) == [{"pairs": 8000, "method": "dense", "median": 0.012, "peak_mb": 300.0}]
 
 
 def test_the_page_has_ratios_of_each_round_and_memory():
@@ -87,7 +84,10 @@ def test_the_page_compares_each_method_with_ours():
 
 def test_the_page_has_the_scatter_of_the_last_validations():
     maes = [("fp32-0", 5, 0.9, 0.9), ("fp32-0", 10, 0.1, 0.05), ("fp32-1", 10, 0.2, 0.07), ("amp-0", 10, 0.15, 0.06)]
-    rows = [{"run": run, "seconds": 50.0, "epoch": at, "energy_mae": one, "forces_mae": two} for run, at, one, two in maes]
+    rows = [
+        {"run": run, "seconds": 50.0, "epoch": at, "energy_mae": energy, "forces_mae": forces}
+        for run, at, energy, forces in maes
+    ]
     page = gpu_report.report(content(demo={"rows": [*rows, {"run": "amp-1", "error": "Error: out of memory"}]}))
     assert "| fp32 | 2 | 10.0 [10.0, 10.0] | 0.1500 [0.1000, 0.2000] | 0.0600 [0.0500, 0.0700] | 50 [50, 50] |" in page
     assert "| amp | 1 |" in page and "amp-1 failed: `Error: out of memory`" in page
@@ -105,7 +105,7 @@ def test_the_page_says_what_does_not_work_and_why():
     assert "2 passed, 1 skipped." in page
 
 
-def test_a_part_that_was_cut_off_shows_its_rows_and_the_end_of_its_log():
+def test_a_part_that_was_cut_off_shows_rows_and_end_of_log():
     host = [{"kind": "model", "what": "painn", "works": True, "seconds": 1.0, "error": ""}]
     page = gpu_report.report(content(host={"status": "cut off", "rows": host, "error": "working\nstill working"}))
     assert "| host | cut off | 3 | 60 |" in page and "1 of 1 trials work: painn." in page
@@ -127,12 +127,6 @@ def test_only_the_figures_of_a_card_become_a_page_of_the_docs(tmp_path):
     assert (tmp_path / "gpu.md").read_text() == gpu_report.report(json.loads((tmp_path / "gpu.json").read_text()))
 
 
-@pytest.mark.skipif(not (gpu_report.DOCS / "gpu.json").exists(), reason="no figures of a GPU yet")
-def test_the_page_of_the_docs_is_made_of_its_figures():
-    figures = json.loads((gpu_report.DOCS / "gpu.json").read_text())
-    assert gpu_report.report(figures) == (gpu_report.DOCS / "gpu.md").read_text(encoding="utf-8")
-
-
 def test_the_last_validation_of_a_log_is_its_result():
     lines = ("energy_mae: 0.30, forces_mae: 0.09, epoch: 0.5", "energy_mae: 0.10, forces_mae: 0.05, epoch: 1.0")
     log = "".join(f"2026-01-01 (INFO): {line}\n" for line in lines)
@@ -145,7 +139,7 @@ def test_scipys_new_spherical_harmonics_are_the_old_ones(monkeypatch):
     angles = (0.3, 1.1)  # azimuth, polar
     old = special.sph_harm(1, 2, *angles) if hasattr(special, "sph_harm") else None
     monkeypatch.delattr(special, "sph_harm", raising=False)
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks/gpu_site"))
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks/gpu/site"))
     monkeypatch.delitem(sys.modules, "sitecustomize", raising=False)
     importlib.import_module("sitecustomize")
     new = special.sph_harm(1, 2, *angles)

@@ -12,12 +12,14 @@ from fairchem.core.modules.normalization.element_references import LinearReferen
 from fairchem.core.modules.normalization.normalizer import Normalizer
 from torch import nn
 
+from fairchem_crack import keys
+from fairchem_crack.config import CONTRASTIVE, DistillConfig, TeacherConfig, TermConfig
 from fairchem_crack.evaluation.s2ef.evaluator import check_errors
 from fairchem_crack.evaluation.s2ef.submission import TEST_SPLITS, write_submission
 from fairchem_crack.training import scale_factors
 from fairchem_crack.training.config_checks import check_normalizers
 from fairchem_crack.training.guard import SkippedSteps, compared, drop_unless_finite, faults, teacher_faults
-from fairchem_crack.training.losses import DistillationLoss
+from fairchem_crack.training.losses import LossContext, build_loss
 
 OUTPUTS = {
     "energy": {"level": "system"},
@@ -88,13 +90,16 @@ def test_an_embedding_that_is_not_finite_reaches_the_loss(fn, value):
     generator = torch.Generator().manual_seed(0)
     student, teacher = (torch.randn(6, 4, generator=generator) for _ in range(2))
     student[2, 1] = value
-    loss = DistillationLoss(fn, reduction="mean")(student.requires_grad_(True), teacher, natoms=torch.tensor([3, 3]))
-    assert not loss.isfinite()
+    key = {fn: key for key, fn in CONTRASTIVE.items()}.get(fn, keys.NODE_EMBEDDINGS)
+    context = LossContext(torch.tensor([3, 3]), pairs=torch.tensor([[0, 0, 1, 3], [1, 2, 2, 4]]))
+    loss = build_loss(TermConfig(key, fn, 1.0), DistillConfig(TeacherConfig("any")))
+    assert not loss(student.requires_grad_(True), teacher, context).isfinite()
 
 
 def test_a_term_of_two_shapes_is_refused():
-    with pytest.raises(ValueError, match=r"equal shape; found torch.Size\(\[6, 4\]\) and torch.Size\(\[6, 1\]\)"):
-        DistillationLoss("mse", reduction="mean")(torch.zeros(6, 4), torch.zeros(6, 1), natoms=torch.tensor([6]))
+    loss = build_loss(TermConfig(keys.NODE_EMBEDDINGS, "mse", 1.0), DistillConfig(TeacherConfig("any")))
+    with pytest.raises(ValueError, match=r"equal shape; found \(6, 4\) and \(6, 1\)"):
+        loss(torch.zeros(6, 4), torch.zeros(6, 1), LossContext(torch.tensor([6])))
 
 
 @pytest.mark.parametrize("spoiled", [None, 0, 1])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 
 import numpy as np
@@ -15,10 +17,12 @@ from ase.db import connect
 from fairchem.core.preprocessing import AtomsToGraphs
 from torch_geometric.data import Data
 
-from fairchem_crack.evaluation.relaxations.metrics import distance_within_thresholds, distances
+from fairchem_crack.evaluation.relaxations import command as relaxations
+from fairchem_crack.evaluation.relaxations.metrics import Row, distance_within_thresholds, distances
+from fairchem_crack.evaluation.s2ef import leaderboard as s2ef
 from fairchem_crack.io.atoms import atoms_at, to_atoms
-from fairchem_crack.io.datasets import open_dataset
-from fairchem_crack.io.files import whole, write_json
+from fairchem_crack.io.datasets import Records, open_dataset
+from fairchem_crack.io.files import csv_text, whole, write_json
 from fairchem_crack.io.named_records import NamedRecords, ids_of, listed
 from fairchem_crack.io.samples import evenly_spaced
 from fairchem_crack.teacher.cached import digest_of
@@ -75,6 +79,15 @@ def test_atoms_of_an_ase_dataset_are_those_it_reads(tmp_path):
         assert found.info["note"] == original.get_chemical_formula() and found.calc is None
         assert found.get_initial_magnetic_moments().tolist() == original.get_initial_magnetic_moments().tolist()
         assert np.array_equal(found.get_tags(), dataset[index].tags.numpy())  # 1 where none is tagged, as models get them
+
+
+def test_records_keep_their_order_and_can_be_read_again(data):
+    options = {"src": str(data / "train"), "key_mapping": {"y": "energy"}}
+    for _ in range(2):  # a process opens an LMDB only once at a time
+        with Records(options) as records:
+            read = records.first(20)
+        assert [record.sid for record in read] == list(range(12)) and "energy" in read[0]
+    assert options == {"src": str(data / "train"), "key_mapping": {"y": "energy"}}
 
 
 def test_a_digest_tells_boundaries_apart():
@@ -138,6 +151,20 @@ def test_a_file_is_whole_or_as_it_was(tmp_path):
 def test_json_has_null_for_what_is_not_a_number(tmp_path):
     write_json(tmp_path / "found.json", {"mae": [1.5, float("nan"), (float("inf"), 2)], "name": "ü"})
     assert json.loads((tmp_path / "found.json").read_text()) == {"mae": [1.5, None, [None, 2]], "name": "ü"}
+
+
+def test_no_text_of_a_csv_is_a_formula():
+    texts = ["=cmd()", "+1+1", "-1.5 eV", "@sum", "\t=1", "\r=1", "\n=1", "eq=1", "'=1", "-"]
+    numbers = [-1.5, "-1.5", "+2e-3", float("-inf"), 7, None, True]
+    rows = list(
+        csv.reader(io.StringIO(csv_text(["=name", "value"], [{"=name": one} for one in [*texts, *numbers]]), newline=""))
+    )
+    assert rows[0] == ["'=name", "value"] and all(row[1] == "" for row in rows[1:])
+    escaped = ["'=cmd()", "'+1+1", "'-1.5 eV", "'@sum", "'\t=1", "'\r=1", "'\n=1", "eq=1", "'=1", "'-"]
+    assert [row[0] for row in rows[1:]] == [*escaped, "-1.5", "-1.5", "+2e-3", "-inf", "7", "", "True"]
+    leaderboard = s2ef.as_csv([s2ef.Row("=model", "student", "@split", {}, {}, {})], {})
+    assert leaderboard.splitlines()[1].startswith("'=model,student,'@split,")
+    assert relaxations.as_csv([Row("+model", 0)]).splitlines()[1].startswith("'+model,0,")
 
 
 @pytest.mark.parametrize("size, count, indices", [(10, 4, [0, 2, 5, 7]), (3, 5, [0, 1, 2]), (4, 4, [*range(4)]), (0, 5, [])])

@@ -11,13 +11,14 @@ from architectures import MODELS, build
 from conftest import TEACHER_MODEL
 from fairchem.core.modules.normalization.element_references import LinearReferences
 from fairchem.core.modules.normalization.normalizer import Normalizer
+from tolerances import FLOAT32, FLOAT32_DIFFERENCE, FLOAT32_LARGE, RANDOM_FRAMES
 from torch import Tensor
 
 from fairchem_crack import keys
 from fairchem_crack.adapters.outputs import ModelOutputs, Output, predicted
 from fairchem_crack.config import TeacherConfig, TermConfig
 from fairchem_crack.teacher.frozen import TeacherOutputs, load_teacher
-from fairchem_crack.training.terms import COMPARISONS, Step
+from fairchem_crack.training.terms import TermContext, inputs_of
 
 MEAN, RMSD = -0.7, 2.5  # of a normalizer
 NUMBERS = [1, 8, 8, 29, 1]  # of two systems, of 3 and 2 atoms
@@ -62,22 +63,22 @@ def test_energies_of_many_atoms_keep_their_digits():
         batch=torch.zeros(size).long(), natoms=torch.tensor([size]), atomic_numbers=torch.ones(size).long()
     )
     heavy = Output("energy", None, LinearReferences(torch.full((119,), -600.0)))
-    wanted = torch.linspace(-1, 1, size)
-    found = heavy.atoms_in_own_unit(wanted - 600.0, torch.zeros(1), batch)
-    assert float((found - wanted).abs().max()) < 1e-4
+    expected = torch.linspace(-1, 1, size)
+    energies = heavy.atoms_in_own_unit(expected - 600.0, torch.zeros(1), batch)
+    assert float((energies - expected).abs().max()) < 1e-4
 
 
-def test_atom_energies_of_the_students_target_have_its_own_references():
+def test_a_students_target_has_its_own_element_references():
     """(e_i - reference[Z_i]) / rmsd - mean / (rmsd N), whatever the teacher's references are."""
     batch, energies = two_systems(), torch.tensor([-2.0, -9.5, -6.0, -14.0, -3.0])
-    step = object.__new__(Step)
-    step.batch, step.student = batch, SimpleNamespace(atom_energies=torch.zeros(5, 1))
+    context = object.__new__(TermContext)
+    context.batch, context.student = batch, SimpleNamespace(atom_energies=torch.zeros(5, 1))
     fields = {"atom_energies": energies, "energy": torch.tensor([-17.5, -17.0])}
-    step.teacher = TeacherOutputs(torch.zeros(2, 0).long(), torch.zeros(5, 0), **fields)
+    context.teacher = TeacherOutputs(torch.zeros(2, 0).long(), torch.zeros(5, 0), **fields)
     named = {"oc20_energy": {"property": "energy"}}
     normalizer = {"oc20_energy": output().normalizer}
-    step.targets = ModelOutputs("outputs", named, normalizer, {"oc20_energy": references(0.9)})
-    _, target = COMPARISONS[keys.ATOM_ENERGIES].pair(step, TermConfig(keys.ATOM_ENERGIES, "mae", 1.0))
+    context.targets = ModelOutputs("outputs", named, normalizer, {"oc20_energy": references(0.9)})
+    _, target = inputs_of(TermConfig(keys.ATOM_ENERGIES, "mae", 1.0), context)
     atoms = zip(energies.tolist(), NUMBERS, [3, 3, 3, 2, 2])
     expected = [(e - 0.9 * REFERENCE[number]) / RMSD - MEAN / RMSD / size for e, number, size in atoms]
     torch.testing.assert_close(target[:, 0], torch.tensor(expected))
@@ -114,9 +115,9 @@ def test_a_teachers_atoms_have_the_references_of_its_checkpoint(form, batch, tmp
     own = read[0] / head.avg_num_nodes  # (N,) in the model's unit
     sizes = batch.natoms[batch.batch]
     expected = RMSD * own + values[batch.atomic_numbers.long()] + MEAN / sizes
-    torch.testing.assert_close(found.atom_energies, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.atom_energies, expected, **FLOAT32)
     sums = torch.zeros(len(batch.natoms)).index_add(0, batch.batch, expected)
-    torch.testing.assert_close(found.energy, sums, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(found.energy, sums, **FLOAT32_LARGE)
     assert found.atom_energies.std() > 1 or form == "published"
 
 
@@ -149,7 +150,7 @@ def test_references_inside_a_model_are_those_of_its_atoms(batch, tmp_path):
         torch.save(content, tmp_path / "teacher.pt")
         found.append(load_teacher(TeacherConfig(str(tmp_path / "teacher.pt")), CPU)(batch, ALL))
     difference = found[1].atom_energies - found[0].atom_energies
-    torch.testing.assert_close(difference, RMSD * values[batch.atomic_numbers.long()], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(difference, RMSD * values[batch.atomic_numbers.long()], **FLOAT32_DIFFERENCE)
 
 
 @pytest.mark.parametrize("passed", [False, True], ids=["a mapping per head", "passed through"])
@@ -168,7 +169,7 @@ def test_of_several_scalar_heads_the_energys_is_read(batch, passed, tmp_path):
     torch.manual_seed(0)
     raw = model(batch)
     expected = raw["energy"] if passed else raw["energy"]["energy"]
-    torch.testing.assert_close(found.energy, expected.detach(), rtol=1e-2, atol=1e-3)  # random frames
+    torch.testing.assert_close(found.energy, expected.detach(), **RANDOM_FRAMES)
     sums = torch.zeros(len(batch.natoms)).index_add(0, batch.batch, found.atom_energies)
     torch.testing.assert_close(sums, found.energy)
     owner = load_teacher(TeacherConfig(str(tmp_path / "teacher.pt")), CPU)

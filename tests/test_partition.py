@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import torch
+from tolerances import FLOAT32, FLOAT64_EXPONENTIALS
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -47,7 +48,7 @@ def dense_partition(logits, of_rows):
 
 
 def close(ours, dense):
-    return all(torch.allclose(one, other, rtol=1e-10, atol=1e-10) for one, other in zip(ours, dense))
+    return all(torch.allclose(one, other, **FLOAT64_EXPONENTIALS) for one, other in zip(ours, dense))
 
 
 @pytest.mark.parametrize("threshold", [None, 0.3])
@@ -150,7 +151,7 @@ def test_the_fused_kernels_compute_what_torch_computes(monkeypatch, anchor, nega
         terms.loss.square().sum().backward()
         found[name] = (terms.loss.detach(), leaf.grad, terms.top1, terms.entropy)
     for fused, plain in zip(found["fused"], found["torch"]):
-        torch.testing.assert_close(fused, plain, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(fused, plain, **FLOAT32)
 
 
 def test_the_fused_kernels_are_in_use_here():

@@ -11,6 +11,7 @@ import pytest
 import torch
 from architectures import build
 from stub_teacher import StubTeacher, distillation_of, plain_teacher, terms_of
+from tolerances import FLOAT32
 from torch import nn
 
 from fairchem_crack import keys
@@ -19,10 +20,11 @@ from fairchem_crack.config import DistillConfig, TeacherConfig, TermConfig
 from fairchem_crack.teacher.channels import ChannelStatistics, channel_statistics
 from fairchem_crack.teacher.frozen import TeacherOutputs
 from fairchem_crack.testing import collate, slabs
-from fairchem_crack.training.losses import build_loss
+from fairchem_crack.training.losses import LossContext, build_loss
 from fairchem_crack.training.projection import Projections, build_projection, projection_of
 from fairchem_crack.training.projection_state import FORMAT, upgraded
-from fairchem_crack.training.terms import COMPARISONS, Step
+from fairchem_crack.training.projection_training import ProjectionTraining
+from fairchem_crack.training.terms import TermContext, inputs_of
 
 SAMPLES = Path(__file__).parent / "samples"
 WIDTH, OF_STUDENT = 6, 4
@@ -63,12 +65,13 @@ def test_every_term_starts_at_order_one(kind, size, mean, device):
     projections.observe(student)
     teacher = WILD(slab_batch)
     modules = (projections.node, projections.vector)
-    step = Step(slab_batch, student, {}, teacher, *modules, channel_statistics(teacher), ModelOutputs("outputs"))
+    context = TermContext(slab_batch, student, {}, teacher, *modules, channel_statistics(teacher), ModelOutputs("outputs"))
+    loss_context = LossContext(slab_batch.natoms, pairs=teacher.edge_index)
     values = {}
     for key, fn in zip(EMBEDDINGS, ("crack", "mse", "mse", "info_nce")):
         term = TermConfig(key, fn, 1.0)
         loss = build_loss(term, DistillConfig(TeacherConfig("any")))
-        values[key] = loss(*COMPARISONS[key].pair(step, term), natoms=slab_batch.natoms)
+        values[key] = loss(*inputs_of(term, context), loss_context)
     assert 0.8 < values[keys.NODE_EMBEDDINGS] < 2.5 and 0.25 < values[keys.VECTOR_EMBEDDINGS] < 1, values
     assert values[keys.RELATIONS] < 10 and values[keys.NODE_CONTRAST] < 10, values
     sum(values.values()).backward()
@@ -82,10 +85,9 @@ def test_a_students_own_scale_does_not_reach_the_first_value(slab_batch, name):
     student = build(name)
     distillation = distillation_of(student, WILD, [TermConfig(keys.NODE_EMBEDDINGS, "mse", 1.0)])
     distillation.preflight(slab_batch)
-    distillation.ask(slab_batch, 1)
+    step = distillation.run_teacher(slab_batch, 1)
     student.train()(slab_batch)
-    distillation.loss(slab_batch, 1, {})
-    assert 0.8 < distillation.log["loss_node_embeddings"] < 2.5
+    assert 0.8 < distillation.loss(step, {}).log["loss_node_embeddings"] < 2.5
 
 
 def test_the_statistics_are_those_of_the_channels():
@@ -127,13 +129,6 @@ def test_a_sample_without_any_variation_is_divided_by_its_size(nodes):
     assert not found.standardize(nodes).any()
 
 
-def test_embeddings_that_are_not_finite_are_refused():
-    nodes = torch.ones(4, 3)
-    nodes[2, 1] = torch.nan
-    with pytest.raises(ValueError, match=r"teacher's embeddings of a sample of dataset\.train are not finite: 1 of 4"):
-        statistics_of(nodes)
-
-
 def test_a_student_that_tells_no_atoms_apart_is_not_magnified():
     projection = build_projection("linear", OF_STUDENT, WIDTH, seed=0)
     projection.observe(torch.full((9, OF_STUDENT), 3.0))
@@ -142,6 +137,26 @@ def test_a_student_that_tells_no_atoms_apart_is_not_magnified():
     assert float(projection.scale) == pytest.approx(0.3)  # as it was
     projection.observe(torch.full((9, OF_STUDENT), torch.nan))
     assert projection(torch.full((1, OF_STUDENT), 3.0)).isfinite().all()
+
+
+@pytest.mark.parametrize("max_norm, length", [(None, 20.0), (0.5, 0.5)])
+def test_projections_step_at_the_students_rate_clipped_apart(max_norm, length):
+    student = SimpleNamespace(width=OF_STUDENT, vector_width=OF_STUDENT)
+    projections = Projections("linear", [keys.VECTOR_EMBEDDING], student, plain_teacher(), seed=0, device="cpu")
+    training = ProjectionTraining(projections, torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=7.0))
+    (weight,) = projections.parameters()
+    before, gradient = weight.detach().clone(), torch.zeros_like(weight)
+    gradient[0, 0] = 20.0
+    weight.grad = gradient.clone()
+    training.drop_gradients()
+    training.update(0.1, max_norm=max_norm)
+    assert torch.equal(weight, before)
+    weight.grad = gradient.clone()
+    training.update(0.1, max_norm=max_norm)
+    torch.testing.assert_close(before - weight.detach(), 0.1 * length / 20 * gradient)
+    assert weight.grad is None
+    with pytest.raises(RuntimeError, match="preflight has to measure the teacher's channels"):
+        training.state_dict()
 
 
 def former(kind: str, optimizer: type[torch.optim.Optimizer], **options) -> tuple[dict, nn.Module, nn.Module, list]:
@@ -181,9 +196,9 @@ def test_a_former_projection_is_converted_to_the_same_function(kind):
     assert found[keys.STATE_FORMAT] == FORMAT and upgraded(found, None) == found
     nodes, vectors = torch.randn(20, OF_STUDENT), torch.randn(20, 3, OF_STUDENT)
     converted = projection_of(found[keys.PROJECTION])
-    torch.testing.assert_close(STATISTICS.restore(converted(nodes)), node(nodes), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(STATISTICS.restore(converted(nodes)), node(nodes), **FLOAT32)
     weights = found[keys.VECTOR_PROJECTION]["trainable.weight"]
-    torch.testing.assert_close(vectors @ weights.T * STATISTICS.vector_rms, vector(vectors), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(vectors @ weights.T * STATISTICS.vector_rms, vector(vectors), **FLOAT32)
 
 
 @pytest.mark.parametrize("kind", ["linear", "mlp"])
@@ -228,7 +243,7 @@ def test_the_checkpoint_of_version_0_1_0_is_converted():
     nodes = torch.randn(20, weight.shape[1])
     found = upgraded(state, statistics)
     restored = statistics.restore(projection_of(found[keys.PROJECTION])(nodes))
-    torch.testing.assert_close(restored, nodes @ weight.T + bias, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(restored, nodes @ weight.T + bias, **FLOAT32)
     before, after = (one[keys.PROJECTION_OPTIMIZER]["state"][1] for one in (state, found))
     torch.testing.assert_close(after["exp_avg"], before["exp_avg"] * statistics.channel_std)
     torch.testing.assert_close(after["exp_avg_sq"], before["exp_avg_sq"] * statistics.channel_std**2)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,8 +17,8 @@ from measured import (
     CANDIDATES,
     DEMO,
     ESCN,
+    FIGURES,
     GEMNET,
-    GROUPS,
     IN_TIME,
     LOSS,
     LOSS_ON_GPU,
@@ -55,11 +54,9 @@ from measured import (
 )
 from prose import ROOT, Claim, find, is_printed_as, uncovered, units
 
-sys.path.append(str(ROOT / "benchmarks"))
-
-from accuracy_page import show
-from accuracy_runs import TEACHER
-from accuracy_summary import GAPS, MEAN, Group
+from benchmarks.accuracy.page import gap
+from benchmarks.accuracy.plan import TEACHER, Run
+from benchmarks.accuracy.summary import GAPS, MEAN
 
 README, USE, TERMS, PAGE = "README.md", "docs/use.md", "docs/terms.md", "docs/accuracy.md"
 CLAIMS = [
@@ -190,7 +187,7 @@ CLAIMS = [
     ),
     Claim(
         PAGE,
-        "less n2n, paired over the seeds, is # ± # eV and # ± # eV/Å on val_id, # ± # eV and # ± # eV/Å in the mean of the "
+        "minus n2n, paired over the seeds, is # ± # eV and # ± # eV/Å on val_id, # ± # eV and # ± # eV/Å in the mean of the "
         "four.",
         [*paired(OC20, "n2n"), *paired(OC20, "n2n", split=MEAN)],
     ),
@@ -216,7 +213,7 @@ CLAIMS = [
     ),
     Claim(
         PAGE,
-        "ahead of the labels alone by # % there and are behind them over # seeds; InfoNCE's best candidate (#) closes # % "
+        "better than labels only by # % there and are worse over # seeds; InfoNCE's best candidate (#) closes # % "
         "and # % over # seeds",
         [
             100 * (1 - min(criteria("teacher_labels"))),
@@ -229,7 +226,7 @@ CLAIMS = [
     Claim(
         PAGE,
         "as the undistilled one has for its # steps: fewer steps where a step costs more, by the table's column, the "
-        "schedule of the learning rate fitted to them (`--budget time`; # seeds",
+        "schedule of the learning rate fitted to them (`budget: time`; # seeds",
         [steps("undistilled"), seeds(OC20, IN_TIME)],
     ),
     Claim(
@@ -240,12 +237,12 @@ CLAIMS = [
     ),
     Claim(
         PAGE,
-        "the labels alone, # steps on any number of systems; # systems with # seeds",
+        "labels only, # steps on any number of systems; # systems with # seeds",
         [steps("undistilled"), MAIN.train_systems, seeds(OC20)],
     ),
     *(
         Claim(PAGE, f"| {name} | # / # | # / # | # / # | # / # |", [v for size in SIZES for v in errors(method, of(size))])
-        for name, method in (("labels alone", "undistilled"), ("distilled", OC20))
+        for name, method in (("labels only", "undistilled"), ("distilled", OC20))
     ),
     Claim(
         PAGE, "| gap closed | # % / # % | # % / # % | # % / # % | # % / # % |", [v for n in SIZES for v in gaps(OC20, of(n))]
@@ -263,10 +260,10 @@ CLAIMS = [
         "force gap",
         gaps("crack"),
     ),
-    Claim(PAGE, "CRACK with n2n less n2n alone is # ± # eV and # ± # eV/Å on val_id", paired("crack_n2n", "n2n")),
+    Claim(PAGE, "CRACK with n2n minus n2n is # ± # eV and # ± # eV/Å on val_id", paired("crack_n2n", "n2n")),
     Claim(
         PAGE,
-        "the recipe without atom energies less the same without `relations` is # ± # eV and # ± # eV/Å on val_id, # ± # eV "
+        "the recipe without atom energies minus the same without `relations` is # ± # eV and # ± # eV/Å on val_id, # ± # eV "
         "and # ± # eV/Å in the mean of the four splits (# seeds, paired, 95 %).",
         [
             *paired("recipe", "recipe_without_crack"),
@@ -281,7 +278,7 @@ CLAIMS = [
     ),
     Claim(
         PAGE,
-        "relative to the undistilled student, # steps, seed #; less is better; n2n alone has #",
+        "relative to the undistilled student, # steps, seed #; lower is better; n2n has #",
         [tuned_steps("painn"), TUNING["seed"], *criteria("n2n", 1000)],
     ),
     Claim(PAGE, "| CRACK alone, coefficient 40 / 80 / 160 / 320 | # / **#** / # / # |", criteria("crack", 40, 80, 160, 320)),
@@ -293,7 +290,7 @@ CLAIMS = [
         "| two layers and temperature 0.5 (80, 240, 720) | # / **#** / # |",
         criteria("crack_soft_mlp", 80, 240, 720),
     ),
-    Claim(PAGE, "| negatives of the same system alone (80) | # |", criteria("crack_system", 80)),
+    Claim(PAGE, "| negatives of the same system only (80) | # |", criteria("crack_system", 80)),
     Claim(
         PAGE,
         "| look-alikes are no negatives: \\|t_e · t_f\\| above # (80) | # |",
@@ -323,7 +320,7 @@ CLAIMS = [
     Claim(PAGE, "What helps CRACK most in # steps is room", [tuned_steps("painn")]),
     Claim(
         PAGE,
-        "with both, at #, it closes # % and # % on val_id over # seeds, less CRACK as it is # ± # eV and # ± # eV/Å, less "
+        "with both, at #, it closes # % and # % on val_id over # seeds, minus CRACK as it is # ± # eV and # ± # eV/Å, minus "
         "n2n # ± # eV and # ± # eV/Å.",
         [
             *coefficients("crack_soft_mlp").values(),
@@ -335,7 +332,7 @@ CLAIMS = [
     ),
     Claim(
         PAGE,
-        "# steps, # of PaiNN's (`--set optim.max_epochs=20`), **# seeds**; single terms at the best coefficients of a "
+        "# steps, # of PaiNN's, **# seeds**; single terms at the best coefficients of a "
         "tuning of GemNet-dT's own with # steps.",
         [
             steps("undistilled", GEMNET),
@@ -346,7 +343,7 @@ CLAIMS = [
     ),
     Claim(
         PAGE,
-        "less n2n alone it is # ± # eV/Å in the mean of the four splits and level in the energy (# ± # eV)",
+        "minus n2n it is # ± # eV/Å in the mean of the four splits and level in the energy (# ± # eV)",
         [*paired("crack", "n2n", GEMNET, MEAN)[2:], *paired("crack", "n2n", GEMNET, MEAN)[:2]],
     ),
     Claim(
@@ -368,7 +365,8 @@ CLAIMS = [
     ),
     Claim(PAGE, "PaiNN from the demo's eSCN, # steps, **one seed**", [steps("n2n", ESCN)]),
 ]
-# What is said without a number.
+OF_ESCN = [method for group, method, split in FIGURES if group == ESCN and split == "val_id"]
+# What is stated without a number.
 STATEMENTS = [
     (
         PAGE,
@@ -390,7 +388,7 @@ STATEMENTS = [
     ),
     (
         PAGE,
-        "alone and in the time of the labels they make the energy worse.",
+        "by themselves, in the time of the labels, they make the energy worse.",
         gaps("hessian", IN_TIME, ends=True)[2] < 0,
     ),
     (
@@ -399,7 +397,7 @@ STATEMENTS = [
         gaps(OC20, IN_TIME)[0] > gaps("recipe_atoms_100", IN_TIME)[0] + 5
         and abs(gaps(OC20, IN_TIME)[1] - gaps("recipe_atoms_100", IN_TIME)[1]) < 3,
     ),
-    (PAGE, "It does not beat n2n here", all(one < other for one, other in zip(gaps("crack"), gaps("n2n")))),
+    (PAGE, "It does not beat n2n here", all(crack < n2n for crack, n2n in zip(gaps("crack"), gaps("n2n")))),
     (
         PAGE,
         "The Hessian is ahead in the forces on val_id, behind CRACK on val_ood_both",
@@ -409,7 +407,7 @@ STATEMENTS = [
     (
         PAGE,
         "both recipes close most; CRACK and n2n are level in the energy on val_id.",
-        {sorted(GROUPS[ESCN], key=lambda name: errors(name, ESCN)[0])[rank] for rank in (1, 2)} == {OC20, "recipe_atoms_100"}
+        {sorted(OF_ESCN, key=lambda name: errors(name, ESCN)[0])[rank] for rank in (1, 2)} == {OC20, "recipe_atoms_100"}
         and abs(gaps("crack", ESCN)[0] - gaps("n2n", ESCN)[0]) < 3,
     ),
     (TERMS, "a few % of a step", 0.02 < cost("crack_n2n") - cost("n2n") < 0.08),
@@ -420,12 +418,12 @@ STATEMENTS = [
     ),
 ]
 # The tables of docs/accuracy.md: the group of each, whether the cost of a step is in it, and the method of each row.
-TABLES: list[tuple[Group, bool, dict[str, str]]] = [
+TABLES: list[tuple[Run, bool, dict[str, str]]] = [
     (
         MAIN,
         True,
         {
-            "labels alone": "undistilled",
+            "labels only": "undistilled",
             "`node_embeddings` (n2n) 1000": "n2n",
             "`relations` (CRACK) 80, student as anchor": "crack",
             "`relations`, symmetric": "crack_symmetric",
@@ -448,7 +446,7 @@ TABLES: list[tuple[Group, bool, dict[str, str]]] = [
         IN_TIME,
         False,
         {
-            "labels alone, 1140 steps": "undistilled",
+            "labels only, 1140 steps": "undistilled",
             "`node_embeddings` 1000, 1064 steps": "n2n",
             "`relations` 80, 1026 steps": "crack",
             "`force_jacobian` 10, 532 steps": "hessian",
@@ -460,7 +458,7 @@ TABLES: list[tuple[Group, bool, dict[str, str]]] = [
         GEMNET,
         True,
         {
-            "labels alone": "undistilled",
+            "labels only": "undistilled",
             "`node_embeddings` (n2n) 300": "n2n",
             "`relations` (CRACK) 250, student as anchor": "crack",
             "`relations`, symmetric": "crack_symmetric",
@@ -479,7 +477,7 @@ TABLES: list[tuple[Group, bool, dict[str, str]]] = [
         ESCN,
         False,
         {
-            "labels alone, five seeds": "undistilled",
+            "labels only, five seeds": "undistilled",
             "`node_embeddings`": "n2n",
             "`relations`": "crack",
             "`relations`, `node_embeddings`, `vector_embeddings`": "crack_n2n_v2v",
@@ -491,14 +489,13 @@ TABLES: list[tuple[Group, bool, dict[str, str]]] = [
 ]
 
 
-def row(label: str, method: str, group: Group, *, has_cost: bool) -> str:
+def row(label: str, method: str, group: Run, *, has_cost: bool) -> str:
     """A line of a table of docs/accuracy.md."""
     cells = [label]
     for split in ("val_id", OOD):
         energy, forces = errors(method, group, split)
-        metrics = GROUPS[group][method]["splits"][split]
-        closed = (show(metrics[f"gap_{name}"], 0, is_percentage=True) for name in GAPS) if "gap_energy" in metrics else ()
-        cells += [f"{energy:.3f} / {forces:.4f}", " / ".join(closed)]
+        closed = " / ".join(filter(None, (gap(FIGURES[group, method, split], name) for name in GAPS)))
+        cells += [f"{energy:.3f} / {forces:.4f}", closed]
     if has_cost:
         cells.append("" if method == TEACHER else f"{cost(method, group):.2f}")
     return f"| {' | '.join(cells)} |"
@@ -543,12 +540,17 @@ def test_the_demos_table_closes_the_gaps_that_its_errors_say():
     cells = {unit.split(" | ")[0].strip("| "): unit.strip("| ").split(" | ")[1:] for unit in units(README) if unit[0] == "|"}
     rows = ("PaiNN, labels alone", "PaiNN, distilled", "EquiformerV2 teacher", "gap closed")
     checked = 0
-    for undistilled, distilled, teacher, gap in zip(*(" / ".join(cells[row]).split(" / ") for row in rows)):
+    for undistilled, distilled, teacher, closed in zip(*(" / ".join(cells[row]).split(" / ") for row in rows)):
         corners = itertools.product(
             *((float(error) - 0.0005, float(error) + 0.0005) for error in (undistilled, distilled, teacher))
         )
         possible = [100 * (u - d) / (u - t) for u, d, t in corners]
-        assert min(possible) - 0.5 <= float(gap.strip("%")) <= max(possible) + 0.5, (undistilled, distilled, teacher, gap)
+        assert min(possible) - 0.5 <= float(closed.strip("%")) <= max(possible) + 0.5, (
+            undistilled,
+            distilled,
+            teacher,
+            closed,
+        )
         checked += 1
     assert checked == 8  # two errors on four splits
 
@@ -558,7 +560,7 @@ BENCHMARKED = re.compile(r"\]\((?:docs/)?(?:benchmarks/\w+|accuracy)\.md")
 # What stands beside measured figures and is none.
 OTHERS = {
     README: [
-        "The distilled student runs # times as many atoms per second as this small teacher",
+        "The distilled student runs # times as many atoms per second as this small teacher, in batches of # on one thread",
         "The teacher is a #-layer EquiformerV2",
         "trained on # systems; the student has #.",
     ],

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tolerances import SPHERE
 from tools.make_published_checkpoint import PUBLISHED, TARGET_MEAN, TARGET_STD, write_published_checkpoint
 
 from fairchem_crack.config import TeacherConfig
@@ -87,7 +88,7 @@ def with_ema_weights(model: torch.nn.Module, path: Path) -> torch.nn.Module:
 
 @pytest.mark.parametrize("use_ema", [True, False])
 @pytest.mark.parametrize("name", SMALL)
-def test_a_teacher_has_the_embeddings_of_the_model_that_was_written(write, name, use_ema):
+def test_a_teacher_has_the_embeddings_of_the_written_model(write, name, use_ema):
     path, model = write(name)
     expected = with_ema_weights(model, path) if use_ema else model
     loaded = load_teacher(TeacherConfig(checkpoint=str(path), use_ema=use_ema), CPU)(slab_batch())
@@ -95,7 +96,7 @@ def test_a_teacher_has_the_embeddings_of_the_model_that_was_written(write, name,
     assert torch.equal(loaded.node_embedding, written.node_embedding)
     assert torch.equal(loaded.edge_index, written.edge_index)
     other = load_teacher(TeacherConfig(checkpoint=str(path), use_ema=not use_ema), CPU)(slab_batch())
-    assert not torch.allclose(loaded.node_embedding, other.node_embedding, rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(loaded.node_embedding, other.node_embedding, **SPHERE)
 
 
 def test_a_teacher_of_a_file_without_ema_has_its_own_weights(write):
@@ -156,7 +157,7 @@ def test_a_teacher_takes_the_scale_factors_of_the_scale_dict(write, tmp_path):
     assert [float(model.get_parameter(f"{name}.scale_factor")) for name in changed["scale_dict"]] == [0.25, 0.25]
 
 
-def test_the_file_depends_on_the_seed_alone_and_the_callers_random_numbers_stay(tmp_path):
+def test_only_the_seed_decides_the_file_and_global_rng_stays(tmp_path):
     torch.manual_seed(1)
     before = torch.get_rng_state()
     one, other = tmp_path / "one.pt", tmp_path / "other.pt"

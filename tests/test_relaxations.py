@@ -23,6 +23,7 @@ from ase.optimize import BFGS
 from fairchem.core.common.relaxation.ase_utils import batch_to_atoms
 from fairchem.core.datasets import LmdbDataset, data_list_collater
 from fairchem.core.modules.evaluator import Evaluator
+from tolerances import POSITION
 
 from fairchem_crack.evaluation.relaxations.command import evaluate_relaxations
 from fairchem_crack.evaluation.relaxations.metrics import (
@@ -177,7 +178,7 @@ def test_adwt_is_fairchems(ends, shifted):
     assert np.mean(ours) == pytest.approx(of_batch)
 
 
-def test_a_force_counts_by_its_length_on_free_atoms():
+def test_a_force_is_measured_by_its_length_on_free_atoms():
     forces = np.array([[9.0, 0, 0], [0.03, 0.04, 0], [0.01, 0, 0]])
     largest = largest_force(forces, np.array([False, True, True]))
     assert largest == pytest.approx(0.05)
@@ -207,7 +208,7 @@ def test_forces_of_elsewhere_are_those_of_the_calculator(ends, shifted, tmp_path
     evaluate_relaxations([*flags, "--structures", str(tmp_path / "made")])
     frames = read(tmp_path / "made/student.extxyz", ":")
     for frame, (sid, atoms) in zip(frames, ends.atoms.items()):
-        assert str(frame.info["sid"]) == sid and frame.positions == pytest.approx(rows[sid], abs=1e-6)
+        assert str(frame.info["sid"]) == sid and frame.positions == pytest.approx(rows[sid], abs=POSITION)
         assert (frame.constraints[0].index == atoms.constraints[0].index).all() and frame.pbc.all()
         frame.calc = EMT()
         frame.get_forces()
@@ -222,7 +223,7 @@ def test_forces_of_elsewhere_are_those_of_the_calculator(ends, shifted, tmp_path
     assert elsewhere == pytest.approx(here, abs=1 / 391)  # a threshold's rounding
 
 
-def test_what_has_no_reference_is_left_out_and_said_once(ends, shifted, capsys):
+def test_what_has_no_reference_is_left_out_and_named_once(ends, shifted, capsys):
     evaluate_relaxations(ends.flags(f"other={shifted[0]}"))
     printed = capsys.readouterr().out
     assert "ADwT" in printed and "FbT " not in printed.splitlines()[0]
@@ -253,7 +254,7 @@ def test_systems_without_figures_are_named(ends, tmp_path, capsys):
     assert counted["energy_mae"] == counted["forces_below_threshold"] == 4
 
 
-def test_key_mapping_finds_names_of_ones_own(ends, tmp_path):
+def test_key_mapping_reads_labels_of_other_names(ends, tmp_path):
     records = [record.clone() for record in ends.records]
     for record in records:
         record.e_dft, record.x_dft = record.y_relaxed, record.pos_relaxed
@@ -290,7 +291,7 @@ def test_a_calculation_that_does_not_converge_is_not_below(ends, tmp_path, capsy
         ({"--data": ["nowhere"]}, "--data nowhere: no .lmdb file"),
         ({"--trajectories": ["teacher=x"]}, "--trajectories teacher=...: no --positions teacher=...; given are student"),
         ({"--trajectories": ["student=nowhere"]}, "does not exist"),
-        ({"--calculator": ["nosuch"]}, "--calculator nosuch: expected a name ASE knows"),
+        ({"--calculator": ["nosuch"]}, "--calculator nosuch: expected a name that ASE knows"),
         ({"--calculator": ["ase.calculators.emt:Nosuch"]}, "--calculator ase.calculators.emt:Nosuch: expected"),
         ({"--calculator": ["emt"], "--forces": ["student=x"]}, "--calculator and --forces: give one of the two"),
         ({"--forces": ["student=nowhere.extxyz"]}, "nowhere.extxyz does not exist"),

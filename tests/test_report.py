@@ -20,18 +20,19 @@ from ase.data import chemical_symbols
 from conftest import DATASET, SCN_MODEL, distill_config, run_fairchem, stock_config
 from matplotlib.colors import to_rgb
 
+from fairchem_crack.evaluation import drawing
 from fairchem_crack.evaluation.intervals import Interval
 from fairchem_crack.evaluation.report import collect as collect_module
-from fairchem_crack.evaluation.report import command, drawing, embedding_figures, figures, numbers, relations
+from fairchem_crack.evaluation.report import command, embedding_figures, figures, numbers, relations
 from fairchem_crack.evaluation.report.collect import Model
 from fairchem_crack.evaluation.report.curves import read_curves
-from fairchem_crack.evaluation.report.drawing import digits
 from fairchem_crack.evaluation.report.predict import Embeddings, Prediction, embed, load_model
-from fairchem_crack.evaluation.report.request import ROLES, further_names, make_request
+from fairchem_crack.evaluation.report.request import ROLES, make_request
 from fairchem_crack.evaluation.report.sections import columns, sections, tables, tiles
 from fairchem_crack.evaluation.report.systems import Split, load_split
 from fairchem_crack.evaluation.s2ef.data import as_labelled
 from fairchem_crack.evaluation.s2ef.evaluator import CheckpointEvaluator
+from fairchem_crack.evaluation.tables import digits
 
 CPU = torch.device("cpu")
 SPLITS = ("val_id", "val_ood_both")
@@ -148,7 +149,7 @@ def test_errors_by_element_and_adsorbate_are_plain_means(findings):
 
 
 @pytest.mark.slow
-def test_the_projected_student_is_that_of_the_training_checkpoint(findings, run_dir, teacher_checkpoint):
+def test_the_projection_is_that_of_the_training_checkpoint(findings, run_dir, teacher_checkpoint):
     training = run_dir / "checkpoints/crack/checkpoint.pt"
     teacher, student = (
         load_model("teacher", str(teacher_checkpoint), CPU),
@@ -244,7 +245,7 @@ def test_every_part_has_its_pictures(collected):
 
 
 @pytest.mark.slow
-def test_without_undistilled_student_logs_and_projection_the_page_says_so(collected, request_of, tmp_path):
+def test_what_is_missing_is_named_on_the_page(collected, request_of, tmp_path):
     without = {role: model for role, model in collected.models.items() if role != "undistilled"}
     bare = dataclasses.replace(
         collected,
@@ -297,7 +298,7 @@ def test_tiles_and_table_give_the_same_interval(collected):
 
 
 @pytest.mark.slow
-def test_a_further_model_is_in_tables_and_speeds_alone(collected):
+def test_a_further_model_is_only_in_tables_and_speeds(collected):
     name = "crack"
     assert list(collected.models) == [*ROLES, name] and list(collected.metrics["val_id"]) == [*ROLES, name]
     assert all(name in [row.heading for row in rows] for rows in tables(collected).values())
@@ -308,7 +309,7 @@ def test_a_further_model_is_in_tables_and_speeds_alone(collected):
 
 
 @pytest.mark.slow
-def test_another_teacher_or_no_projection_is_no_comparison_of_embeddings(findings, run_dir, teacher_checkpoint, tmp_path):
+def test_embeddings_are_compared_only_with_a_projection(findings, run_dir, teacher_checkpoint, tmp_path):
     systems = findings.splits[0].systems[:2]
     content = torch.load(teacher_checkpoint, map_location="cpu", weights_only=False)
     del content["ema"]
@@ -401,7 +402,7 @@ def split_of(energy, forces, counted, natoms) -> Split:
     )  # fmt: skip
 
 
-def test_gap_closed_is_of_the_errors_of_counted_atoms():
+def test_gap_closed_is_of_the_errors_of_atoms_in_the_mask():
     split = split_of([0.0, 0.0], np.zeros((3, 3)), [True, False, True], [2, 1])
 
     def off_by(energy: float, forces: float) -> Prediction:
@@ -496,13 +497,6 @@ def test_curves_of_a_resumed_training_are_one(tmp_path):
     assert read_curves(tmp_path / "none") == {}
 
 
-@pytest.mark.parametrize(
-    ("value", "text"), [(0.12345, "0.123"), (0.00456, "0.00456"), (12.345, "12.3"), (1234.5, "1,234"), (0, "0")]
-)
-def test_numbers_are_written_out(value, text):
-    assert digits(value) == text and digits(math.nan) == "–"  # noqa: RUF001
-
-
 # ---- refusals ---------------------------------------------------------------------------------------------------------
 
 
@@ -551,15 +545,7 @@ def test_bad_arguments_are_refused_with_what_to_do(run_dir, data, teacher_checkp
     assert "The teacher" in refused(*crack, *small, teacher=tmp_path / "scn.pt")
 
 
-def test_further_models_are_called_by_their_run_or_file(tmp_path):
-    paths = [
-        tmp_path / part for part in ("one/best_checkpoint.pt", "two/checkpoint.pt", "a/eqv2.pt", "b/eqv2.pt", "student.pt")
-    ]
-    assert list(further_names(paths)) == ["one", "two", "eqv2", "eqv2 (2)", "student (2)"]
-    assert list(further_names(paths).values()) == paths
-
-
-def test_a_users_names_are_no_formulas():
+def test_dollar_signs_are_no_formulas():
     errors = {"$x^$y": {"student": {"energy_mae": 1.0}}, "$a$": {"student": {"energy_mae": 2.0}}}
     assert figures.by_split("energy_mae", errors, ["student"], {split: {} for split in errors}).png
     with drawing.canvas() as drawn:
@@ -575,16 +561,16 @@ def test_systems_without_labels_are_refused(data):
         load_split("val", {"src": str(data / "val_id"), "format": "cif"}, systems=2, free_atoms_only=True)
 
 
-def test_a_sample_is_evenly_spaced_and_counts_free_atoms(data):
+def test_a_sample_is_evenly_spaced_with_a_free_atom_mask(data):
     options = {**DATASET, "src": str(data / "train")}
     split = load_split("train", options, systems=4, free_atoms_only=True)
     assert [system.sid for system in split.systems] == [0, 3, 6, 9] and split.total == 12
     fixed = np.concatenate([system.fixed.numpy() for system in split.systems])
-    assert np.array_equal(split.counted, fixed == 0) and len(split.adsorbates) == 4
+    assert np.array_equal(split.mask, fixed == 0) and len(split.adsorbates) == 4
     settings = {**options, "val_split_settings": {"first_n": 5}}
     assert load_split("train", settings, systems=400, free_atoms_only=True).total == 5
     whole = load_split("train", options, systems=400, free_atoms_only=False)
-    assert len(whole.systems) == 12 and whole.counted.all()
+    assert len(whole.systems) == 12 and whole.mask.all()
 
 
 @pytest.mark.slow
@@ -596,7 +582,7 @@ def test_the_default_data_are_the_trainings_validation(run_dir, data, teacher_ch
 
 
 @pytest.mark.slow
-def test_the_choice_of_other_datas_systems_is_not_that_of_the_validation(run_dir, data, teacher_checkpoint, tmp_path):
+def test_options_that_choose_systems_stay_with_their_data(run_dir, data, teacher_checkpoint, tmp_path):
     source = run_dir / "checkpoints/crack/best_checkpoint.pt"
     content = copy.deepcopy(torch.load(source, map_location="cpu", weights_only=False))
     content["config"]["val_dataset"].update(first_n=2, metadata_path="elsewhere.npz")

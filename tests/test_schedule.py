@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from fairchem.core.modules.scheduler import LRScheduler
+from tolerances import LEARNING_RATE
 
 from fairchem_crack.training.schedule import check_length, learning_rates, schedule_notes
 
@@ -59,14 +60,14 @@ def test_rates_are_those_of_stepping_through_the_training(name, options, steps):
         stepped.step()
     rates = learning_rates(scheduler(name, **options).scheduler, steps)
     assert {1, steps} <= rates.keys() and len(rates) == min(steps, 500)
-    assert rates == pytest.approx({step: expected[step] for step in rates}, abs=1e-6 * LR)
+    assert rates == pytest.approx({step: expected[step] for step in rates}, abs=LEARNING_RATE * LR)
 
 
 def notes(name: str, steps: int, **options) -> list[str]:
     return schedule_notes(scheduler(name, **options), steps)
 
 
-def test_a_schedule_that_suits_is_described_without_a_warning():
+def test_a_suitable_schedule_is_described_without_a_warning():
     (facts,) = notes("CosineAnnealingLR", 100, T_max=100)
     last = LR * (1 + math.cos(math.pi * 0.99)) / 2
     assert facts == f"learning rate 0.001 in step 1, at most 0.001, {last:.3g} in step 100"
@@ -84,6 +85,6 @@ def test_a_schedule_that_suits_is_described_without_a_warning():
         ("StepLR", {"step_size": 10}, "from about step 51 of 100 on"),  # 0.1^5 < 1e-4
     ],
 )
-def test_a_schedule_that_does_not_suit_is_warned_of(name, options, part):
+def test_an_unsuitable_schedule_is_warned_of(name, options, part):
     _, warning = notes(name, 100, **options)
     assert warning.startswith("WARNING: ") and part in warning

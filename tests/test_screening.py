@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 from ase.calculators.emt import EMT
 
-sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
-
-import screening_report
-from screening_runs import (
+from benchmarks.screening import report as screening_report
+from benchmarks.screening.runs import (
     SITES,
     agreement,
     best_sites,
@@ -29,13 +24,13 @@ from screening_runs import (
 def test_surfaces_are_spread_over_facets_and_compositions():
     whole, some = surfaces(1000), surfaces(30)
     assert len(whole) == len(set(whole)) == 150 and len(some) == len(set(some)) == 30
-    assert {one.facet for one in some} == set(SITES)
-    assert any(one.minor is None for one in some) and len({one.major for one in some}) >= 5
+    assert {surface.facet for surface in some} == set(SITES)
+    assert any(surface.minor is None for surface in some) and len({surface.major for surface in some}) >= 5
 
 
 def test_starts_are_the_sites_of_a_surface():
-    pure = next(one for one in surfaces(1000) if one.minor is None and one.facet == "fcc111")
-    alloy = next(one for one in surfaces(1000) if one.minor is not None and one.facet == "fcc100")
+    pure = next(surface for surface in surfaces(1000) if surface.minor is None and surface.facet == "fcc111")
+    alloy = next(surface for surface in surfaces(1000) if surface.minor is not None and surface.facet == "fcc100")
     starts = candidates([pure, alloy], "O")
     assert len(starts) == 4 + 2 * 3 and len({start.surface for start in starts}) == 2
     for start in starts:
@@ -70,16 +65,16 @@ def test_drift_is_the_slope_of_the_energy():
 
 def test_emt_conserves_energy_from_a_thermalised_start():
     start = thermalised(candidates(surfaces(1), "O")[0], steps=20, seed=0)
-    found = constant_energy(start, EMT(), steps=50)
-    assert len(found["energy"]) == 51 and found["energy"][0] == 0 and np.ptp(found["energy"]) < 1.0  # meV/atom
-    assert 20 < found["temperature"] < 1500
+    course = constant_energy(start, EMT(), steps=50)
+    assert len(course["energy"]) == 51 and course["energy"][0] == 0 and np.ptp(course["energy"]) < 1.0  # meV/atom
+    assert 20 < course["temperature"] < 1500
 
 
 @pytest.mark.parametrize(
     ("teacher", "outcome"),
     [([12.0] * 3, "reached."), ([11.0] * 3, "MISSED."), ([11.0, 18.0, 18.0], "reached, though not in every round.")],
 )
-def test_the_verdict_on_true_size_says_whether_the_target_is_reached(teacher, outcome):
+def test_the_verdict_on_true_size_tells_if_the_target_is_met(teacher, outcome):
     times = {"painn_h512": [1.0] * 3, "eqV2_31M": [5.0] * 3, "eqV2_153M": teacher}
     part = {"student": "painn_h512", "forwards": {name: {"seconds": seconds} for name, seconds in times.items()}}
     first, second = screening_report.verdicts({"true_size": part})
@@ -88,5 +83,5 @@ def test_the_verdict_on_true_size_says_whether_the_target_is_reached(teacher, ou
 
 def test_a_run_that_blew_up_has_no_drift():
     runs = [{"drift": -2.0, "temperature": 400.0}, {"drift": 1e6, "temperature": 1e5}]
-    said = screening_report._drift({"student": runs, "EMT": runs[:1]}, 2000.0)
-    assert "student 2.00 [2.00, 2.00], 1 of 2 runs left for above 2000 K" in said and "EMT 2.00" in said
+    sentence = screening_report._drift({"student": runs, "EMT": runs[:1]}, 2000.0)
+    assert "student 2.00 [2.00, 2.00], 1 of 2 runs left for above 2000 K" in sentence and "EMT 2.00" in sentence

@@ -65,7 +65,7 @@ def test_seeds_and_systems_are_resampled_in_pairs():
     assert [interval.low, interval.high] == pytest.approx([0.5, 0.5])
 
 
-def test_the_order_of_systems_and_seeds_does_not_matter_to_the_estimate():
+def test_the_order_of_systems_and_seeds_does_not_matter():
     random = np.random.default_rng(2)
     undistilled, distilled = 3 + random.random((4, 9)), 2 + random.random((4, 9))
     teacher, weights = random.random(9), 1 + random.random(9)

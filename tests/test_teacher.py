@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-import logging
-from pathlib import Path, PurePosixPath
+from fractions import Fraction
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode, _len_torch_function_stack
 
 from fairchem_crack import keys
 from fairchem_crack.config import TeacherConfig
+from fairchem_crack.io.checkpoints import UntrustedError
 from fairchem_crack.teacher import frozen as teacher_module
 from fairchem_crack.teacher.frozen import Teacher, _OfItsSystemAlone, load_teacher
 from fairchem_crack.testing import collate, slabs
@@ -145,7 +146,7 @@ def test_nothing_of_it_can_be_trained(teacher_checkpoint, batch):
     assert before.keys() == after.keys() and all(torch.equal(value, after[key]) for key, value in before.items())
 
 
-def test_outputs_depend_on_the_batch_alone_and_leave_the_callers_random_numbers(teacher_checkpoint, batch):
+def test_only_the_batch_decides_outputs_and_global_rng_stays(teacher_checkpoint, batch):
     teacher = load(teacher_checkpoint)
     torch.manual_seed(1)
     before = torch.get_rng_state()
@@ -261,7 +262,7 @@ def test_a_painn_can_teach(save, batch):
     assert torch.equal(load(save(content))(batch).node_embedding, found[0])
 
 
-def test_a_name_of_the_pretrained_registry_is_looked_up_in_the_local_cache(teacher_checkpoint, tmp_path, monkeypatch):
+def test_a_pretrained_name_is_looked_up_in_the_local_cache(teacher_checkpoint, tmp_path, monkeypatch):
     asked = []
 
     def local_file(name, local_cache):
@@ -276,16 +277,12 @@ def test_a_name_of_the_pretrained_registry_is_looked_up_in_the_local_cache(teach
     assert teacher.fingerprint() == load(teacher_checkpoint).fingerprint()
 
 
-def test_only_a_checkpoint_with_more_than_plain_values_is_read_as_unrestricted_pickle(
-    teacher_checkpoint, checkpoint, save, caplog
-):
-    with caplog.at_level(logging.WARNING):
-        expected = load(teacher_checkpoint).fingerprint()
-        assert "pickle" not in caplog.text
-        checkpoint["config"]["src"] = PurePosixPath("data/train")
-        path = save(checkpoint)
-        assert load(path).fingerprint() == expected
-    assert f"{path} holds more than tensors and plain values" in caplog.text
+def test_a_teacher_that_needs_code_is_loaded_with_trust_only(teacher_checkpoint, checkpoint, save):
+    checkpoint["config"]["share"] = Fraction(1, 3)
+    path = save(checkpoint)
+    with pytest.raises(UntrustedError, match=r"it needs `fractions\.Fraction`.*task\.distill\.teacher\.trust: True"):
+        load(path)
+    assert load(path, trust=True).fingerprint() == load(teacher_checkpoint).fingerprint()
 
 
 def truncated(content: dict, path: Path) -> None:
@@ -348,7 +345,7 @@ def scn() -> dict:
 
 
 @pytest.mark.parametrize("kind", UNREADABLE)
-def test_an_unusable_checkpoint_is_refused_by_its_path_and_reason(checkpoint, tmp_path, kind):
+def test_an_unusable_checkpoint_is_refused_by_path_and_reason(checkpoint, tmp_path, kind):
     write, message = UNREADABLE[kind]
     write(checkpoint, tmp_path / "teacher.pt")
     with pytest.raises(ValueError, match=message) as error:

@@ -11,7 +11,7 @@ import yaml
 from torch.distributed.launcher import api
 
 import fairchem_crack
-from fairchem_crack.commands import train
+from fairchem_crack.commands import launch
 from fairchem_crack.commands.cli import main
 
 PACKAGE = Path(fairchem_crack.__file__).parent
@@ -27,14 +27,14 @@ def arguments(distilled, tmp_path) -> list[str]:
 def test_several_ranks_are_launched_on_a_free_port(arguments, monkeypatch):
     launched = []
 
-    def elastic_launch(launch, function):
-        return lambda config: launched.append((launch, function, config))
+    def elastic_launch(way, function):
+        return lambda config: launched.append((way, function, config))
 
-    monkeypatch.setattr(train, "elastic_launch", elastic_launch)
+    monkeypatch.setattr(launch, "elastic_launch", elastic_launch)
     main([*arguments, "--num-gpus", "2", "--optim.batch_size=1"])
-    ((launch, function, config),) = launched
-    assert (launch.nproc_per_node, launch.min_nodes, launch.max_nodes, launch.max_restarts) == (2, 1, 1, 0)
-    assert (launch.rdzv_backend, launch.rdzv_endpoint) == ("c10d", "localhost:0")
+    ((way, function, config),) = launched
+    assert (way.nproc_per_node, way.min_nodes, way.max_nodes, way.max_restarts) == (2, 1, 1, 0)
+    assert (way.rdzv_backend, way.rdzv_endpoint) == ("c10d", "localhost:0")
     assert function is fairchem.core._cli.runner_wrapper
     assert config["trainer"] == "fairchem_crack.training.trainer.CrackDistillTrainer" and config["world_size"] == 2
     assert config["optim"]["num_workers"] == 0 and config["optim"]["batch_size"] == 1

@@ -9,6 +9,7 @@ import pytest
 import torch
 from test_contrastive import make_batch
 from test_partition import LargestTensor
+from tolerances import FLOAT32
 
 from fairchem_crack.loss import triton_sums
 from fairchem_crack.loss.crack import crack_loss, crack_terms
@@ -98,27 +99,27 @@ def test_value_and_gradient_equal_the_double_loop(device, anchor, negatives, thr
 @all_negatives
 @all_anchors
 @pytest.mark.parametrize("max_pairs", [None, 33])
-def test_every_option_over_several_programs(device, anchor, negatives, threshold, max_pairs, small_blocks):
+def test_every_option_agrees_over_several_programs(device, anchor, negatives, threshold, max_pairs, small_blocks):
     options = {"anchor": anchor, "negatives": negatives, "false_negative_threshold": threshold}
     assert_kernels_compute_what_torch_computes(device, make_problem(70, 7, atoms=8), **options, max_pairs=max_pairs)
 
 
 @pytest.mark.parametrize("num_pairs", [0, 1, 2, 64, 65, 191, 300])
 @all_anchors
-def test_any_number_of_pairs(device, anchor, num_pairs):
+def test_any_number_of_pairs_agrees_with_torch(device, anchor, num_pairs):
     problem = make_problem(num_pairs, 5)
     assert_kernels_compute_what_torch_computes(device, problem, anchor=anchor, negatives="system")
 
 
 @pytest.mark.parametrize("width", [3, 16, 33, 129])
-def test_any_width(device, width):
+def test_any_width_agrees_with_torch(device, width):
     problem = make_problem(60, width)
     assert_kernels_compute_what_torch_computes(device, problem, anchor="symmetric", false_negative_threshold=0.3)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.012, 1 / 600])
 @all_anchors
-def test_any_temperature_in_float32(device, anchor, temperature):
+def test_any_temperature_agrees_with_torch(device, anchor, temperature):
     """The logits go up to 1 / temperature, and their rounding with them."""
     problem = make_problem(100, 16)
     assert_kernels_compute_what_torch_computes(device, problem, 1e-6 / temperature, anchor=anchor, temperature=temperature)
@@ -226,7 +227,7 @@ def test_torch_computes_where_the_kernels_fail_the_trial(device, monkeypatch, ca
         found = [run(problem, device, torch.float32)[0] for _ in range(2)]
     assert len(caplog.messages) == 1, "said once"
     assert caplog.messages[0].startswith(f"The CRACK loss is computed by torch's operations on {device}, slower: its Triton")
-    torch.testing.assert_close(found[1], run(problem, "cpu", torch.float64)[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found[1], run(problem, "cpu", torch.float64)[0], **FLOAT32)
     assert re.search(reason, caplog.messages[0])
 
 

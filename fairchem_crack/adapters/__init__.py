@@ -1,4 +1,4 @@
-"""Where each architecture keeps what is distilled: one small adapter per model, by forward hooks on the unmodified model."""
+"""Where each architecture keeps what is distilled: a small adapter for each, with forward hooks on the unmodified model."""
 
 from fairchem_crack.adapters import cartesian, gemnet, invariant, spherical  # noqa: F401, they register their adapters
 from fairchem_crack.adapters.base import Features, architecture, attach_features, register_features

@@ -1,4 +1,4 @@
-"""What an adapter promises, how it reads a model, and how the right one is found.
+"""What an adapter provides, how it reads a model, and how the adapter of a model is chosen.
 
 An adapter is attached to a model before its forward and read after it. Add an architecture by subclassing `Features`
 and registering the class under the model's fairchem name, `@register_features("my_model")`; then let
@@ -24,7 +24,7 @@ Context = Callable[[], AbstractContextManager]
 
 
 class _EverythingRead(Exception):
-    """Leaves a forward from which nothing more is wanted."""
+    """Ends a forward of which everything that is needed has been read."""
 
 
 class Features(abc.ABC):
@@ -35,9 +35,9 @@ class Features(abc.ABC):
         width: D, channels of the invariant node embedding.
         vector_width: channels of the l=1 node embedding; 0 for a model that has none.
         has_gradient_forces: the model's forward needs autograd for its forces.
-        has_position_gradients: autograd has the whole derivative of its outputs with respect to the positions.
+        has_position_gradients: autograd provides the derivative of its outputs with respect to the positions.
         max_atomic_number: the largest atomic number the model can represent.
-        makes_edges: methods of the backbone that make its graph and the frames of its edges; () stands for its forward.
+        makes_edges: methods of the backbone that make its graph and the frames of its edges; (): its forward.
         rotations: modules whose `set_wigner` rotates the edges.
         backbone: the model; of a hydra, its backbone.
     """
@@ -98,8 +98,8 @@ class Features(abc.ABC):
     def owner(self, name: str) -> nn.Module:
         """The module that has the output block called `name`: the model, or the head of a hydra.
 
-        Of several heads that have it, the one whose energy is the model's: by its name, or where the heads' outputs are
-        passed through by the output's, of which the last one counts.
+        Of several heads that have it, the head of the model's energy: by the head's name, or where the heads' outputs are
+        passed through by the name of the output, of which the last is taken.
         """
         if not isinstance(self.model, HydraModel):
             return self.backbone
@@ -123,7 +123,7 @@ class Features(abc.ABC):
     def stopping_after(self, *names: str) -> Iterator[None]:
         """Within this context the model's forward ends as soon as these have been read: its later blocks cost nothing.
 
-        For what one call gives at once: node and vector embedding, edges.
+        For values that a single call provides: node and vector embedding, edges.
         """
         self._awaited = set(names)
         try:
@@ -219,7 +219,7 @@ def architecture(model: nn.Module) -> str:
     """The name under which the class of `model`, or of a hydra's backbone, is registered with fairchem."""
     cls = type(model.backbone) if isinstance(model, HydraModel) else type(model)
     registered: dict[str, type] = registry.mapping["model_name_mapping"]
-    return next((name for name, one in registered.items() if one is cls), cls.__name__)
+    return next((name for name, candidate in registered.items() if candidate is cls), cls.__name__)
 
 
 def attach_features(model: nn.Module, role: str, energies: Sequence[str] = ("energy",)) -> Features:

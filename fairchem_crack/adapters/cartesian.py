@@ -7,7 +7,7 @@ from fairchem_crack.adapters.base import Features, register_features
 
 @register_features("painn", "painn_backbone")
 class PaiNNFeatures(Features):
-    """Embedding: the scalar channels that enter the energy head, and the vectors behind the last update."""
+    """Embedding: the scalar channels that enter the energy head, and the vectors after the last update."""
 
     makes_edges = ("generate_graph",)
 

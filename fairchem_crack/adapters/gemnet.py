@@ -9,7 +9,7 @@ from fairchem_crack.adapters.base import Features, register_features
 
 @register_features("gemnet_t", "gemnet_t_backbone")
 class GemNetTFeatures(Features):
-    """Embedding: the atoms' behind the last interaction block. Each output block adds its share of the atom energies."""
+    """Embedding: the atoms' after the last interaction block. Each output block adds its share of the atom energies."""
 
     makes_edges = ("generate_graph",)
 

@@ -1,4 +1,4 @@
-"""Models of invariants alone, whose forces are the energy's gradient: SchNet, DimeNet++."""
+"""Models of invariants only, whose forces are the energy's gradient: SchNet, DimeNet++."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fairchem_crack.adapters.base import Features, register_features
 
 @register_features("schnet")
 class SchNetFeatures(Features):
-    """Embedding: the atoms' behind the last interaction block, which is what enters the energy head."""
+    """Embedding: the atoms' after the last interaction block, which is what enters the energy head."""
 
     makes_edges = ("generate_graph",)
 

@@ -1,6 +1,6 @@
-"""What a model predicts, by property: the name of an output, and the way between the model's own unit and eV.
+"""What a model predicts, by property: the name of an output, and the conversion between the model's own unit and eV.
 
-fairchem's `outputs` give each output a name and a `property`, which is the name where nothing else is said. Labels, losses,
+fairchem's `outputs` give each output a name and a `property`, by default the name. Labels, losses,
 normalizers and element references go by the name; what is distilled goes by the property, energy or forces.
 """
 
@@ -115,17 +115,18 @@ class ModelOutputs:
         """
         names = self.names(property_)
         if len(names) != 1:
-            held = ", ".join(f"`{name}`" for name in names or self.declared or ()) or "none"
+            available = ", ".join(f"`{name}`" for name in names or self.declared or ()) or "none"
             raise ValueError(
-                f"{self.where}: expected one output of property `{property_}`, found {held}. "
+                f"{self.where}: expected one output of property `{property_}`, found {available}. "
                 + ("Leave all but one out." if names else f"Name one `{property_}`, or give it `property: {property_}`.")
             )
         return Output(names[0], self.normalizers.get(names[0]), self.references.get(names[0]))
 
     def by_property(self, values: Mapping[str, Tensor], *properties: str) -> dict[str, Tensor]:
         """Values by name, with those of each property that has one output under its own name too."""
-        named = {one: names[0] for one in properties if len(names := self.names(one)) == 1 and names[0] in values}
-        return {**values, **{one: values[name] for one, name in named.items()}}
+        names = {property_: self.names(property_) for property_ in properties}
+        unique = {property_: listed[0] for property_, listed in names.items() if len(listed) == 1 and listed[0] in values}
+        return {**values, **{property_: values[name] for property_, name in unique.items()}}
 
 
 def predicted(raw: Mapping[str, Any], property_: str, name: str) -> Tensor:

@@ -8,6 +8,7 @@ import sys
 import warnings
 
 from fairchem_crack import __version__
+from fairchem_crack.io.trust import trusting
 from fairchem_crack.training.compiled import check_built_for_cuda, check_installed
 
 COMMANDS = {  # of each: where it is, and what it does
@@ -43,13 +44,13 @@ COMMANDS = {  # of each: where it is, and what it does
         "fairchem_crack.evaluation.speed.command:bench",
         "atoms/s, memory, ns/day and relaxations/hour of checkpoints",
     ),
-    "prepare-demo": ("fairchem_crack.commands.demo:prepare", "write the demo's splits as OC20-format LMDBs"),
-    "summarize-demo": (
-        "fairchem_crack.commands.demo:summarize",
-        "evaluate the demo's models: table, picture, summary.json",
+    "configs": (
+        "fairchem_crack.commands.configs:configs",
+        "list, print or copy the YAMLs that come with the package",
     ),
+    "prepare-demo": ("fairchem_crack.commands.demo:prepare", "write the demo's splits as OC20-format LMDBs"),
 }
-WITHOUT_MODEL = ("evaluate-relaxations", "prepare-demo")  # they never use a GPU
+WITHOUT_MODEL = ("evaluate-relaxations", "configs", "prepare-demo")  # they never use a GPU
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -68,7 +69,8 @@ def main(arguments: list[str] | None = None) -> None:
     if name != "train":  # which warns as fairchem does; elsewhere the deprecations in its imports are no news
         warnings.filterwarnings("ignore", module="fairchem|torch_geometric")
     module, _, function = COMMANDS[name][0].partition(":")
-    getattr(importlib.import_module(module), function)(arguments[1:])
+    with trusting("--trust" in arguments):
+        getattr(importlib.import_module(module), function)(arguments[1:])
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from fairchem_crack.commands.flags import parser_of, read_or_refuse
 from fairchem_crack.io.files import write_json
-from fairchem_crack.training.scale_factors import fit_scale_factors
 
 
 def fit_scales(arguments: list[str]) -> None:
@@ -19,6 +18,8 @@ def fit_scales(arguments: list[str]) -> None:
         output = given.flags.output
         if output.suffix != ".json":
             raise ValueError(f"--output {output}: expected the name of a .json file.")
+        from fairchem_crack.training.scale_factors import fit_scale_factors
+
         factors = fit_scale_factors(given.config)
         output.parent.mkdir(parents=True, exist_ok=True)
         write_json(output, factors)

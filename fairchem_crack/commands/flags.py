@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import logging
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
-from fairchem.core.common.flags import flags
-from fairchem.core.common.utils import build_config, create_dict_from_args, merge_dicts
 
+from fairchem_crack.commands.configs import locate, teacher_override
 from fairchem_crack.config import suggestion
+from fairchem_crack.io.trust import TRUST_HELP
 from fairchem_crack.plugins import imports_of, load_plugins
 from fairchem_crack.training.spelling import BLOCKS, SETTINGS, misspelt_names, nearest
 
@@ -41,15 +43,29 @@ class Given:
 
 
 def parser_of(command: str, description: str | None = None) -> argparse.ArgumentParser:
-    """A parser of fairchem's flags, for a command to add its own; without argparse's abbreviations."""
-    return argparse.ArgumentParser(
+    """A parser of fairchem's flags and --trust, for a command to add its own; without argparse's abbreviations."""
+    parser = argparse.ArgumentParser(
         prog=f"fairchem-crack {command}",
         description=description,
-        parents=[flags.get_parser()],
+        parents=[_fairchem_parser()],
         add_help=False,  # fairchem's parser has it
         allow_abbrev=False,
         usage=f"fairchem-crack {command} --config-yml FILE [flags] [--block.option=value ...]",
     )
+    parser.add_argument("--trust", action="store_true", help=TRUST_HELP)
+    return parser
+
+
+def _fairchem_parser() -> argparse.ArgumentParser:
+    """fairchem's own, read from its file: `--help` need not wait the seconds that importing fairchem takes."""
+    package = importlib.util.find_spec("fairchem.core")
+    assert package is not None and package.origin is not None  # `check_installed` has seen it
+    file = Path(package.origin).parent / "common/flags.py"
+    spec = importlib.util.spec_from_file_location("fairchem_flags", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.flags.get_parser()
 
 
 def read(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Given:
@@ -60,11 +76,16 @@ def read(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> Given:
         FileNotFoundError: there is no such YAML.
     """
     options, rest = parser.parse_known_args(["--mode", "train", *arguments])
+    from fairchem.core.common.utils import build_config, create_dict_from_args, merge_dicts
+
+    options.config_yml = locate(options.config_yml)
     try:
         without_overrides = build_config(options, [])
     except (yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"--config-yml {options.config_yml}: cannot be read as a config of fairchem: {error}") from error
     known_flags = [name for action in parser._actions for name in action.option_strings if name.startswith("--")]
+    rest = [*teacher_override(options.config_yml, without_overrides), *rest]
+    rest += ["--task.distill.teacher.trust=True"] if options.trust else []
     overrides, problems, warnings = examine_overrides(rest, without_overrides, known_flags)
     try:
         config, _ = merge_dicts(without_overrides, create_dict_from_args(overrides))

@@ -2,58 +2,30 @@
 
 from __future__ import annotations
 
-import logging
 import sys
-from typing import Any
 
-import fairchem.core._cli
-from fairchem.core.common.registry import registry
-from fairchem.core.common.utils import setup_logging
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-import fairchem_crack.training.trainer  # noqa: F401, registers trainer and loss
 from fairchem_crack.commands.flags import parser_of, read_or_refuse
-from fairchem_crack.training.config_checks import check_gpus
 
 
 def train(arguments: list[str]) -> None:
     """Train as `fairchem --mode train` does, in this process, in several of this machine, or as a job."""
+    parser = parser_of("train", "Takes fairchem's flags, and overrides of the YAML.")
     try:
-        given = read_or_refuse(parser_of("train", "Takes fairchem's flags, and overrides of the YAML."), arguments)
+        given = read_or_refuse(parser, arguments)
+        from fairchem_crack.training.config_checks import check_gpus
+
         if given.flags.num_gpus < 1:
             raise ValueError(f"--num-gpus {given.flags.num_gpus}: expected at least 1.")
         if not given.flags.submit:  # else the training runs on another machine
             check_gpus(given.flags.num_gpus, cpu=given.flags.cpu)
     except (ValueError, OSError) as error:
         sys.exit(f"fairchem-crack train: {error}")
+    import fairchem.core._cli
+
+    from fairchem_crack.commands.launch import dotted_path, launch_ranks
+
     trainer = dotted_path(given.config.get("trainer"))
     if given.flags.submit or given.flags.num_gpus == 1:
         fairchem.core._cli.main(given.flags, [*given.overrides, *([] if trainer is None else [f"--trainer={trainer}"])])
     else:
         launch_ranks({**given.config, **({} if trainer is None else {"trainer": trainer})}, given.flags.num_gpus)
-
-
-def dotted_path(trainer: str | None) -> str | None:
-    """Where a trainer that is registered by a short name comes from; None for fairchem's own, and for a dotted path.
-
-    The processes that `--num-gpus` and `--submit` start import fairchem only, which knows no other short name.
-    """
-    registered = registry.mapping["trainer_name_mapping"].get(trainer)
-    if registered is None or registered.__module__.startswith("fairchem."):
-        return None
-    return f"{registered.__module__}.{registered.__qualname__}"
-
-
-def launch_ranks(config: dict[str, Any], ranks: int) -> None:
-    """Run fairchem's `Runner` on several ranks of this machine.
-
-    They meet on a free port: fairchem names none, and torch's default is one for the whole machine, on which a second
-    training dies when the first ends.
-    """
-    setup_logging()
-    logging.info(f"{ranks} ranks on this machine; they load their data without worker processes, as fairchem has it.")
-    launch = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=ranks, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0
-    )
-    config = {**config, "optim": {**config["optim"], "num_workers": 0}}  # an open LMDB cannot be sent to them
-    elastic_launch(launch, fairchem.core._cli.runner_wrapper)(config)

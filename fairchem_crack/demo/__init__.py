@@ -1,1 +1,1 @@
-"""The demo: its data, made here, and its summary."""
+"""The data of the demo."""

@@ -63,14 +63,14 @@ def prepare_demo(directory: Path, *, sizes: dict[str, int], seed: int, workers: 
             _write_split(directory, manifest, pool)
 
 
-def _is_complete(directory: Path, wanted: Manifest) -> bool:
-    file = directory / wanted.split / MANIFEST_FILE
+def _is_complete(directory: Path, manifest: Manifest) -> bool:
+    file = directory / manifest.split / MANIFEST_FILE
     if not file.exists():
         return False
-    found = json.loads(file.read_text())
-    if found != asdict(wanted):
+    made = json.loads(file.read_text())
+    if made != asdict(manifest):
         raise ValueError(
-            f"{file.parent} was made with {found}, wanted is {asdict(wanted)}. "
+            f"{file.parent} was made with {made}, not with {asdict(manifest)}. "
             f"Choose another directory, or remove {file.parent} to make it anew."
         )
     return True

@@ -59,17 +59,17 @@ def catalysts(*, held_out: bool) -> list[Catalyst]:
     for metal in LATTICE_CONSTANTS:
         if (metal in HELD_OUT_METALS) is held_out:
             surfaces += [Catalyst(metal, metal, None, 0, facet) for facet in FACETS]
-    for one, other in combinations(LATTICE_CONSTANTS, 2):
-        if {one, other} <= set(HELD_OUT_METALS):
-            orders = [(one, other), (other, one)] if held_out else []
+    for first, second in combinations(LATTICE_CONSTANTS, 2):
+        if {first, second} <= set(HELD_OUT_METALS):
+            orders = [(first, second), (second, first)] if held_out else []
         elif held_out:
             orders = []
         else:  # a held-out metal is never the major component
-            orders = [pair for pair in ((one, other), (other, one)) if pair[0] not in HELD_OUT_METALS]
+            orders = [pair for pair in ((first, second), (second, first)) if pair[0] not in HELD_OUT_METALS]
         for major, minor in orders:
             surfaces += [Catalyst(f"{major}3{minor}", major, minor, 1, facet) for facet in FACETS]
         if len(orders) == 2:
-            surfaces += [Catalyst(one + other, one, other, 2, facet) for facet in FACETS]
+            surfaces += [Catalyst(first + second, first, second, 2, facet) for facet in FACETS]
     return surfaces
 
 

@@ -66,13 +66,13 @@ def average_error_interval(
         splits: x and w of each, (K,).
     """
     random = np.random.default_rng(seed)
-    found = np.zeros(replicates)
+    drawn = np.zeros(replicates)
     for sums, weights in splits:
         sums, weights = (_grouped(values, seed) for values in (sums, weights))
         counts = _resampled(random, len(weights), replicates)  # (R, K)
-        found += (counts @ sums) / (counts @ weights) / len(splits)
+        drawn += (counts @ sums) / (counts @ weights) / len(splits)
     estimate = float(np.mean([sums.sum() / weights.sum() for sums, weights in splits]))
-    low, high = np.quantile(found, [(1 - confidence) / 2, (1 + confidence) / 2])
+    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(estimate, float(low), float(high))
 
 
@@ -83,7 +83,7 @@ class Errors:
     Row s of `undistilled` and of `distilled` are of the same seed; column k of everything is the same system.
 
     Attributes:
-        undistilled: (S, K) x of the students trained on labels alone.
+        undistilled: (S, K) x of the students trained on labels only.
         distilled: (S, K) x of the distilled ones.
         teacher: (K,) x of the teacher.
         weights: (K,) w, what x is divided by.
@@ -114,15 +114,15 @@ def gap_closed_interval(
     many systems as it has, the same for all models. Of S seeds it draws S - 1, which makes the variance over them unbiased
     (Rao & Wu 1988); S of S would make it (S - 1) / S of what it is.
 
-    How often the truth is held (tests/test_statistics.py) depends on what scatters. What a seed does to all systems alike is
-    known from S numbers only: where it dominates, a 95 % interval of five seeds holds the truth in about 85 %, one of three
-    in 73 %. What a seed does to single systems is counted with the seeds and with the systems (Owen 2007): where it
-    dominates, the interval is too wide. One seed is not resampled: its interval is of the systems alone.
+    The coverage (tests/test_statistics.py) depends on what varies. A seed's effect on all systems alike is estimated from S
+    numbers only: where it dominates, a 95 % interval of five seeds covers the truth in about 85 % of cases, one of three in
+    73 %. A seed's effect on single systems enters with the seeds and with the systems (Owen 2007): where it dominates, the
+    interval is too wide. One seed is not resampled: its interval is over the systems only.
     """
     estimate = gap_closed(splits)
     if math.isnan(estimate):
         return Interval(estimate)
-    splits = [Errors(*(_grouped(getattr(one, field.name), seed) for field in fields(one))) for one in splits]
+    splits = [Errors(*(_grouped(getattr(errors, field.name), seed) for field in fields(errors))) for errors in splits]
     sizes = tuple(len(errors.weights) for errors in splits)
     seeds, systems = _drawn(seed, len(splits[0].undistilled), sizes, replicates)
     undistilled, distilled, teacher = _means(splits, seeds, systems)

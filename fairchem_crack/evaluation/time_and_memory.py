@@ -1,4 +1,4 @@
-"""Time and memory of a piece of work, and the memory that the CRACK loss will take."""
+"""Time and memory of a piece of work, throughput of models, and the memory that the CRACK loss will take."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import ctypes
 import re
 import statistics
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Callable, Optional
 
 import torch
+from torch.cuda import OutOfMemoryError
+from torch_geometric.data import Batch
 
 from fairchem_crack.loss.tiles import COLUMN_BLOCK, TILE_ENTRIES
 
@@ -40,17 +43,64 @@ def loss_bytes(*, pairs: float, atoms: float, width: int, device: str = "cpu", f
     return 4 * (embeddings + 2 * atoms * block + tile)
 
 
+def now(device: torch.device) -> float:
+    """Seconds of the clock, once the device's work is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def elapsed(work: Callable[..., Any], device: torch.device, *arguments: Any) -> float:
+    """Seconds of `work(*arguments)`."""
+    start = now(device)
+    work(*arguments)
+    return now(device) - start
+
+
 def seconds(work: Callable[..., Any], device: torch.device, *, prepare: Optional[Callable[[], Any]] = None) -> float:
     """Median time of `work()`; of `work(prepare())`, without the time of that, where `prepare` is given."""
-    times = []
-    for _ in range(WARM_UP + REPEATS):
-        prepared = [] if prepare is None else [prepare()]
-        _synchronize(device)
-        start = time.perf_counter()
-        work(*prepared)
-        _synchronize(device)
-        times.append(time.perf_counter() - start)
+    times = [elapsed(work, device, *([] if prepare is None else [prepare()])) for _ in range(WARM_UP + REPEATS)]
     return statistics.median(times[WARM_UP:])
+
+
+def warm_up(work: Callable[[], Any], device: torch.device) -> Optional[int]:
+    """Run `work()` as often as torch.jit needs to settle; by how many bytes memory grew in the last run, if known."""
+    for _ in range(WARM_UP - 1):
+        work()
+    return peak_growth(work, device)[1]
+
+
+Throughput = dict[str, Any]
+
+
+def measure_throughput(
+    models: Mapping[str, Callable[[Batch], Any]], batches: Mapping[str, Batch], device: torch.device, *, repeats: int
+) -> dict[str, Throughput]:
+    """How many atoms per second each model takes, and how much memory.
+
+    The models are interleaved within each repeat: a machine that becomes slower does so for all of them.
+
+    Args:
+        models: a forward each, which may move its batch to the device.
+        batches: the same systems for each model.
+
+    Returns:
+        Of each model `atoms_per_second` of each repeat, and `peak_bytes` beyond what was there before, None where it is not
+        known. Empty for a model whose batch does not fit into the GPU's memory.
+    """
+    measured: dict[str, Throughput] = {}
+    for name, model in models.items():
+        try:
+            peak = warm_up(lambda model=model, batch=batches[name]: model(batch.clone()), device)  # type: ignore[misc]
+            measured[name] = {"atoms_per_second": [], "peak_bytes": peak}
+        except OutOfMemoryError:
+            measured[name] = {}
+            torch.cuda.empty_cache()
+    for _ in range(repeats):
+        for name in (name for name in models if measured[name]):
+            batch = batches[name].clone()
+            measured[name]["atoms_per_second"].append(batch.num_nodes / elapsed(models[name], device, batch))
+    return measured
 
 
 def peak_growth(work: Callable[[], Any], device: torch.device) -> tuple[Any, Optional[int]]:
@@ -86,10 +136,5 @@ def _return_freed_memory() -> None:
 
 
 def _resident(entry: str) -> int:
-    found = re.search(rf"{entry}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return int(found[1]) * 1024  # type: ignore[index]
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    matched = re.search(rf"{entry}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(matched[1]) * 1024  # type: ignore[index]

@@ -10,11 +10,11 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import get_calculator_class
 
-EXPECTED = "expected a name ASE knows (emt), or package.module:function that takes no argument and returns a calculator"
+from fairchem_crack.io.arguments import CALCULATOR
 
 
 def calculator_of(name: str) -> Any:
-    """The ASE calculator of a name that ASE knows, or of `package.module:function`, with its defaults.
+    """The ASE calculator that a `--calculator` option names: by ASE's name of it, or as `package.module:function`.
 
     The function may be a class, an attribute of one (`module:Class.method`), or a calculator that is already made.
 
@@ -32,11 +32,11 @@ def calculator_of(name: str) -> Any:
         if isinstance(calculator, type) or not _is_calculator(calculator):
             calculator = calculator()
     except (Exception, SystemExit) as error:  # what it runs is the user's, and raises what it likes
-        raise ValueError(f"--calculator {name}: {EXPECTED}; {type(error).__name__}: {error}") from error
+        raise ValueError(f"--calculator {name}: expected {CALCULATOR}; {type(error).__name__}: {error}") from error
     if not _is_calculator(calculator):
         raise ValueError(
-            f"--calculator {name}: {EXPECTED}; it returned {type(calculator).__name__}, which has no get_potential_energy "
-            "and get_forces."
+            f"--calculator {name}: expected {CALCULATOR}; it returned {type(calculator).__name__}, which has no "
+            "get_potential_energy and get_forces."
         )
     return calculator
 

@@ -1,14 +1,19 @@
-"""A split of a training's dataset, made by fairchem's own code."""
+"""The one place that opens datasets, by fairchem's own code: a split of a training, or the records of any data."""
 
 from __future__ import annotations
 
+import copy
+import gc
 from typing import Any
 
 from fairchem.core.common.utils import setup_imports
 from fairchem.core.trainers.ocp_trainer import OCPTrainer
 from torch.utils.data import Dataset
+from torch_geometric.data import Data
 
 SPLITS = ("train", "val", "test", "relax")
+VAL_SETTINGS = "val_split_settings"  # which fairchem takes over the options that choose among a dataset's own systems
+CHOOSING = {"first_n", "sample_n", "no_shuffle"}  # options that say which systems, or that they are not shuffled
 
 
 class _Loader(OCPTrainer):
@@ -76,3 +81,47 @@ def load_split(config: dict, split: str) -> Dataset:
 def open_dataset(options: dict, split: str = "val") -> Dataset:
     """A dataset by fairchem's options alone, `{split}_split_settings` among them; see `load_split`."""
     return load_split({"dataset": {split: {**options, "use_train_settings": False}}, "loss_functions": [{}]}, split)
+
+
+class Records(Dataset):
+    """The records of a dataset, in the order of its files unless the options choose among them; closed with its block.
+
+        with Records({"src": "data/val_id"}) as records:
+            first = records[0]
+
+    Args:
+        options: fairchem's, of the dataset.
+    """
+
+    def __init__(self, options: dict) -> None:
+        self._options = copy.deepcopy(options)  # fairchem adds to nested ones
+        if not CHOOSING & {*options, *(options.get(VAL_SETTINGS) or {})}:
+            self._options["no_shuffle"] = True
+        self._dataset: Any = None
+
+    def __enter__(self) -> Records:
+        close_unused()
+        self._dataset = open_dataset(self._options)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._dataset = None
+        close_unused()
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, index: int) -> Data:
+        return self._dataset[index]
+
+    def first(self, count: int) -> list[Data]:
+        """At most `count` of them."""
+        return [self[index] for index in range(min(count, len(self)))]
+
+
+def close_unused() -> None:
+    """Close the LMDBs of the datasets that are no longer used; until then a process cannot open them again.
+
+    fairchem's dataset closes its files when it is collected, and trainers hold it in reference cycles.
+    """
+    gc.collect()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # what a text begins with that a spreadsheet would compute
 
 
 @contextmanager
@@ -22,10 +26,15 @@ def whole(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file."""
+    with whole(path) as partial:
+        partial.write_bytes(content)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file, in UTF-8."""
-    with whole(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -40,3 +49,25 @@ def with_null(content: Any) -> Any:
     if isinstance(content, (list, tuple)):
         return [with_null(value) for value in content]
     return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    """A table for other programs; empty where a row lacks a column. No text of it is a formula to a spreadsheet."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(map(as_cell, columns))
+    writer.writerows([as_cell(row.get(column, "")) for column in columns] for row in rows)
+    return text.getvalue().replace("\r\n", "\n")  # with another `lineterminator`, a writer would not quote a text with \r
+
+
+def as_cell(value: Any) -> Any:
+    """A value of a CSV: a text that a spreadsheet would compute gets the apostrophe that keeps it one. Numbers stay."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) and not _is_number(value) else value
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -67,11 +67,11 @@ def _exp(x):
 
 
 @_compiled(fastmath=True)
-def _largest_difference(one, other):
+def _largest_difference(first, second):
     """Apart from the sums, which do not vectorise with a maximum in their loop; a NaN reaches the loss through them."""
     largest = np.float32(0)
-    for f in range(one.size):
-        d = abs(one[f] - other[f])
+    for f in range(first.size):
+        d = abs(first[f] - second[f])
         largest = d if d > largest else largest
     return largest
 

@@ -37,7 +37,7 @@ NEGATIVES = get_args(Negatives)
 
 @dataclass
 class CrackTerms:
-    """The loss of each anchor and what the same pass tells about it.
+    """The loss of each anchor, and diagnostics from the same pass.
 
     Attributes:
         loss: (P',) loss of each anchor pair; its mean is the CRACK loss. P' = P without `max_pairs`.
@@ -116,10 +116,10 @@ def crack_terms(
         pairs: (2, P) long, i < j, no duplicates.
         temperature: tau.
         anchor: "student", "teacher", or "symmetric", the mean of both.
-        negatives: "batch", or "system": only relations of the anchor's own system. "world" is "batch": `losses.CrackLoss`
-            brings the other ranks' relations, of which `anchors` are this rank's own.
+        negatives: "batch", or "system": only relations of the anchor's own system. "world" is "batch" here:
+            `losses.CrackLoss` gathers the relations of all ranks; `anchors` are those of this rank.
         systems: (N,) long, the system of each atom; needed for negatives="system".
-        anchors: (P,) bool, the pairs that are anchors; the others are negatives alone. None for all.
+        anchors: (P,) bool, the pairs that are anchors; the others are only negatives. None for all.
         max_pairs: anchors to draw at random; every relation stays a negative, so the mean is unbiased.
         false_negative_threshold: leave out of the sum the pairs f != e with |t_e . t_f| above it.
         generator: CPU source of randomness for `max_pairs`.
@@ -199,20 +199,20 @@ def _sums_of_anchors(
     sums: Callable[..., tuple[Partition, Partition]], anchor: str, chosen: Optional[Tensor]
 ) -> list[Partition]:
     """The sums over negatives for the student's anchors (rows of x), the teacher's (columns), or both."""
-    found = []
+    sides: list[Partition] = []
     for over_columns, over_rows in _sides(anchor, chosen is None):
         rows, columns = (chosen if is_anchor else None for is_anchor in (over_columns, over_rows))
         of_rows, of_columns = sums(rows=rows, columns=columns, over_columns=over_columns, over_rows=over_rows)
-        found += [of_rows] * over_columns + [of_columns] * over_rows
-    return found
+        sides += [of_rows] * over_columns + [of_columns] * over_rows
+    return sides
 
 
 def _draw(
-    available: int, wanted: Optional[int], generator: Optional[torch.Generator], device: torch.device
+    available: int, count: Optional[int], generator: Optional[torch.Generator], device: torch.device
 ) -> Optional[Tensor]:
-    if wanted is None or wanted >= available:
+    if count is None or count >= available:
         return None
-    return torch.randperm(available, generator=generator)[:wanted].sort().values.to(device)
+    return torch.randperm(available, generator=generator)[:count].sort().values.to(device)
 
 
 def _mean(values: Tensor) -> Tensor:

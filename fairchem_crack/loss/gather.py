@@ -1,4 +1,4 @@
-"""All ranks' rows on every rank, with gradient, or on their way while the caller computes."""
+"""The rows of all ranks on every rank: with gradient, or sent while the caller computes."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Gathering:
 def gather_rows(values: Tensor) -> Tensor:
     """The rows of every rank, as `Gathering` has them, with gradient.
 
-    The gradient of a row is the sum of what all ranks make of it. Every rank must take part in the backward pass.
+    The gradient of a row is the sum of its gradients on all ranks. Every rank must take part in the backward pass.
     """
     return values if _world_size() == 1 else _GatherRows.apply(values)
 

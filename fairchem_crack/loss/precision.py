@@ -1,4 +1,4 @@
-"""Arithmetic that a user's settings must not round: differences of nearly equal numbers."""
+"""Full precision for differences of nearly equal numbers, whatever a user's settings permit."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def unordered_pairs(edge_index: Tensor, num_atoms: int) -> Tensor:
 def has_direction(embedding: Tensor) -> Tensor:
     """(N,) bool: False where an embedding is zero, or too small, so that it has no unit vector.
 
-    A non-finite embedding is not hidden: its NaN goes on into the loss.
+    A non-finite embedding is not hidden: its NaN reaches the loss.
     """
     return ~(embedding.detach().abs().amax(dim=-1) <= SMALLEST_EMBEDDING)
 
@@ -65,7 +65,7 @@ def pair_difference(unit: Tensor, pairs: Tensor) -> tuple[Tensor, Tensor, Tensor
 
     A pair has none where its embeddings coincide, or one of them is zero. The gradient of a direction, d(d/|d|), is of
     the order of 1/|d|; where |d| < `NEAR` it is multiplied by |d| / NEAR, so that a few pairs of nearly equivalent atoms
-    do not take the whole clipped gradient of a step. Values are not changed.
+    do not dominate the clipped gradient of a step. Values are not changed.
     """
     difference = unit.index_select(0, pairs[0]) - unit.index_select(0, pairs[1])
     if difference.requires_grad:

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
-from typing import NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 import torch
 from torch import Tensor
@@ -74,6 +74,19 @@ class Problem:
         return list(zip([0, *row_ends], row_ends, [0, *column_ends], column_ends))
 
 
+def first_derivative(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator of a `backward`: computed in full precision, and refused where autograd would differentiate it again."""
+
+    @functools.wraps(backward)
+    def checked(ctx: Any, *gradients: Tensor) -> Any:
+        if torch.is_grad_enabled():
+            raise RuntimeError("The CRACK loss cannot be differentiated twice: call backward without create_graph.")
+        with full_precision(gradients[0].device.type):
+            return backward(ctx, *gradients)
+
+    return checked
+
+
 class TiledSums(torch.autograd.Function):
     """Forward keeps one sum per row and column; backward recomputes each tile."""
 
@@ -93,14 +106,8 @@ class TiledSums(torch.autograd.Function):
         return outputs
 
     @staticmethod
+    @first_derivative
     def backward(ctx, row_grad: Tensor, _1, _2, column_grad: Tensor, _3, _4):  # noqa: D102
-        if torch.is_grad_enabled():
-            raise RuntimeError("The CRACK loss cannot be differentiated twice: call backward without create_graph.")
-        with full_precision(row_grad.device.type):
-            return TiledSums._gradients(ctx, row_grad, column_grad)
-
-    @staticmethod
-    def _gradients(ctx, row_grad: Tensor, column_grad: Tensor) -> tuple[Tensor, Tensor, None]:
         problem: Problem = ctx.problem
         unit_student, scale, row_sum, column_sum = ctx.saved_tensors
         student_grad = torch.zeros_like(unit_student)

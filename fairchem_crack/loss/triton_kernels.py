@@ -71,7 +71,7 @@ def row_kernel(
             tl.store(largest + row, raised)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def column_kernel(
     gram, teacher_gram, i, j, scale, teacher_scale, first, end, row_ids, column_ids, threshold,
     largest, total, moment, num_rows, start, width,

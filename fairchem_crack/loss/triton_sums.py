@@ -12,9 +12,8 @@ from typing import Any, NamedTuple, Optional
 import torch
 from torch import Tensor
 
-from fairchem_crack.loss.precision import full_precision
 from fairchem_crack.loss.relations import pair_difference, relation_vectors, unit_embedding
-from fairchem_crack.loss.tiles import Problem, TiledSums
+from fairchem_crack.loss.tiles import Problem, TiledSums, first_derivative
 
 Sides = tuple[bool, bool]
 DEVICE_TYPES = ("cuda",)  # where Triton compiles
@@ -61,21 +60,19 @@ class FusedSums(torch.autograd.Function):
         return outputs
 
     @staticmethod
+    @first_derivative
     def backward(ctx, row_grad: Tensor, _1, _2, column_grad: Tensor, _3, _4):  # noqa: D102
-        if torch.is_grad_enabled():
-            raise RuntimeError("The CRACK loss cannot be differentiated twice: call backward without create_graph.")
         problem: Problem = ctx.problem
         unit_student, scale, row_log_sum, row_mean, column_log_sum = ctx.saved_tensors
         kernels = _Kernels(unit_student, scale, problem)
-        of_rows = _Anchors(row_grad.contiguous(), row_log_sum * LOG2_E)
-        of_columns = _Anchors(column_grad.contiguous(), column_log_sum * LOG2_E)
+        of_rows = _Anchors(row_grad.clone(), row_log_sum * LOG2_E)  # a kernel is compiled anew for pointers out of line
+        of_columns = _Anchors(column_grad.clone(), column_log_sum * LOG2_E)
         student_grad = torch.zeros_like(unit_student)
         column_moment = torch.zeros_like(scale)  # (R,) sum_f x_ef dL/dx_ef, of the columns' anchors
-        with full_precision(scale.device.type):
-            for block in kernels.blocks():
-                student_grad.addmm_(kernels.gram_gradient(block, of_rows, of_columns), problem.relations[block.columns])
-                if problem.over_rows:
-                    kernels.add_moments(block, of_columns, column_moment)
+        for block in kernels.blocks():
+            student_grad.addmm_(kernels.gram_gradient(block, of_rows, of_columns), problem.relations[block.columns])
+            if problem.over_rows:
+                kernels.add_moments(block, of_columns, column_moment)
         moment = column_moment / LOG2_E
         if problem.over_columns:
             moment += row_grad * row_mean
@@ -120,7 +117,9 @@ class _Sums:
 
     @classmethod
     def zeros(cls, like: Tensor, *shape: int) -> _Sums:
-        return cls(like.new_zeros(3, *shape))
+        """Sums of a shape, each in line with the 16 bytes that a thread loads at once."""
+        size = math.prod(shape)
+        return cls(like.new_zeros(3, _cdiv(size, 4) * 4)[:, :size].view(3, *shape))
 
     def add(self, part: slice, shares: _Sums) -> None:
         """Add shares (S, part) to a part."""
@@ -143,7 +142,7 @@ class _Kernels:
 
         self._kernels, self._problem, self._unit_student = triton_kernels, problem, unit_student
         self._num_rows, self._num_columns = len(scale), len(problem.relations)
-        self._atoms = tuple(problem.pairs.int().contiguous())
+        self._atoms = problem.pairs[0].int(), problem.pairs[1].int()
         self._scale = scale * LOG2_E
         self._excludes = {"EXCLUDES": problem.threshold is not None}
         self._ids: tuple = (problem.row_ids, problem.column_ids, 0.0)  # these two are not read without a threshold
@@ -155,10 +154,9 @@ class _Kernels:
 
     def blocks(self) -> Iterator[_Block]:
         """H of one block of columns after the other."""
-        problem, num_atoms = self._problem, max(len(self._unit_student), 1)
-        width = max(SMALLEST_BLOCK, min(LARGEST_BLOCK, 1 << (GRAM_ENTRIES // num_atoms).bit_length() - 1))
-        for start in range(0, self._num_columns, width):
-            columns = slice(start, min(start + width, self._num_columns))
+        problem = self._problem
+        for start in range(0, self._num_columns, self._block):
+            columns = slice(start, min(start + self._block, self._num_columns))
             gram = self._unit_student @ problem.relations[columns].T
             excludes = problem.unit_teacher is not None and problem.threshold is not None
             yield _Block(gram, problem.unit_teacher @ problem.relations[columns].T if excludes else gram, columns)
@@ -178,7 +176,7 @@ class _Kernels:
             (self._num_rows,),
             *(block.gram, block.teacher_gram, *self._atoms, self._scale, self._teacher_scale, *self._columns_of_rows),
             *(*self._ids, sums.largest, sums.total, sums.moment, weight, log_sum, block.start, block.width),
-            **{"COLUMNS": _power_of_two(block.width), **self._excludes, **options},
+            **{"COLUMNS": self._block, **self._excludes, **options},
         )
 
     def add_to_columns(self, block: _Block, sums: _Sums) -> None:
@@ -196,7 +194,7 @@ class _Kernels:
 
     def gram_gradient(self, block: _Block, of_rows: _Anchors, of_columns: _Anchors) -> Tensor:
         """(N, columns) dL/dH of a block."""
-        problem, tile = self._problem, min(self._kernels.ATOM_TILE, _power_of_two(block.width))
+        problem, tile = self._problem, min(self._kernels.ATOM_TILE, self._block)
         gradient = torch.empty_like(block.gram)
         self._launch(
             self._kernels.atom_kernel,
@@ -212,6 +210,12 @@ class _Kernels:
         if min(grid):
             with torch.cuda.device(self._scale.device) if self._scale.is_cuda else contextlib.nullcontext():
                 kernel[grid](*arguments, **options)
+
+    @functools.cached_property
+    def _block(self) -> int:
+        """Columns of a block, a power of two; the last may have fewer, for which no kernel is compiled anew."""
+        fit = 1 << (GRAM_ENTRIES // max(len(self._unit_student), 1)).bit_length() - 1
+        return max(SMALLEST_BLOCK, min(LARGEST_BLOCK, fit, _power_of_two(self._num_columns)))
 
     @functools.cached_property
     def _slope(self) -> Tensor:
@@ -252,7 +256,7 @@ def _range(own: Optional[Tensor], others: Optional[Tensor], size: int, end: int,
 
 
 def _power_of_two(size: int) -> int:
-    return 1 << (size - 1).bit_length()
+    return 1 << max(size - 1, 0).bit_length()
 
 
 def _cdiv(size: int, part: int) -> int:

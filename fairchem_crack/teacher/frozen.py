@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
-import pickle
-import zipfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -31,6 +29,7 @@ from fairchem_crack.adapters import Features, attach_features
 from fairchem_crack.adapters.outputs import ModelOutputs, predicted
 from fairchem_crack.config import Precision, TeacherConfig
 from fairchem_crack.io.boundaries import OwnBoundaries
+from fairchem_crack.io.checkpoints import model_config, read_checkpoint, reading_safely
 from fairchem_crack.io.progress import progress_of
 from fairchem_crack.loss.precision import full_precision
 from fairchem_crack.teacher.force_jacobian import JacobianRows, draw_coordinates, jacobian_columns
@@ -253,13 +252,14 @@ def load_teacher(config: TeacherConfig, device: torch.device) -> Teacher:
         ValueError: not a readable fairchem checkpoint, or of an architecture without adapter.
     """
     path = _locate(config)
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_checkpoint(path, trust=config.trust)
     if progress_of(checkpoint).step == 0:
         logging.warning(f"Teacher {path} is of step 0: it is untrained.")
     name, attributes = model_config(checkpoint, path)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):  # the random initial weights are overwritten
         try:
-            model = registry.get_model_class(name)(**attributes)
+            with reading_safely(attributes, trust=config.trust):  # its config may name a file of scale factors
+                model = registry.get_model_class(name)(**attributes)
         except RuntimeError as error:
             raise ValueError(f"Teacher {path} is a `{name}`, which this fairchem does not have: {error}") from error
         except TypeError as error:
@@ -304,47 +304,6 @@ def _check_ema(model: nn.Module, ema: dict, path: Path) -> None:
             f"Teacher {path}: its EMA has {len(found)} tensors that do not fit the model's {len(expected)} parameters. "
             "Take its own weights with `use_ema: false`, or another checkpoint."
         )
-
-
-def model_config(checkpoint: dict, path: Path) -> tuple[str, dict[str, Any]]:
-    """Registered name and arguments of the model, from a checkpoint's config in today's or the published OC20 format."""
-    config = copy.deepcopy(checkpoint["config"])
-    try:
-        attributes = dict(config["model"]) if isinstance(config["model"], dict) else dict(config["model_attributes"])
-        name = attributes.pop("name") if isinstance(config["model"], dict) else config["model"]
-    except KeyError as error:
-        raise ValueError(f"{path}: its config has no {error}, so the model cannot be built.") from error
-    for part in (attributes, attributes.get("backbone")):  # the second, of a hydra
-        if part is not None:
-            part["otf_graph"] = True  # as OCPCalculator does: a student's data need not hold the teacher's edges
-    return name, attributes
-
-
-def read_checkpoint(path: Path) -> dict:
-    """The content of a fairchem checkpoint, on the CPU; large tensors stay on disk until they are used.
-
-    A checkpoint is a pickle, and a pickle can run code. It is read with `weights_only=True` where its content allows it;
-    where it does not, the log says so.
-
-    Raises:
-        ValueError: truncated, corrupt, or not a fairchem checkpoint.
-    """
-    options: dict[str, Any] = {"map_location": "cpu", "mmap": zipfile.is_zipfile(path)}
-    try:
-        try:
-            checkpoint = torch.load(path, weights_only=True, **options)
-        except pickle.UnpicklingError:
-            checkpoint = torch.load(path, weights_only=False, **options)
-            logging.warning(f"{path} holds more than tensors and plain values; it was read as an unrestricted pickle.")
-    except Exception as error:
-        raise ValueError(
-            f"{path} cannot be read as a checkpoint ({type(error).__name__}: {str(error).partition(chr(10))[0]}). "
-            f"It has {path.stat().st_size} bytes: was its download or copy cut short?"
-        ) from error
-    if not isinstance(checkpoint, dict) or not {"state_dict", "config"} <= checkpoint.keys():
-        found = ", ".join(map(str, checkpoint)) if isinstance(checkpoint, dict) else type(checkpoint).__name__
-        raise ValueError(f"{path} is not a fairchem checkpoint: expected `state_dict` and `config`, found {found}.")
-    return checkpoint
 
 
 def _locate(config: TeacherConfig) -> Path:

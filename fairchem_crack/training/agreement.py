@@ -1,7 +1,7 @@
 """Whether a teacher's energies and the labels of the data have the same zero.
 
 Total energies and adsorption energies, or two DFT codes, differ by a constant or by one for each element. A student that is
-trained on both is pulled apart by that difference, whatever the quality of the teacher.
+trained on both is pulled apart by that difference, however good the teacher.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ class EnergyAgreement:
     Attributes:
         systems: B.
         error: of the energies as they are.
-        spread: what the labels have about a fit of their own: a constant, or a constant of each element where the sample
-            determines it; a teacher of the same zero stays below it.
+        label_deviation: of the labels from a fit of their own, by one constant, or by a constant for each element where the
+            sample determines it; a teacher of the same zero has a smaller error.
         offset: mean of label minus teacher.
-        after_constant: what is left of the error when one constant is subtracted.
-        after_elements: likewise one constant of each element, by least squares; None where the sample does not tell.
+        after_constant: what is left of the error when a constant is subtracted.
+        after_elements: likewise a constant for each element, by least squares; None where the sample does not determine it.
     """
 
     systems: int
     error: float
-    spread: float
+    label_deviation: float
     offset: float
     after_constant: float
     after_elements: Optional[float]
 
     @property
     def is_plausible(self) -> bool:
-        """False where the teacher's error exceeds the labels' own spread; a single system has none."""
-        return self.systems < 2 or not self.error > self.spread
+        """False where the teacher's error exceeds the labels' own deviation; a single system has none."""
+        return self.systems < 2 or not self.error > self.label_deviation
 
 
 def energy_agreement(labels: Tensor, teacher: Tensor, batch: Batch) -> EnergyAgreement:
@@ -58,11 +58,11 @@ def energy_agreement(labels: Tensor, teacher: Tensor, batch: Batch) -> EnergyAgr
     elements, columns = np.unique(batch.atomic_numbers.long().cpu().numpy(), return_inverse=True)
     counts, constant = np.zeros((len(values), len(elements))), np.ones((len(values), 1))
     np.add.at(counts, (batch.batch.cpu().numpy(), columns), 1)
-    spreads = [_left(values, constant, 2), _left(values, counts, FEWEST)]
+    deviations = [_left(values, constant, 2), _left(values, counts, FEWEST)]
     return EnergyAgreement(
         systems=len(values),
         error=float(np.abs(difference).mean()),
-        spread=min((spread for spread in spreads if spread is not None), default=0.0),
+        label_deviation=min((value for value in deviations if value is not None), default=0.0),
         offset=float(difference.mean()),
         after_constant=_left(difference, constant, 2) or 0.0,
         after_elements=_left(difference, counts, FEWEST),
@@ -72,8 +72,9 @@ def energy_agreement(labels: Tensor, teacher: Tensor, batch: Batch) -> EnergyAgr
 def _left(values: np.ndarray, features: np.ndarray, fewest: int) -> Optional[float]:
     """Mean absolute residual of a least-squares fit, each system left out of the fit that predicts it.
 
-    The residual r of the fit of all systems and the leverage h give it, r / (1 - h). A system that alone has an element has
-    h = 1: the others do not predict it. None where that leaves fewer than half of the systems, or fewer than `fewest`.
+    The residual r of the fit of all systems and the leverage h give it, r / (1 - h). A system that is the only one with an
+    element has h = 1: the others do not predict it. None where that leaves fewer than half of the systems, or fewer than
+    `fewest`.
 
     Args:
         values: (B,).
@@ -89,27 +90,28 @@ def _left(values: np.ndarray, features: np.ndarray, fewest: int) -> Optional[flo
     return float(np.abs(residuals).mean())
 
 
-def explanation(found: EnergyAgreement, terms: list[str]) -> str:
-    """What to say where the agreement is not plausible: the error, what removes it, and what to do.
+def explanation(agreement: EnergyAgreement, terms: list[str]) -> str:
+    """The message where the agreement is not plausible: the error, what removes it, and what to do.
 
     Args:
         terms: the distillation terms that compare energies, by their keys.
     """
     elements = (
-        f"one constant of each element, by least squares, {found.after_elements:.3g} eV"
-        if found.after_elements is not None
-        else "what one constant of each element would leave, so few systems do not tell"
+        f"a constant for each element, by least squares, {agreement.after_elements:.3g} eV"
+        if agreement.after_elements is not None
+        else "for a constant of each element the systems are too few"
     )
     return (
-        f"the teacher's energies are off by {found.error:.3g} eV from the labels, which differ among themselves by "
-        f"{found.spread:.3g} eV (mean of {found.systems} systems). One constant ({found.offset:+.4g} eV) subtracted from "
-        f"the labels leaves {found.after_constant:.3g} eV; {elements}. {_cause(found)} {_remedy(terms)}"
+        f"the teacher's energies are off by {agreement.error:.3g} eV from the labels, which differ among themselves by "
+        f"{agreement.label_deviation:.3g} eV (mean of {agreement.systems} systems). A constant ({agreement.offset:+.4g} eV) "
+        f"subtracted from the labels leaves {agreement.after_constant:.3g} eV; {elements}. "
+        f"{_cause(agreement)} {_remedy(terms)}"
     )
 
 
-def _cause(found: EnergyAgreement) -> str:
-    largest, of_elements = REMOVED * found.error, found.after_elements
-    if found.after_constant < largest and (of_elements is None or found.after_constant < 2 * of_elements):
+def _cause(agreement: EnergyAgreement) -> str:
+    largest, of_elements = REMOVED * agreement.error, agreement.after_elements
+    if agreement.after_constant < largest and (of_elements is None or agreement.after_constant < 2 * of_elements):
         return "They differ by a constant."
     if of_elements is not None and of_elements < largest:
         return "They have another reference energy for each element, as total and adsorption energies have."

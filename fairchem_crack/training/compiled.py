@@ -23,7 +23,7 @@ def check_installed() -> None:
 def check_built_for_cuda(cpu: bool = False) -> None:
     """Raise RuntimeError where a GPU will be used and one of the two was compiled without CUDA.
 
-    pip compiles them so, without a word, where it finds no nvcc or sees no GPU: on a login node, in a docker build. Their
+    pip compiles them so, without a warning, where it finds no nvcc or sees no GPU: on a login node, in a docker build. Their
     first call on the GPU, in the first forward, then ends with "Not compiled with CUDA support".
 
     Args:

@@ -1,4 +1,4 @@
-"""Steps that are not finite: found before anything is updated, named, skipped on all ranks alike, and counted."""
+"""Steps that are not finite: detected before any update, named, skipped on all ranks alike, and counted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch_geometric.data import Batch
 from fairchem_crack.io.batches import free_rows
 from fairchem_crack.io.named_records import listed
 
-INPUTS = ("pos", "cell")  # of a batch: they make everything behind them not finite
+INPUTS = ("pos", "cell")  # of a batch: everything that follows from them is not finite either
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def nonfinite_on_all_ranks(tensors: Iterable[Tensor]) -> Tensor:
 
 
 def drop_unless_finite(*optimizers: torch.optim.Optimizer) -> bool:
-    """Whether all gradients are finite. Else no optimizer has one left: a parameter without gradient stays as it is.
+    """Whether all gradients are finite. If not, all are dropped: a parameter without gradient stays as it is.
 
     The gradients are those that DDP has averaged: all ranks decide alike.
     """
@@ -97,15 +97,15 @@ def teacher_faults(fields: Iterator[tuple[str, Any]], batch: Batch) -> list[str]
     """Fields of a teacher's outputs that are not finite, and in which systems.
 
     Args:
-        fields: names and tensors (N, ...) of atoms or (B, ...) of systems, or `jacobian.JacobianRows`.
+        fields: names and tensors (N, ...) of atoms or (B, ...) of systems, or `force_jacobian.JacobianRows`.
     """
-    said = []
+    faulty = []
     for name, value in fields:
         value = getattr(value, "values", value) if not isinstance(value, Tensor) else value
         systems = batch.batch if len(value) == len(batch.batch) else torch.arange(len(value), device=value.device)
         if ids := _spoiled_systems(value, systems, batch):
-            said.append(f"teacher's `{name}` of {ids}")
-    return said
+            faulty.append(f"teacher's `{name}` of {ids}")
+    return faulty
 
 
 def _spoiled_systems(values: Tensor, systems: Tensor, batch: Batch) -> str:
@@ -141,12 +141,12 @@ class SkippedSteps:
         self.taken += 1
 
     def count_skipped(self, message: str, *, loss_scale: float | None = None) -> None:
-        """A step has not.
+        """A step has not updated the weights.
 
         Args:
             message: which, and why.
             loss_scale: of mixed precision, after it was lowered. At 1 and above a further step may be finite for the lower
-                scale, and this one does not count against the limit.
+                scale, and this step does not count against the limit.
 
         Raises:
             FloatingPointError: too many steps in a row.
@@ -165,7 +165,7 @@ class SkippedSteps:
         logging.warning(f"{message}; {self.limit - self.in_a_row} more in a row stop the run.")
 
     def conclude(self, *, began_at: int) -> None:
-        """At the end of a run, say how many were skipped.
+        """At the end of a run, log how many were skipped.
 
         Args:
             began_at: the step at which this start began.

@@ -56,7 +56,7 @@ def of_distillation(config: DistillConfig, terms: list[TermConfig], *, cache: Op
         cache: the type of the numbers in the teacher's cache; None for a teacher that is run.
     """
     options = _without(asdict(config), "resume", "max_skipped_steps")
-    options["teacher"] = {**_without(options["teacher"], "checkpoint", "local_cache", "use_ema"), "cache": cache}
+    options["teacher"] = {**_without(options["teacher"], "checkpoint", "local_cache", "use_ema", "trust"), "cache": cache}
     return _plain(
         {"task": {"distill": options}, "loss_functions": {term.key: _without(asdict(term), "key") for term in terms}}
     )

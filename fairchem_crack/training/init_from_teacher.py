@@ -24,7 +24,7 @@ def copy_weights(teacher: nn.Module, student: nn.Module, blocks: Sequence[int]) 
         student: a model of the same architecture and widths with `len(blocks)` blocks.
 
     Raises:
-        ValueError: the student has another number of blocks, or weights that the teacher has not, or of another shape.
+        ValueError: the student has another number of blocks, or weights that the teacher lacks, or of another shape.
     """
     own = {_HYDRA.sub("", key): value for key, value in student.state_dict().items()}
     theirs = {_HYDRA.sub("", key): value for key, value in teacher.state_dict().items()}
@@ -36,15 +36,15 @@ def copy_weights(teacher: nn.Module, student: nn.Module, blocks: Sequence[int]) 
         raise ValueError(f"{where}.blocks: block {max(blocks)} is named, the teacher has {available}, numbered from 0.")
 
     def source(key: str) -> str:
-        return _BLOCK.sub(lambda found: f"{found[1]}.{blocks[int(found[2])]}.", key)
+        return _BLOCK.sub(lambda match: f"{match[1]}.{blocks[int(match[2])]}.", key)
 
     def misfit(key: str, value: Tensor) -> str | None:
         if source(key) not in theirs:
             return f"{key} is not in the teacher"
-        found = theirs[source(key)].shape
-        return None if found == value.shape else f"{key} is {tuple(value.shape)}, the teacher's {tuple(found)}"
+        shape = theirs[source(key)].shape
+        return None if shape == value.shape else f"{key} is {tuple(value.shape)}, the teacher's {tuple(shape)}"
 
-    misfits = [found for key, value in own.items() if (found := misfit(key, value))]
+    misfits = [message for key, value in own.items() if (message := misfit(key, value))]
     if misfits:
         raise ValueError(
             f"{where}: the student must have the teacher's architecture and widths; {len(misfits)} of its {len(own)} "
@@ -56,4 +56,4 @@ def copy_weights(teacher: nn.Module, student: nn.Module, blocks: Sequence[int]) 
 
 
 def _number_of_blocks(weights: dict[str, Tensor]) -> int:
-    return len({found[0] for key in weights if (found := _BLOCK.match(key))})
+    return len({match[0] for key in weights if (match := _BLOCK.match(key))})

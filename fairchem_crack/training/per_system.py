@@ -1,4 +1,4 @@
-"""`PerSystemTrainer`: fairchem's OCP trainer, to which every system is one of its own."""
+"""`PerSystemTrainer`: fairchem's OCP trainer, with the records and the periodic boundaries of each system."""
 
 from __future__ import annotations
 

@@ -17,7 +17,9 @@ from torch.nn.parallel import DistributedDataParallel
 from fairchem_crack import keys
 from fairchem_crack.adapters import Features
 
-SMALLEST_DEVIATION = 0.1  # of the mean's size: a student that hardly tells atoms apart yet is not magnified without bound
+SMALLEST_DEVIATION = (
+    0.1  # of the mean's size: the embedding of a student that hardly tells atoms apart yet is not magnified without bound
+)
 
 
 class Projection(nn.Module):
@@ -59,7 +61,7 @@ class Projection(nn.Module):
 
 
 def build_projection(kind: str, student_width: int, teacher_width: int, *, seed: int) -> Projection:
-    """A projection (N, D_s) -> (N, D) whose initial weights depend on `seed` alone.
+    """A projection (N, D_s) -> (N, D) whose initial weights depend only on `seed`.
 
     The caller's random number stream is left as it was, so that a distilled and an undistilled run with the same seed see
     the same batches and initial weights.
@@ -76,7 +78,7 @@ def build_projection(kind: str, student_width: int, teacher_width: int, *, seed:
 
 
 def build_vector_projection(student_width: int, teacher_width: int, *, seed: int) -> Projection:
-    """A projection (N, 3, D_s) -> (N, 3, D_v), linear in the channels and without bias: it turns with the system."""
+    """A projection (N, 3, D_s) -> (N, 3, D_v), linear in the channels and without bias: it rotates with the system."""
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         return Projection(nn.Linear(student_width, teacher_width, bias=False), student_width)
@@ -99,7 +101,7 @@ class Widths(Protocol):
 
 
 class Projections:
-    """Those that the terms of a training need; in the place of another an `Identity`, without parameters.
+    """The projections that the terms of a training need; an `Identity`, without parameters, in place of the others.
 
     Attributes:
         node: of the node embeddings; the same on all ranks.
@@ -107,7 +109,7 @@ class Projections:
         reads: which embeddings of the student, fields of `teacher.TeacherOutputs`.
 
     Args:
-        kind: of the one of node embeddings.
+        kind: of the projection of the node embeddings, see `build_projection`.
         compared: fields of `teacher.TeacherOutputs` that the terms compare.
     """
 

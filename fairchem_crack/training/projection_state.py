@@ -20,7 +20,7 @@ OF_ADAM = {"exp_avg": 1, "exp_avg_sq": 2, "max_exp_avg_sq": 2, "step": 0}  # by 
 
 
 def upgraded(state: Mapping[str, Any], statistics: ChannelStatistics) -> dict[str, Any]:
-    """A state of any format as one of today's, with the same function from the student's embedding to the teacher's units.
+    """A state of any format in the current format: the same function from the student's embedding to the teacher's units.
 
     W a + c in the teacher's units is (W / std) a + (c - mean) / std standardised. The gradient of a weight is multiplied by
     std, and so are Adam's averages of it; those of another optimizer begin anew.

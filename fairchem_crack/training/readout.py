@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 class Readout:
-    """Numbers on a device. The host waits for them once, when the first is needed."""
+    """Numbers on a device. The host waits for them once, when the first of them is needed."""
 
     def __init__(self, values: Mapping[str, Union[Tensor, float]]) -> None:
         """Keep values by name: () tensors of one device, and numbers that the host has."""

@@ -14,7 +14,7 @@ from fairchem.core.common.utils import load_state_dict, match_state_dict
 from fairchem.core.modules.exponential_moving_average import ExponentialMovingAverage
 
 from fairchem_crack import keys
-from fairchem_crack.teacher.frozen import read_checkpoint
+from fairchem_crack.io.checkpoints import read, read_checkpoint
 from fairchem_crack.training.continuation import Resumed, foreign_state
 from fairchem_crack.training.identity import of_training, recorded
 from fairchem_crack.training.per_system import PerSystemTrainer
@@ -36,6 +36,7 @@ class ResumableTrainer(PerSystemTrainer):
     primary_metric: str | None
     best_val_metric: float | None
     # the state before `__init__`, in which fairchem loads the checkpoint
+    _trusts_files = False  # `task.distill.teacher.trust`
     _resumed_state: dict | None = None  # the entry of ours in the checkpoint that was loaded
     _resumed: Resumed | None = None  # that checkpoint, where it is of a training that has begun
     _has_fresh_weights = True
@@ -173,7 +174,7 @@ class ResumableTrainer(PerSystemTrainer):
         if path is None:
             return None
         if entry := self._entry(training_state):
-            checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=False)
+            checkpoint = read(Path(path), trust=True, map_location="cpu", mmap=True)  # written above
             checkpoint[keys.CHECKPOINT_KEY] = entry
             merged = f"{path}.merged"
             torch.save(checkpoint, merged)
@@ -200,7 +201,7 @@ class ResumableTrainer(PerSystemTrainer):
             ValueError: the checkpoint cannot be read, or is of another student.
         """
         if checkpoint is None and os.path.isfile(checkpoint_path):
-            checkpoint = read_checkpoint(Path(checkpoint_path))
+            checkpoint = read_checkpoint(Path(checkpoint_path), trust=self._trusts_files)
         self._has_fresh_weights = False
         if checkpoint is not None:
             entry = checkpoint.get(keys.CHECKPOINT_KEY) or {}

@@ -31,7 +31,7 @@ def learning_rates(scheduler: Any, steps: int) -> dict[int, float]:
     """The rate in some steps of a training, counted from 1, the first and the last among them.
 
     Args:
-        scheduler: one of torch's, at its beginning; it is left where the training ends.
+        scheduler: torch's, at its beginning; it is left where the training ends.
         steps: of the training; not more than the schedule has.
     """
     rates = {}

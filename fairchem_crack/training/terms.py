@@ -1,12 +1,12 @@
 """What each distillation term compares: of the student, of the teacher, in which unit.
 
-A term is a function behind `@register_term`; docs/development.md adds one of your own.
+A term is a function with the decorator `@register_term`; docs/development.md adds one of your own.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Optional
@@ -18,7 +18,7 @@ from torch_geometric.data import Batch
 from fairchem_crack import keys
 from fairchem_crack.adapters import Features
 from fairchem_crack.adapters.outputs import ModelOutputs
-from fairchem_crack.config import TermConfig, add_term_options, suggestion
+from fairchem_crack.config import DistillConfig, TermConfig, add_term_options, suggestion
 from fairchem_crack.io.batches import free_rows, movable_rows
 from fairchem_crack.loss.relations import unit_embedding
 from fairchem_crack.shapes import SHAPES, Shape
@@ -26,13 +26,13 @@ from fairchem_crack.teacher.channels import ChannelStatistics
 from fairchem_crack.teacher.force_jacobian import jacobian_rows
 from fairchem_crack.teacher.frozen import TeacherOutputs
 
-# Which of the student's outputs a term compares that asks the teacher for one of these.
+# Which of the student's outputs a term compares that requests one of these fields of the teacher.
 COMPARED_AS = {keys.ENERGY: {keys.ENERGY, keys.ATOM_ENERGIES}, keys.FORCES: {keys.FORCES, keys.FORCE_JACOBIAN}}
 
 
 @dataclass
-class Step:
-    """A training step as the terms see it.
+class TermContext:
+    """What the terms of a training step can read.
 
     Attributes:
         batch: B systems, after the student's forward.
@@ -40,9 +40,9 @@ class Step:
         outputs: its energy (B, 1) and forces (N, 3), normalised; by property, and by name where that is another.
         teacher: its outputs for the batch.
         projection: (N, D_s) -> (N, D), of the node embeddings, standardised as the teacher's.
-        vector_projection: (N, 3, channels) -> (N, 3, D_v), linear in the channels, so that it turns with the system.
+        vector_projection: (N, 3, channels) -> (N, 3, D_v), linear in the channels, so that it rotates with the system.
         statistics: of the teacher's embeddings.
-        targets: the way between eV and the student's normalised unit, by property.
+        targets: the conversion between eV and the student's normalised unit, by property.
     """
 
     batch: Batch
@@ -93,20 +93,21 @@ class Step:
         return self.targets[property_].in_own_unit(values, batch)
 
 
-Pair = Callable[[Step, TermConfig], tuple[Tensor, Tensor]]
+TermInputs = tuple[Tensor, Tensor]  # of equal shape, student's and teacher's: what a term's loss compares
+TermFunction = Callable[[TermContext, TermConfig], TermInputs]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a term reads.
+    """A registered term.
 
     Attributes:
-        wanted: fields of `TeacherOutputs`; the embeddings among them are projected.
-        pair: the two tensors of equal shape that the term's loss compares, student's and teacher's.
+        fields: of `TeacherOutputs`, those that it requests; the embeddings among them are projected.
+        inputs: the function that makes the inputs of the term's loss.
     """
 
-    wanted: tuple[str, ...]
-    pair: Pair
+    fields: tuple[str, ...]
+    inputs: TermFunction
 
 
 COMPARISONS: dict[str, Comparison] = {}
@@ -115,10 +116,11 @@ TEACHER_FIELDS = [field.name for field in dataclasses.fields(TeacherOutputs) if 
 
 def register_term(
     key: str, *fields: str, options: Optional[type] = None, shape: Optional[Shape] = None
-) -> Callable[[Pair], Pair]:
-    """Function decorator: `loss_functions` may have a term `key`, which asks the teacher for `fields`.
+) -> Callable[[TermFunction], TermFunction]:
+    """Function decorator: `loss_functions` may have a term `key`, which requests `fields` of the teacher.
 
-    The function gets the step and the term's options and returns what the term's `fn` compares, student's and teacher's.
+    The function gets a `TermContext` and the term's options and returns what the term's `fn` compares, student's and
+    teacher's.
 
     Args:
         key: in `loss_functions`.
@@ -136,87 +138,98 @@ def register_term(
         if name not in TEACHER_FIELDS:
             raise ValueError(f"The term `{key}`: a teacher has no `{name}`. {suggestion(name, TEACHER_FIELDS)}")
 
-    def register(pair: Pair) -> Pair:
+    def register(function: TermFunction) -> TermFunction:
         known = COMPARISONS.get(key)
-        if known is not None and _place(known.pair) != _place(pair):  # else its module is imported once more
-            raise ValueError(f"The term `{key}` is registered twice: by {_place(known.pair)} and {_place(pair)}.")
+        if known is not None and _place(known.inputs) != _place(function):  # else its module is imported once more
+            raise ValueError(f"The term `{key}` is registered twice: by {_place(known.inputs)} and {_place(function)}.")
         if options is not None:
             add_term_options(key, options)
-        COMPARISONS[key] = Comparison(fields, pair)
+        COMPARISONS[key] = Comparison(fields, function)
         if shape is not None:
             SHAPES[key] = shape
         if key not in keys.DISTILLATION_TERMS:
             keys.DISTILLATION_TERMS.append(key)
-        return pair
+        return function
 
     return register
 
 
-def _place(pair: Pair) -> str:
-    return f"{pair.__module__}.{pair.__qualname__}"
+def _place(function: TermFunction) -> str:
+    return f"{function.__module__}.{function.__qualname__}"
 
 
 @register_term(keys.RELATIONS, keys.NODE_EMBEDDING)
-def _relations(step: Step, term: TermConfig) -> tuple[Tensor, Tensor]:
-    """With lmax 1 the embedding is (unit invariant part, unit vector part): both weigh the same."""
-    nodes = step.nodes(term.standardize)
+def _relations(context: TermContext, term: TermConfig) -> TermInputs:
+    """With lmax 1 the embedding is (unit invariant part, unit vector part), in which both have the same weight."""
+    nodes = context.nodes(term.standardize)
     if term.lmax == 0:
         return nodes
     student, teacher = (
         torch.cat((unit_embedding(node), unit_embedding(vector.flatten(1))), dim=1)
-        for node, vector in zip(nodes, step.vectors(term.standardize))
+        for node, vector in zip(nodes, context.vectors(term.standardize))
     )
     return student, teacher
 
 
 @register_term(keys.NODE_EMBEDDINGS, keys.NODE_EMBEDDING)
-def _node_embeddings(step: Step, term: TermConfig) -> tuple[Tensor, Tensor]:
-    return step.nodes(term.standardize)
+def _node_embeddings(context: TermContext, term: TermConfig) -> TermInputs:
+    return context.nodes(term.standardize)
 
 
 @register_term(keys.VECTOR_EMBEDDINGS, keys.VECTOR_EMBEDDING)
-def _vector_embeddings(step: Step, term: TermConfig) -> tuple[Tensor, Tensor]:
-    student, teacher = step.vectors(term.standardize)
+def _vector_embeddings(context: TermContext, term: TermConfig) -> TermInputs:
+    student, teacher = context.vectors(term.standardize)
     return student.transpose(1, 2).reshape(-1, 3), teacher.transpose(1, 2).reshape(-1, 3)  # (N D_v, 3), for l2mae too
 
 
 @register_term(keys.NODE_CONTRAST, keys.NODE_EMBEDDING)
-def _node_contrast(step: Step, term: TermConfig) -> tuple[Tensor, Tensor]:
-    return step.nodes(term.standardize)
+def _node_contrast(context: TermContext, term: TermConfig) -> TermInputs:
+    return context.nodes(term.standardize)
 
 
 @register_term(keys.ATOM_ENERGIES, keys.ATOM_ENERGIES, keys.ENERGY)
-def _atom_energies(step: Step, term: TermConfig) -> tuple[Tensor, Tensor]:
+def _atom_energies(context: TermContext, term: TermConfig) -> TermInputs:
     """The teacher's in the student's unit, where they sum to its normalised energy."""
-    energies, energy = step.teacher[keys.ATOM_ENERGIES], step.teacher[keys.ENERGY]
-    output = step.targets[keys.ENERGY]
-    target = output.atoms_in_own_unit(energies, output.in_own_unit(energy, step.batch), step.batch)
-    return step.student.atom_energies.float(), target[:, None]
+    energies, energy = context.teacher[keys.ATOM_ENERGIES], context.teacher[keys.ENERGY]
+    output = context.targets[keys.ENERGY]
+    target = output.atoms_in_own_unit(energies, output.in_own_unit(energy, context.batch), context.batch)
+    return context.student.atom_energies.float(), target[:, None]
 
 
 @register_term(keys.TEACHER_ENERGY, keys.ENERGY)
-def _teacher_energy(step: Step, term: TermConfig) -> tuple[Tensor, Tensor]:
-    target = step.normalize(keys.ENERGY, step.teacher[keys.ENERGY], step.batch)
-    return step.outputs[keys.ENERGY].float(), target.view_as(step.outputs[keys.ENERGY])
+def _teacher_energy(context: TermContext, term: TermConfig) -> TermInputs:
+    target = context.normalize(keys.ENERGY, context.teacher[keys.ENERGY], context.batch)
+    return context.outputs[keys.ENERGY].float(), target.view_as(context.outputs[keys.ENERGY])
 
 
 @register_term(keys.TEACHER_FORCES, keys.FORCES)
-def _teacher_forces(step: Step, term: TermConfig) -> tuple[Tensor, Tensor]:
-    free = free_rows(step.batch)
-    target = step.normalize(keys.FORCES, step.teacher[keys.FORCES], step.batch)
-    return step.outputs[keys.FORCES][free].float(), target[free]
+def _teacher_forces(context: TermContext, term: TermConfig) -> TermInputs:
+    free = free_rows(context.batch)
+    target = context.normalize(keys.FORCES, context.teacher[keys.FORCES], context.batch)
+    return context.outputs[keys.FORCES][free].float(), target[free]
 
 
 @register_term(keys.FORCE_JACOBIAN, keys.FORCE_JACOBIAN)
-def _force_jacobian(step: Step, term: TermConfig) -> tuple[Tensor, Tensor]:
+def _force_jacobian(context: TermContext, term: TermConfig) -> TermInputs:
     """In the unit of the student's forces, per A; the atoms of the systems that have a free atom."""
-    kept = step.teacher[keys.FORCE_JACOBIAN]
-    rows = jacobian_rows(step.outputs[keys.FORCES].float(), step.batch.pos, kept.coordinates)
-    target = step.targets[keys.FORCES].differences_in_own_unit(kept.values)
-    movable = movable_rows(step.batch)
+    kept = context.teacher[keys.FORCE_JACOBIAN]
+    rows = jacobian_rows(context.outputs[keys.FORCES].float(), context.batch.pos, kept.coordinates)
+    target = context.targets[keys.FORCES].differences_in_own_unit(kept.values)
+    movable = movable_rows(context.batch)
     return rows[movable], target[movable]
 
 
-def wanted(term: TermConfig) -> set[str]:
-    """Fields of `TeacherOutputs` that a term needs."""
-    return {*COMPARISONS[term.key].wanted, *([keys.VECTOR_EMBEDDING] if term.lmax else [])}
+def inputs_of(term: TermConfig, context: TermContext) -> TermInputs:
+    """What the loss of a term compares in a step."""
+    return COMPARISONS[term.key].inputs(context, term)
+
+
+def teacher_fields(term: TermConfig) -> set[str]:
+    """Fields of `TeacherOutputs` that a term requests."""
+    return {*COMPARISONS[term.key].fields, *([keys.VECTOR_EMBEDDING] if term.lmax else [])}
+
+
+def requested_fields(config: DistillConfig, terms: Iterable[TermConfig]) -> set[str]:
+    """Fields of `TeacherOutputs` that some terms of a training request, and its labels where the teacher gives them."""
+    labels = {keys.ENERGY, keys.FORCES} if config.labels == "teacher" else set()
+    return labels.union(*(teacher_fields(term) for term in terms))

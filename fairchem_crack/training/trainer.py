@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 from typing import Any
@@ -11,36 +10,33 @@ import torch
 from fairchem.core.common import distutils
 from fairchem.core.common.registry import registry
 from fairchem.core.datasets import data_list_collater
-from fairchem.core.datasets.base_dataset import UnsupportedDatasetError
-from fairchem.core.models.equiformer_v2.trainers.forces_trainer import EquiformerV2ForcesTrainer
 from fairchem.core.modules.exponential_moving_average import ExponentialMovingAverage
 from torch import Tensor
 from torch_geometric.data import Batch
 
 from fairchem_crack import keys
 from fairchem_crack.adapters.outputs import ModelOutputs
-from fairchem_crack.config import DistillConfig, TeacherConfig, parse, split_loss_functions
+from fairchem_crack.config import DistillConfig
 from fairchem_crack.io.batches import to_device
+from fairchem_crack.io.checkpoints import reading_safely
 from fairchem_crack.io.named_records import NAMED, NamedRecords, listed
+from fairchem_crack.io.samples import evenly_spaced
+from fairchem_crack.io.trust import trusts
 from fairchem_crack.plugins import imports_of, load_plugins
 from fairchem_crack.teacher.cached import CachedDataset, CachedTeacher, open_cache
 from fairchem_crack.teacher.frozen import Teacher, load_teacher
 from fairchem_crack.teacher.read_ahead import read_ahead
+from fairchem_crack.training.checked_trainer import CheckedTrainer
 from fairchem_crack.training.compiled import check_built_for_cuda
 from fairchem_crack.training.config_checks import (
-    check_datasets,
-    check_has_validation,
-    check_metrics,
     check_no_graph_parallelism,
-    check_normalizers,
     check_not_fitted_to_labels,
     check_own_terms,
     check_run_dir,
-    check_warmup,
-    missing_distill,
 )
 from fairchem_crack.training.continuation import compare
-from fairchem_crack.training.distillation import Distillation, wanted_fields
+from fairchem_crack.training.distill_options import distill_options
+from fairchem_crack.training.distillation import Distillation, Student, TeacherStep
 from fairchem_crack.training.guard import (
     SkippedSteps,
     compared,
@@ -49,22 +45,22 @@ from fairchem_crack.training.guard import (
     from_all_ranks,
     nonfinite_on_all_ranks,
 )
-from fairchem_crack.training.host_options import check_free_atoms, check_lambda, check_optim, check_outputs, check_transforms
+from fairchem_crack.training.host_options import check_free_atoms, check_transforms
 from fairchem_crack.training.identity import content_of, joined, of_distillation, of_training
 from fairchem_crack.training.init_from_teacher import copy_weights
+from fairchem_crack.training.preflight import check_elements
 from fairchem_crack.training.readout import Readout
-from fairchem_crack.training.resumable import ResumableTrainer
+from fairchem_crack.training.reduction import Number
 from fairchem_crack.training.scale_factors import with_inline_scales
-from fairchem_crack.training.schedule import check_length
-from fairchem_crack.training.spelling import misspelt_names
+from fairchem_crack.training.terms import requested_fields
 
 NONFINITE = "nonfinite"  # tensors of a step on all ranks; not logged
 SAMPLE_SYSTEMS = 16  # of the training data, looked at before the first step
 
 
 @registry.register_trainer("crack_distill")
-class CrackDistillTrainer(ResumableTrainer):
-    """Trains a student with its own loss functions and, while training only, the distillation terms.
+class CrackDistillTrainer(CheckedTrainer):
+    """Trains a student with its own loss functions and, only while training, the distillation terms.
 
     It reads `task.distill` and the distillation terms of `loss_functions`, and hands everything else to fairchem's
     trainer, whose config, model, optimizer, EMA and checkpoints know nothing of the teacher. Without a distillation term
@@ -80,118 +76,55 @@ class CrackDistillTrainer(ResumableTrainer):
         check_built_for_cuda(fairchem_arguments.get("cpu", False))
         load_plugins(imports_of(task))
         self.check_names({"task": task, "optim": fairchem_arguments.get("optimizer"), **fairchem_arguments})
-        own_losses, terms = split_loss_functions(loss_functions)
-        if terms and not own_losses:
-            raise ValueError("loss_functions: has distillation terms alone; the student needs its own too, `energy` say.")
-        self._terms = [term for term in terms if term.coefficient > 0]
-        for term in terms:
-            if term not in self._terms:
-                logging.info(f"loss_functions: `{term.key}` is left out, its coefficient is 0.")
-        distill = task.get("distill")
-        self._distill_config: DistillConfig | None = None
-        if self._terms:
-            if distill is None:
-                raise ValueError(missing_distill(task))
-            self._distill_config = parse(DistillConfig, distill, "task.distill")
+        own_losses, self._terms, self._distill_config = distill_options(task, loss_functions)
+        if self._distill_config is not None:
             check_no_graph_parallelism(fairchem_arguments.get("gp_gpus"))
             check_not_fitted_to_labels(self._distill_config, _training_split(fairchem_arguments["dataset"]))
-        elif distill is not None:
-            logging.warning("task.distill is given, but loss_functions has no distillation term: plain training.")
         self._distillation: Distillation | None = None
+        self._teacher_step: TeacherStep | None = None  # of the training step in progress
         self._spoiled: list[str] = []  # of an evaluation, what is not finite
         self._skipped = SkippedSteps((self._distill_config or DistillConfig).max_skipped_steps)
         check_run_dir(fairchem_arguments.get("run_dir"))
         check_own_terms(own_losses, fairchem_arguments["outputs"])
         check_transforms(_training_split(fairchem_arguments["dataset"]), fairchem_arguments["outputs"])
-        fairchem_arguments["model"] = with_inline_scales(fairchem_arguments["model"])
+        self._trusts_files = trusts(task)
+        with reading_safely(fairchem_arguments["model"], trust=self._trusts_files):
+            fairchem_arguments["model"] = with_inline_scales(fairchem_arguments["model"])
         super().__init__(
             task={key: value for key, value in task.items() if key != "distill"},
             loss_functions=own_losses,
             **fairchem_arguments,
         )
 
-    def check_names(self, given: dict[str, Any]) -> None:
-        """Raise ValueError for a misspelt name in what fairchem forwards of a YAML, and warn of what may be one."""
-        blocks = ("task", "optim", "dataset", "evaluation_metrics", "outputs")
-        problems, warnings = misspelt_names({name: given.get(name) for name in blocks})
-        if problems:
-            raise ValueError("\n".join(problems))
-        for warning in warnings:
-            logging.warning(warning)
-
-    def load_datasets(self) -> None:
-        """Fail on a missing dataset by the name of its option, then load as fairchem does."""
-        check_datasets({name: self.config[f"{name}_dataset" if name else "dataset"] for name in ("", "val", "test")})
-        super().load_datasets()
-
-    def get_sampler(self, dataset: Any, batch_size: int, shuffle: bool) -> Any:
-        """fairchem's; data without the number of atoms of each system cannot be balanced."""
-        try:
-            return super().get_sampler(dataset, batch_size, shuffle)
-        except UnsupportedDatasetError as error:
-            raise ValueError(
-                f"optim.load_balancing: {error}. LMDBs have it in a metadata.npz; for other data, ASE databases say, set "
-                "optim.load_balancing_on_error: warn_and_no_balance."
-            ) from error
-
-    def load_references_and_normalizers(self) -> None:
-        """fairchem's, refused where they are not finite."""
-        super().load_references_and_normalizers()
-        check_normalizers(self.normalizers, self.elementrefs)
-
-    def load_loss(self) -> None:
-        """The student's own losses; each also reports its unweighted value."""
-        super().load_loss()
-        self._own_losses: dict[str, Tensor] = {}
-        for name, loss in self.loss_functions:
-            loss["fn"].register_forward_hook(
-                lambda _, __, value, name=name: self._own_losses.update({keys.LOSS_PREFIX + name: value.detach()})
-            )
-            if not loss["coefficient"]:  # a label that is not finite is not trained on; 0 times it would be NaN
-                loss["fn"].register_forward_pre_hook(lambda _, given: (given[0], torch.nan_to_num(given[1], 0.0, 0.0, 0.0)))
-
-    def load_extras(self) -> None:
-        """Also schedules in epochs (`scheduler_params.lambda_type`), which fairchem has for EquiformerV2 alone."""
-        optim = self.config["optim"]
-        if "lambda_type" not in optim.get("scheduler_params", {}):
-            super().load_extras()
-            return
-        check_lambda(optim["scheduler_params"])
-        if self.train_loader is not None:
-            check_warmup(optim["scheduler_params"], len(self.train_loader))
-        self.config["optim"] = copy.deepcopy(optim)  # fairchem turns its epochs into steps; a resubmitted run must not twice
-        EquiformerV2ForcesTrainer.load_extras(self)  # type: ignore[arg-type]
-        self.config["optim"] = optim
-
     def train(self, disable_eval_tqdm: bool = False) -> None:
         """Load the teacher, check it against data and student, then train as fairchem does."""
-        check_optim(self.config["optim"])
-        check_outputs(self.output_targets)
-        check_length(self.scheduler, self.config["optim"]["max_epochs"] * len(self.train_loader or ()))
-        check_metrics(self.evaluation_metrics)
-        check_has_validation(self.config["val_dataset"], self.config["optim"])
+        self.check_training()
         if self._distill_config is None:
             self._compare_with_checkpoint(of_training(self.config, ranks=distutils.get_world_size()))
             self._take_steps(disable_eval_tqdm)
             return
         self._distillation = self.build_distillation(self._distill_config)
         try:
-            sample = self._sample_of_training_data()
-            self._identity = self._identity_with(sample)
-            if self._distill_config.resume == "all":
-                self._compare_with_checkpoint(self._identity)
-            self._distillation.preflight(sample)
-            if self._distill_config.init_from_teacher is not None and self._has_fresh_weights:
-                self._start_from_teacher(self._distill_config.init_from_teacher.blocks)
-            if self._resumed_state is not None and self._distill_config.resume == "all":
-                self._distillation.load_state_dict(self._resumed_state)
-            elif self.step > 0:
-                logging.warning("The projection starts anew: the checkpoint has none, or task.distill.resume is `student`.")
+            self._begin_distillation(self._distillation, self._distill_config)
             with self._resumable():
                 self._take_steps(disable_eval_tqdm)
         finally:
             self._distillation.close()
-            self._distillation = None
+            self._distillation = self._teacher_step = None
+
+    def _begin_distillation(self, distillation: Distillation, config: DistillConfig) -> None:
+        """Bring student and projection to where the first step begins, or where the checkpoint left them."""
+        sample = self._sample_of_training_data()
+        self._identity = self._identity_with(sample)
+        if config.resume == "all":
+            self._compare_with_checkpoint(self._identity)
+        distillation.preflight(sample)
+        if config.init_from_teacher is not None and self._has_fresh_weights:
+            self._start_from_teacher(config.init_from_teacher.blocks)
+        if self._resumed_state is not None and config.resume == "all":
+            distillation.load_state_dict(self._resumed_state)
+        elif self.step > 0:
+            logging.warning("The projection starts anew: the checkpoint has none, or task.distill.resume is `student`.")
 
     def _identity_with(self, sample: Batch) -> dict[str, Any]:
         """What decides the result of this training, see `identity`."""
@@ -222,12 +155,9 @@ class CrackDistillTrainer(ResumableTrainer):
         return Distillation(
             config,
             self._terms,
-            teacher=self._open_teacher(config.teacher),
-            student=self._unwrapped_model,
-            optimizer=self.optimizer,
-            outputs=self.model_outputs(),
-            total_steps=self.config["optim"]["max_epochs"] * len(self.train_loader or ()),
-            device=self.device,
+            self._open_teacher(config),
+            Student(self._unwrapped_model, self.model_outputs(), self.optimizer, self.device),
+            total_steps=self.total_steps,
             seed=self.config["cmd"]["seed"] or 0,
         )
 
@@ -235,13 +165,12 @@ class CrackDistillTrainer(ResumableTrainer):
         """The student's outputs, and the unit in which its own terms compare them."""
         return ModelOutputs("outputs", self.config["outputs"], self.normalizers, self.elementrefs)
 
-    def _open_teacher(self, config: TeacherConfig) -> Teacher | CachedTeacher:
+    def _open_teacher(self, config: DistillConfig) -> Teacher | CachedTeacher:
         """The teacher itself; or its cache, whose records the loader then attaches to the training data."""
-        if config.cache is None:
-            return load_teacher(config, self.device)
-        assert self._distill_config is not None
-        cache = open_cache(config, self.device)
-        fields = wanted_fields(self._distill_config, self._terms)
+        if config.teacher.cache is None:
+            return load_teacher(config.teacher, self.device)
+        cache = open_cache(config.teacher, self.device)
+        fields = requested_fields(config, self._terms)
         dataset = CachedDataset(NamedRecords(self.train_dataset, "dataset.train"), cache, "dataset.train", fields)
         self.train_loader = read_ahead(self.get_dataloader(dataset, self.train_sampler))
         return CachedTeacher(cache)
@@ -261,31 +190,33 @@ class CrackDistillTrainer(ResumableTrainer):
         return self._distillation if self.model.training else None
 
     def _forward(self, batch: Batch) -> dict[str, Tensor]:
-        if self._active is not None:
-            self._active.check_elements(batch.atomic_numbers, f"dataset.train, systems of {listed(batch)},")
+        distillation, self._teacher_step = self._active, None
+        if distillation is not None:
+            where = f"dataset.train, systems of {listed(batch)},"
+            check_elements(batch.atomic_numbers, distillation.student_features, distillation.teacher, where)
         if self.model.training:
             batch = to_device(batch, self.device)
-        if self._active is not None:
-            self._active.ask(batch, self.step)
-            torch.manual_seed(self._active.seed_of(self.step))  # dropout, and the frames that some models draw for edges
+        if distillation is not None:
+            self._teacher_step = distillation.run_teacher(batch, self.step)
+            torch.manual_seed(self._teacher_step.seed)  # dropout, and the frames that some models draw for edges
         return super()._forward(batch)
 
     def _compute_loss(self, out: dict[str, Tensor], batch: Batch) -> Tensor:
-        where = f"dataset.{'train' if self.model.training else 'val'}"
-        check_free_atoms(batch, self.output_targets, is_training=self.model.training, where=where)
+        where, targets = f"dataset.{'train' if self.model.training else 'val'}", self.output_targets
+        check_free_atoms(batch, targets, is_training=self.model.training, where=where)
         loss = super()._compute_loss(out, batch)
         if not self.model.training:
-            self._spoiled += faults(
-                compared(self.output_targets, self.output_targets, "eval_on_free_atoms", out, batch), batch
-            )
+            self._spoiled += faults(compared(targets, targets, "eval_on_free_atoms", out, batch), batch)
             return loss
-        if self._active is not None:
-            loss = loss + self._active.loss(batch, self.step, out)
+        numbers: dict[str, Number] = {**self._own_losses}
+        if self._active is not None and self._teacher_step is not None:
+            losses = self._active.loss(self._teacher_step, out)
+            loss = loss + losses.total
+            numbers.update(losses.log)
         trained_on = [name for name, own in self.loss_functions if own["coefficient"]]
-        self._batch, self._rows = batch, compared(self.output_targets, trained_on, "train_on_free_atoms", out, batch)
+        self._batch, self._rows = batch, compared(targets, trained_on, "train_on_free_atoms", out, batch)
         nonfinite = nonfinite_on_all_ranks([loss, *(rows.prediction for rows in self._rows.values())])
-        log = {} if self._active is None else self._active.log
-        self._readout = Readout({**self._own_losses, **log, NONFINITE: nonfinite})
+        self._readout = Readout({**numbers, NONFINITE: nonfinite})
         return loss
 
     def _compute_metrics(self, out: dict, batch: Batch, evaluator: Any, metrics: dict | None = None) -> dict:
@@ -329,7 +260,7 @@ class CrackDistillTrainer(ResumableTrainer):
             if self._has_finite_gradients:
                 self._skipped.count_taken()
                 if self._distillation is not None:
-                    self._distillation.step(self.scheduler.get_lr(), max_norm=self.clip_grad_norm)
+                    self._distillation.update_projection(self.scheduler.get_lr(), max_norm=self.clip_grad_norm)
             else:
                 self._skip("gradients that are", loss_scale=self.scaler.get_scale() if self.scaler else None)
         self._end_update()
@@ -337,20 +268,21 @@ class CrackDistillTrainer(ResumableTrainer):
     def _drop_nonfinite_gradients(self, student: torch.optim.Optimizer, *_: Any) -> None:
         """Before each step of the student's optimizer: student and projection are updated together, or not at all."""
         self._begin_update()
-        projection = None if self._distillation is None else self._distillation.optimizer
+        projection = None if self._distillation is None else self._distillation.projection_training.optimizer
         if self.scaler and projection:
             self.scaler.unscale_(projection)  # whose overflow lowers the scale, too
         self._has_finite_gradients = drop_unless_finite(student, *([projection] if projection else []))
 
     def _skip(self, what: str, *, loss_scale: float | None) -> None:
         """Name the systems and terms of a step that is not taken, and count it."""
-        labels, details = "label", []
-        if self._distillation is not None:
-            self._distillation.drop_gradients()
+        numbers = self._logged()
+        labels, of_teacher = "label", []
+        if self._distillation is not None and self._teacher_step is not None:
+            self._distillation.projection_training.drop_gradients()
             labels = "label" if self._distillation.config.labels == "data" else "teacher's label"
-            details = self._distillation.faults(self._batch)
-        details = [*faults(self._rows, self._batch, labels), *details]
-        details += [f"{name} = {value}" for name, value in self._logged().items() if not math.isfinite(value)]
+            of_teacher = self._distillation.faults(self._teacher_step, numbers)
+        terms = [f"{name} = {value}" for name, value in numbers.items() if not math.isfinite(value)]
+        details = [*faults(self._rows, self._batch, labels), *of_teacher, *terms]
         named = "; ".join(details) or "every term of the loss is finite on this rank"
         where = from_all_ranks(f"systems of {listed(self._batch)} of dataset.train ({named})")
         self._skipped.count_skipped(f"Step {self.step}: {what} not finite, from {where}.", loss_scale=loss_scale)
@@ -359,9 +291,7 @@ class CrackDistillTrainer(ResumableTrainer):
         if self.train_loader is None:
             raise ValueError("dataset.train.src: missing; training needs data.")
         dataset = self.train_loader.dataset  # with the records of the teacher's cache, if there is one
-        size = len(dataset)
-        sample = min(SAMPLE_SYSTEMS, size)
-        chosen = [index * size // sample for index in range(sample)]
+        chosen = evenly_spaced(len(dataset), SAMPLE_SYSTEMS)
         otf_graph = self.config["model"].get("otf_graph", False)
         return data_list_collater([dataset[index] for index in chosen], otf_graph=otf_graph)
 

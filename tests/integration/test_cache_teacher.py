@@ -206,7 +206,7 @@ def test_a_calculator_of_ase(distilled, data, tmp_path):
 
 @pytest.mark.parametrize("name", ["ase.calculators.emt", "ase.calculators.emt:Emt", "no_such_module:EMT", ":EMT"])
 def test_no_calculator(distilled, tmp_path, name):
-    with pytest.raises(SystemExit, match=f"--calculator {name}: expected a name ASE knows"):
+    with pytest.raises(SystemExit, match=f"--calculator {name}: expected a name that ASE knows"):
         cache_teacher(distilled, tmp_path / "cache", "--calculator", name)
 
 

@@ -103,7 +103,7 @@ def pairs_per_system(source: Path) -> float:
     return count / len(data)
 
 
-def test_a_good_config(check, distilled, data, monkeypatch):
+def test_a_good_config_has_no_problem(check, distilled, data, monkeypatch):
     loads = []
     load = models.load_teacher
     monkeypatch.setattr(models, "load_teacher", lambda *given: loads.append(given) or load(*given))
@@ -130,7 +130,7 @@ def test_a_good_config(check, distilled, data, monkeypatch):
     assert seconds[0] == pytest.approx(sum(seconds[1:]), rel=0.02)
 
 
-def test_five_mistakes_at_once(check, distilled, tmp_path):
+def test_six_problems_are_named_at_once(check, distilled, tmp_path):
     distilled["task"]["distill"]["teacher"]["checkpoint"] = "teachers/gone.pt"
     distilled["task"]["distill"]["relations"] = {"anchr": "student", "graph": "techer"}
     distilled["dataset"]["val"]["src"] = "data/val_idd"
@@ -154,7 +154,7 @@ def test_five_mistakes_at_once(check, distilled, tmp_path):
     assert "left out: only a config without problems is timed" in section(said, "step")
 
 
-def test_mistakes_of_fairchems_own_options(check, distilled, tmp_path):
+def test_mistakes_in_fairchems_own_options_are_named(check, distilled, tmp_path):
     (tmp_path / "file").write_text("")
     distilled["trainer"] = "ocp"
     distilled["model"]["hiden_channels"] = 8
@@ -167,7 +167,7 @@ def test_mistakes_of_fairchems_own_options(check, distilled, tmp_path):
     assert section(said, "teacher").startswith("teacher   equiformer_v2")  # it is looked at all the same
 
 
-def test_an_element_too_heavy(check, distilled):
+def test_an_element_beyond_the_models_is_named(check, distilled):
     distilled["model"]["num_elements"] = 30
     status, said = check(distilled)
     assert status == 1
@@ -203,7 +203,7 @@ def test_a_schedule_without_its_milestones_is_named(check, distilled):
     assert "optim: 'lr_milestones' is not given" in said
 
 
-def test_scale_factors(check, distilled, tmp_path, capsys):
+def test_scale_factors_that_are_not_fitted_are_warned_of(check, distilled, tmp_path, capsys):
     distilled["trainer"] = "crack_distill"
     distilled["model"] = dict(GEMNET_T)
     distilled["optim"].update(scheduler="LambdaLR", scheduler_params=COSINE)  # fairchem's own trainer lacks it
@@ -220,7 +220,7 @@ def test_scale_factors(check, distilled, tmp_path, capsys):
     assert "7 of 7 scale factors fitted" in section(said, "scales")
 
 
-def test_as_a_command(command, distilled):
+def test_check_exits_with_its_verdict(command, distilled):
     del distilled["evaluation_metrics"]["primary_metric"]
     done = subprocess.run(
         [sys.executable, "-m", "fairchem_crack.commands.cli", *command(distilled)],
@@ -233,7 +233,7 @@ def test_as_a_command(command, distilled):
     assert "Traceback" not in done.stderr
 
 
-def test_no_config_file(command, distilled, tmp_path):
+def test_a_missing_config_file_is_named(command, distilled, tmp_path):
     with pytest.raises(SystemExit, match=r"fairchem-crack check: .*gone\.yml"):
         main([*command(distilled)[:2], str(tmp_path / "gone.yml")])
 
@@ -241,7 +241,7 @@ def test_no_config_file(command, distilled, tmp_path):
 # ---- the parts that read no data
 
 
-def test_every_fault_of_a_block_is_found():
+def test_every_fault_of_a_block_is_listed():
     block = {
         "teacher": {"chekpoint": "a.pt"},
         "relations": {"anchr": "student", "max_pairs": -1, "false_negative_threshold": 7},
@@ -258,7 +258,7 @@ def test_every_fault_of_a_block_is_found():
     assert distill_faults({"teacher": {"checkpoint": "a.pt"}}) == []
 
 
-def test_every_fault_of_the_terms_is_found():
+def test_every_fault_of_the_terms_is_listed():
     relations = {"relations": {"fn": "crack", "coefficient": 1}}
     energy = {"energy": {"fn": "mae", "coefficient": 1}}
     faulty = {"relations": {"fn": "crack", "coefficient": -1, "temprature": 4}}
@@ -302,27 +302,27 @@ def test_a_teacher_of_other_data_is_noticed(check, distilled, data):
     assert "Was the teacher trained on data of this kind" in said
 
 
-def test_a_primary_metric_that_is_never_computed(check, distilled):
+def test_a_primary_metric_that_is_never_computed_is_named(check, distilled):
     distilled["evaluation_metrics"]["primary_metric"] = "force_mae"
     _, said = check(distilled)
     assert "primary_metric: 'force_mae' is none of the metrics. Did you mean `forces_mae`?" in said
 
 
-def test_a_plateau_without_validation(check, distilled):
+def test_a_plateau_without_validation_is_refused(check, distilled):
     distilled["optim"]["scheduler"] = "ReduceLROnPlateau"
     del distilled["dataset"]["val"]
     _, said = check(distilled)
     assert "dataset.val.src: missing; optim.scheduler ReduceLROnPlateau goes by a validation" in said
 
 
-def test_an_ase_database_read_as_lmdb(check, distilled, tmp_path):
+def test_an_ase_database_read_as_lmdb_is_named(check, distilled, tmp_path):
     (tmp_path / "oxides.db").write_bytes(b"")
     distilled["dataset"]["train"]["src"] = str(tmp_path / "oxides.db")
     _, said = check(distilled)
     assert "dataset.train: " in said and "dataset.train.format: ase_db" in said
 
 
-def test_a_misspelt_distill_block(check, distilled):
+def test_a_misspelt_distill_block_is_named(check, distilled):
     distilled["task"]["distil"] = distilled["task"].pop("distill")
     _, said = check(distilled)
     assert "task.distill: missing, but loss_functions has distillation terms; task has `distil`" in said
@@ -351,7 +351,7 @@ def test_a_schedule_that_ends_before_the_training(check, distilled, scheduler, e
     assert status == 0 and f"ends after 3 of the schedule's {scheduler.get('total_steps', 5)} steps" in said
 
 
-def test_the_course_of_the_learning_rate_is_said(check, distilled):
+def test_the_course_of_the_learning_rate_is_printed(check, distilled):
     distilled["optim"].update(T_max=4, max_epochs=2)
     status, said = check(distilled)
     assert status == 0

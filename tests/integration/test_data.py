@@ -319,7 +319,7 @@ calculator, makes, returns_none, not_callable = EMT(), lambda: EMT(), lambda: No
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("needs_an_argument", "expected a name ASE knows .*; TypeError: needs_an_argument.. missing 1"),
+        ("needs_an_argument", "expected a name that ASE knows .*; TypeError: needs_an_argument.. missing 1"),
         ("raises", "RuntimeError: no licence"),
         ("returns_none", "it returned NoneType, which has no get_potential_energy"),
         ("not_callable", "TypeError: 'int' object is not callable"),

@@ -1,7 +1,9 @@
-"""What `pip install .` puts on a machine."""
+"""What `pip install .` puts on a machine, used in a site directory that has fairchem and the wheel, and not the tree."""
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,52 +15,102 @@ import pytest
 from conftest import distill_config
 from launcher import launch
 
+from fairchem_crack import __version__
+from fairchem_crack.commands.cli import COMMANDS, main
+
 ROOT = Path(__file__).parents[2]
+PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
+HOMES = {  # folders of the tree, and where the wheel has them
+    "fairchem_crack/host": "fairchem/experimental",
+    "fairchem_crack": "fairchem_crack",
+    "configs": "fairchem_crack/configs",
+}
+# What a user does, in one process, which imports fairchem once: train by the stock command, on two ranks; read the help of
+# every command; evaluate the student.
+USE = """
+import contextlib, io, json, os, sys
+import fairchem.core._cli
+fairchem.core._cli.main()
+assert not any(name.startswith("fairchem_crack") for name in sys.modules)
+from fairchem_crack.commands.cli import COMMANDS, main
+helps = {}
+for name in COMMANDS:
+    with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.suppress(SystemExit):
+        main([name, "--help"])
+    helps[name] = text.getvalue()
+student = "checkpoints/run/best_checkpoint.pt"
+main(["evaluate", "--checkpoint", student, "--data", os.environ["SPLIT"], "--cpu", "--batch-sizes", "--output", "wheel"])
+files = [module.__file__ for name, module in sys.modules.items()
+         if name.startswith("fairchem_crack") and getattr(module, "__file__", None)]
+print(json.dumps({"helps": helps, "files": files}))
+"""
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("wheel")
     source = directory / "source"
-    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".*", "data", "runs", "build", "*.egg-info", "tests"))
-    shutil.copytree(ROOT / "fairchem_crack", source / "fairchem_crack", dirs_exist_ok=True)  # with its .include
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--no-deps",
-        "--no-build-isolation",
-        "-q",
-        "-w",
-        str(directory),
-        str(source),
-    ]
-    subprocess.run(command, check=True)
+    source.mkdir()
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for name in ("fairchem_crack", "configs"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    subprocess.run([*PIP, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", directory, source], check=True)
     return next(directory.glob("*.whl"))
 
 
-@pytest.mark.slow
-def test_the_wheel_holds_the_package_and_the_registration_and_nothing_else(wheel):
-    names = [name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name]
-    assert {"fairchem/experimental/.include", "fairchem/experimental/crack_distill/register.py"} <= set(names)
-    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "fairchem_crack").rglob("*.py")}
-    assert {name for name in modules if not name.startswith("fairchem_crack/host/")} | {"fairchem_crack/py.typed"} <= set(
-        names
-    )
-    assert all(name.startswith(("fairchem_crack/", "fairchem/experimental/")) for name in names)
-    assert not any(name.startswith("fairchem_crack/host/") for name in names)
+@pytest.fixture(scope="module")
+def site(wheel) -> Path:
+    """Stands for the site-packages of an environment with fairchem and this wheel."""
+    directory = wheel.parent / "site"
+    subprocess.run([*PIP, "install", "--no-deps", "--no-index", "--no-compile", "--target", directory, wheel], check=True)
+    # fairchem looks for `experimental` beside the `core` that runs
+    shutil.copytree(Path(fairchem.core.__file__).parent, directory / "fairchem/core")
+    return directory
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_the_stock_command_knows_the_short_name(wheel, data, teacher_checkpoint, tmp_path, ranks):
-    site = tmp_path / "site"  # stands for the site-packages of an environment with fairchem and this wheel
-    core = Path(fairchem.core.__file__).parent
-    shutil.copytree(core, site / "fairchem" / "core", ignore=shutil.ignore_patterns("__pycache__"))
-    zipfile.ZipFile(wheel).extractall(site)
+def home(file: Path) -> str:
+    """Where the wheel has a file of the tree."""
+    name = file.relative_to(ROOT).as_posix()
+    folder = next(folder for folder in HOMES if name.startswith(f"{folder}/"))
+    return HOMES[folder] + name.removeprefix(folder)
+
+
+def test_the_wheel_is_the_tree_file_by_file(wheel):
+    archive = zipfile.ZipFile(wheel)
+    shipped = {name: archive.read(name) for name in archive.namelist() if ".dist-info/" not in name}
+    files = [file for name in ("fairchem_crack", "configs") for file in (ROOT / name).rglob("*") if file.is_file()]
+    tree = {home(file): file.read_bytes() for file in files if "__pycache__" not in file.parts}
+    assert shipped.keys() == tree.keys()
+    assert [name for name, content in shipped.items() if content != tree[name]] == []
+    expected = {"fairchem_crack/py.typed", "fairchem/experimental/.include", "fairchem_crack/configs/oc20/demo/painn.yml"}
+    assert expected < tree.keys()
+
+
+def test_the_script_runs_from_the_wheel(site, tmp_path):
+    def output(*arguments: str) -> str:
+        command = [sys.executable, site / "bin/fairchem-crack", *arguments]
+        environment = {**os.environ, "PYTHONPATH": str(site)}
+        return subprocess.run(command, env=environment, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+
+    assert output("--version") == f"fairchem-crack {__version__}\n"
+    assert output("configs", "oc20/demo/optim.yml") == (ROOT / "configs/oc20/demo/optim.yml").read_text()
+
+
+def test_the_wheel_trains_helps_and_evaluates(site, data, teacher_checkpoint, tmp_path):
+    """On the way, the stock command knows `trainer: crack_distill` in ranks that import only fairchem."""
     config = {**distill_config(data, teacher_checkpoint), "trainer": "crack_distill", "logger": "tensorboard"}
     config["optim"]["load_balancing"] = False  # of which fairchem compiles the sampler in every process
-    done = launch(config, tmp_path, ranks=ranks, PYTHONPATH=str(site))
+    split = f"val_id={data / 'val_id'}"
+    done = launch(config, tmp_path, entry=("-c", USE, "--mode", "train"), PYTHONPATH=str(site), SPLIT=split)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert (tmp_path / "checkpoints/run/best_checkpoint.pt").is_file()
+    seen = json.loads(done.stdout.splitlines()[-1])
+    assert seen["helps"].keys() == COMMANDS.keys()
+    assert [name for name, text in seen["helps"].items() if not text.startswith(f"usage: fairchem-crack {name} ")] == []
+    assert len(seen["files"]) > 50 and [file for file in seen["files"] if not file.startswith(str(site))] == []
+    checkpoint, output = tmp_path / "checkpoints/run/best_checkpoint.pt", tmp_path / "tree"
+    main(["evaluate", "--checkpoint", str(checkpoint), "--data", split, "--cpu", "--batch-sizes", "--output", str(output)])
+    from_wheel, from_tree = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("wheel", "tree"))
+    assert from_wheel["rows"] == from_tree["rows"] != []

@@ -18,18 +18,17 @@ import yaml
 from fairchem.core.common.registry import registry
 
 from fairchem_crack import config, keys, plugins, shapes
-from fairchem_crack.commands import fit_scales
 from fairchem_crack.commands.cache_teacher import job as cache_teacher
 from fairchem_crack.commands.cache_teacher.command import job_of, parser
 from fairchem_crack.commands.check.context import TrainerParts, parts_of
 from fairchem_crack.commands.cli import main
 from fairchem_crack.commands.flags import read_or_refuse
-from fairchem_crack.commands.train import dotted_path
+from fairchem_crack.commands.launch import dotted_path
 from fairchem_crack.config import split_loss_functions
 from fairchem_crack.evaluation.s2ef import runs as evaluation_runs
 from fairchem_crack.plugins import load_plugins
-from fairchem_crack.training import terms
-from fairchem_crack.training.losses import build_loss
+from fairchem_crack.training import scale_factors, terms
+from fairchem_crack.training.losses import LossContext, build_loss
 from fairchem_crack.training.terms import register_term
 
 OWN_CODE = Path(__file__).parents[1] / "own_code.py"
@@ -62,7 +61,7 @@ def write(config: dict) -> list[str]:
     return ["--config-yml", "student.yml", "--cpu"]
 
 
-def test_the_stock_command_trains_with_it(own, run):
+def test_the_stock_command_trains_with_a_users_own_term(own, run):
     """The trainer is fairchem's to find: by PYTHONPATH, or ours with the module's terms."""
     own["trainer"] = "fairchem_crack.CrackDistillTrainer"
     trained = run(own)
@@ -73,15 +72,17 @@ def test_the_stock_command_trains_with_it(own, run):
     assert run(own, name="other").steps[0]["loss_own_lengths"] != pytest.approx(first, rel=0.01)
 
 
-def test_a_term_gets_its_options_and_a_loss_of_ones_own(own, batch, teacher_checkpoint):
+def test_a_users_own_term_gets_its_options_and_loss(own, batch, teacher_checkpoint):
     """loss = mean | |a|^2 - |b|^2 |^3 over the atoms, by hand."""
     load_plugins([MODULE])
     _, parsed = split_loss_functions([own["loss_functions"][-1]])
     assert parsed[0].options.power == 2.0
     student, teacher = torch.randn(4, 3), torch.randn(4, 3)
-    step = type("Step", (), {"projected": student, "teacher": type("Outputs", (), {"node_embedding": teacher})})
-    compared = terms.COMPARISONS["own_lengths"].pair(step, parsed[0])
-    loss = build_loss(parsed[0], config.DistillConfig(config.TeacherConfig("t.pt")))(*compared, natoms=torch.tensor([4]))
+    context = type("Context", (), {"projected": student, "teacher": type("Outputs", (), {"node_embedding": teacher})})
+    compared = terms.inputs_of(parsed[0], context)
+    loss = build_loss(parsed[0], config.DistillConfig(config.TeacherConfig("t.pt")))(
+        *compared, LossContext(torch.tensor([4]))
+    )
     expected = sum(abs(float(a @ a) - float(b @ b)) ** 3 for a, b in zip(student, teacher)) / 4
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
@@ -96,7 +97,7 @@ def test_a_term_gets_its_options_and_a_loss_of_ones_own(own, batch, teacher_chec
         ({"fn": "l2mae"}, "`l2mae` takes the length of vectors; `own_lengths` has the shape (N, 1)"),
     ],
 )
-def test_check_knows_it(own, capsys, options, problem):
+def test_check_examines_a_users_own_term(own, capsys, options, problem):
     own["loss_functions"][-1]["own_lengths"].update(options)
     with contextlib.suppress(SystemExit):
         main(["check", *write(own)])
@@ -109,7 +110,7 @@ def test_check_knows_it(own, capsys, options, problem):
         assert problem in said
 
 
-def test_check_runs_the_trainer_of_ones_own(own, capsys):
+def test_check_runs_a_users_own_trainer(own, capsys):
     own["trainer"] = f"{MODULE}.OwnTrainer"
     with contextlib.suppress(SystemExit):
         main(["check", *write(own)])
@@ -121,13 +122,13 @@ def test_check_runs_the_trainer_of_ones_own(own, capsys):
     assert parts_of(trainer).load is TrainerParts.load and parts_of(registry.get_trainer_class("ocp")) is TrainerParts
 
 
-def test_cache_teacher_keeps_what_its_terms_read(own):
+def test_cache_teacher_keeps_what_a_users_own_term_reads(own):
     given = read_or_refuse(parser(), write(own))
     job = job_of(read_or_refuse(parser(), [*write(own), "--output", "cache"]))
     assert job.has_vectors and given.config["task"]["distill"]["imports"] == [MODULE]
 
 
-def test_the_ranks_of_cache_teacher_and_evaluate_import_it(own, monkeypatch, tmp_path):
+def test_ranks_import_a_users_own_module(own, monkeypatch, tmp_path):
     loaded = []
     for module in (cache_teacher, evaluation_runs):
         monkeypatch.setattr(module, "load_plugins", lambda imports, *_: loaded.append(tuple(imports)))
@@ -140,14 +141,14 @@ def test_the_ranks_of_cache_teacher_and_evaluate_import_it(own, monkeypatch, tmp
     assert loaded == [(MODULE,), ("one", "two")]
 
 
-def test_fit_scales_leaves_its_terms_out(own, monkeypatch):
+def test_fit_scales_leaves_a_users_own_terms_out(own, monkeypatch):
     seen = []
 
     def fit(config: dict) -> dict:
         seen.extend(split_loss_functions(config["loss_functions"])[0])
         raise ValueError("seen")
 
-    monkeypatch.setattr(fit_scales, "fit_scale_factors", fit)
+    monkeypatch.setattr(scale_factors, "fit_scale_factors", fit)
     with pytest.raises(SystemExit, match="seen"):
         main(["fit-scales", *write(own), "--output", "scales.json"])
     assert [name for own_loss in seen for name in own_loss] == ["energy", "forces"]
@@ -238,7 +239,7 @@ def test_installed_plugins_are_loaded_by_their_entry_points(monkeypatch):
 )
 def test_a_term_that_cannot_be_registered_is_named(arguments, options, part):
     with pytest.raises(ValueError) as error:
-        register_term(*arguments, options=options)(lambda step, term: None)
+        register_term(*arguments, options=options)(lambda context, term: None)
     assert part in str(error.value)
 
 
@@ -246,5 +247,5 @@ def test_options_are_of_types_that_a_yaml_has():
     for name, hint, part in (("fn", str, "every term has"), ("numbers", "list", "expected bool, int")):
         made = dataclasses.make_dataclass("Options", [(name, list if hint == "list" else hint)], frozen=True)
         with pytest.raises(ValueError, match=part):
-            register_term("mine", keys.ENERGY, options=made)(lambda step, term: None)
+            register_term("mine", keys.ENERGY, options=made)(lambda context, term: None)
     assert "mine" not in config.TERM_OPTIONS

@@ -65,19 +65,19 @@ def digests(launch: Launch) -> list[dict]:
 def test_both_ranks_end_with_the_same_student_and_projection(launches, negatives):
     """A label that is not finite skips the step on both, once in each epoch."""
     launch = launches["one label not finite", negatives]
-    (one, other), log = digests(launch), (launch.directory / LOG).read_text()
-    assert len(one["losses"]) == len(other["losses"]) == 21
-    skipped = [math.isfinite(loss) and math.isfinite(theirs) for loss, theirs in zip(one["losses"], other["losses"])]
-    assert skipped.count(False) == 7 and log.count("7 of the 21 steps since the start were skipped") == 2
+    (first, second), log = digests(launch), (launch.directory / LOG).read_text()
+    assert len(first["losses"]) == len(second["losses"]) == 21
+    taken = [math.isfinite(loss) and math.isfinite(theirs) for loss, theirs in zip(first["losses"], second["losses"])]
+    assert taken.count(False) == 7 and log.count("7 of the 21 steps since the start were skipped") == 2
     assert re.search(r"rank 0: systems of .*label `energy` of .*; rank 1: .*every term of the loss is finite", log)
     checkpoints = sorted((launch.directory / "checkpoints/run").iterdir())
     assert [progress_of(torch.load(file, weights_only=False)).step for file in checkpoints] == [21, 21]
-    assert one["first_sids"] != other["first_sids"] and one["losses"] != other["losses"]
-    assert one["weights"].keys() == other["weights"].keys()
-    assert any(key.startswith("projection") for key in one["weights"])
-    for key, value in one["weights"].items():
-        assert value.isfinite().all() and torch.equal(value, other["weights"][key]), key
-    assert not torch.equal(one["weights"]["projection.trainable.weight"], one["initial_projection"])
+    assert first["first_sids"] != second["first_sids"] and first["losses"] != second["losses"]
+    assert first["weights"].keys() == second["weights"].keys()
+    assert any(key.startswith("projection") for key in first["weights"])
+    for key, value in first["weights"].items():
+        assert value.isfinite().all() and torch.equal(value, second["weights"][key]), key
+    assert not torch.equal(first["weights"]["projection.trainable.weight"], first["initial_projection"])
 
 
 def half_without_pairs(data: Path, directory: Path) -> Path:
@@ -106,16 +106,16 @@ def half_without_pairs(data: Path, directory: Path) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize("negatives", ["batch", "world"])
 def test_a_rank_without_pairs_takes_part_in_the_step(launches, negatives):
-    one, other = digests(launches["half without pairs", negatives])
-    assert len(one["losses"]) == len(other["losses"]) == 12
-    assert any((pairs == 0) != (theirs == 0) for pairs, theirs in zip(one["pairs"], other["pairs"]))
-    assert all(math.isfinite(loss) for loss in one["losses"] + other["losses"])
-    for key, value in one["weights"].items():
-        assert value.isfinite().all() and torch.equal(value, other["weights"][key]), key
+    first, second = digests(launches["half without pairs", negatives])
+    assert len(first["losses"]) == len(second["losses"]) == 12
+    assert any((pairs == 0) != (theirs == 0) for pairs, theirs in zip(first["pairs"], second["pairs"]))
+    assert all(math.isfinite(loss) for loss in first["losses"] + second["losses"])
+    for key, value in first["weights"].items():
+        assert value.isfinite().all() and torch.equal(value, second["weights"][key]), key
 
 
 @pytest.mark.slow
-def test_the_ranks_of_train_know_code_of_ones_own_and_take_a_free_port(distilled, tmp_path):
+def test_train_gives_ranks_code_of_ones_own_and_a_free_port(distilled, tmp_path):
     """By the console script, in whose directory, not in the current one, Python looks for modules."""
     shutil.copy(TESTS / "own_code.py", tmp_path / "my_own_code.py")
     distilled["trainer"] = "own_distill"
@@ -125,6 +125,7 @@ def test_the_ranks_of_train_know_code_of_ones_own_and_take_a_free_port(distilled
         {"own_lengths": {"fn": "own_cubes", "coefficient": 1, "power": 2}},
     ]
     distilled["logger"] = "tensorboard"
+    distilled["optim"]["load_balancing"] = False  # of which fairchem compiles the sampler in every process
     with ALONE, contextlib.ExitStack() as taken:
         with contextlib.suppress(OSError):  # which another process has taken already
             taken.enter_context(socket.create_server(("localhost", PORT)))
@@ -145,6 +146,7 @@ def test_a_submitit_job_trains(distilled, tmp_path):
     from fairchem.core.common.utils import build_config
 
     distilled["logger"] = "tensorboard"
+    distilled["optim"]["load_balancing"] = False
     file = tmp_path / "job.yml"
     file.write_text(yaml.safe_dump(distilled))
     arguments = ["--mode", "train", "--config-yml", str(file), "--cpu", "--run-dir", str(tmp_path), "--timestamp-id", "run"]

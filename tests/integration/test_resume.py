@@ -11,7 +11,7 @@ import pytest
 import recorder
 import torch
 import yaml
-from conftest import TEACHER_MODEL
+from conftest import TEACHER_MODEL, distill_config
 from forked_ranks import Launch, launch_forked
 
 from fairchem_crack.commands.cli import main
@@ -22,15 +22,19 @@ pytestmark = pytest.mark.slow
 STEPS = 24  # 4 epochs of 6
 
 
+def as_long(config: dict) -> dict:
+    """24 steps with random subsets of pairs, a checkpoint every second and an evaluation every fourth."""
+    config["optim"].update(max_epochs=4, T_max=STEPS, checkpoint_every=2, eval_every=4)
+    config["task"]["distill"]["relations"] = {"max_pairs": 30}
+    return config
+
+
 @pytest.fixture
 def long(distilled) -> dict:
-    """24 steps with random subsets of pairs, a checkpoint every second and an evaluation every fourth."""
-    distilled["optim"].update(max_epochs=4, T_max=STEPS, checkpoint_every=2, eval_every=4)
-    distilled["task"]["distill"]["relations"] = {"max_pairs": 30}
-    return distilled
+    return as_long(distilled)
 
 
-def goes_on(run, config: dict, whole: list[float]) -> None:
+def resumes(run, config: dict, whole: list[float]) -> None:
     """Start the run `cut` again, and compare every loss from there on."""
     resumed = run(copy.deepcopy(config), name="cut")
     first = int(resumed.steps[0]["step"])
@@ -46,7 +50,7 @@ def test_an_interruption_at_any_step(run, long, student):
     assert len(whole) == STEPS
     for stop_at in (3, 4, 5, 6, 8, 12, 13, 16, 19, 22):  # of one run, interrupted again and again
         run(copy.deepcopy(long), name="cut", stop_at=stop_at)
-    goes_on(run, long, whole)
+    resumes(run, long, whole)
 
 
 def test_an_interruption_during_an_evaluation(run, long, monkeypatch):
@@ -58,11 +62,11 @@ def test_an_interruption_during_an_evaluation(run, long, monkeypatch):
     monkeypatch.setattr(CrackDistillTrainer, "validate", interrupted)
     run(copy.deepcopy(long), name="cut", stop_at=99)
     monkeypatch.undo()
-    goes_on(run, long, whole)
+    resumes(run, long, whole)
 
 
 @pytest.mark.parametrize("which", ["fairchem's file", "ours"])
-def test_an_interruption_during_saving_leaves_the_last_checkpoint(run, long, monkeypatch, which):
+def test_an_interrupted_save_leaves_the_last_checkpoint(run, long, monkeypatch, which):
     whole = run(copy.deepcopy(long), name="whole").losses()
     save, count = torch.save, 0
 
@@ -77,7 +81,7 @@ def test_an_interruption_during_saving_leaves_the_last_checkpoint(run, long, mon
     monkeypatch.setattr(torch, "save", torn)
     run(copy.deepcopy(long), name="cut", stop_at=99)
     monkeypatch.undo()
-    goes_on(run, long, whole)
+    resumes(run, long, whole)
 
 
 def test_a_full_disk_while_saving_leaves_the_last_checkpoint(run, long, monkeypatch):
@@ -95,7 +99,7 @@ def test_a_full_disk_while_saving_leaves_the_last_checkpoint(run, long, monkeypa
     with pytest.raises(OSError, match="No space left"):
         run(copy.deepcopy(long), name="cut")
     monkeypatch.undo()
-    goes_on(run, long, whole)
+    resumes(run, long, whole)
 
 
 def killed_at(step: int, config: dict, directory: Path) -> Launch:
@@ -105,43 +109,54 @@ def killed_at(step: int, config: dict, directory: Path) -> Launch:
 
 def losses_of(launch: Launch) -> dict[int, list[float]]:
     """By step, of each rank that came to it."""
-    found: dict[int, list[float]] = {}
+    losses: dict[int, list[float]] = {}
     for rank in (0, 1):
         for line in Path(f"{launch.environment['LOSSES']}.{rank}").read_text().splitlines():
             step, loss = json.loads(line)
-            found.setdefault(step, []).append(loss)
-    return found
+            losses.setdefault(step, []).append(loss)
+    return losses
 
 
-def test_two_ranks_from_a_cache_train_as_online(distilled, tmp_path):
-    distilled["trainer"] = "killed_trainer.KilledTrainer"
-    distilled["logger"] = "tensorboard"
-    distilled["task"]["distill"]["relations"] = {"negatives": "world"}
-    file, cache = tmp_path / "cached.yml", tmp_path / "cache"
-    file.write_text(yaml.safe_dump(distilled))
+KILLS = (2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 0)  # within an epoch of 3 steps, at its end, at evaluations, around a checkpoint
+
+
+@pytest.fixture(scope="module")
+def on_two_ranks(data, teacher_checkpoint, tmp_path_factory) -> dict[str, list[Launch]]:
+    """Finished and killed trainings, all in one process: what each is for, and its launches."""
+    config = distill_config(data, teacher_checkpoint)
+    config.update(trainer="killed_trainer.KilledTrainer", logger="tensorboard")
+    long, directory = as_long(copy.deepcopy(config)), tmp_path_factory.mktemp("two_ranks")
+    long["optim"].update(max_epochs=11, T_max=33)
+    config["task"]["distill"]["relations"] = {"negatives": "world"}
+    file, cache = directory / "cached.yml", directory / "cache"
+    file.write_text(yaml.safe_dump(config))
     gc.collect()  # a former run's data set closes its LMDB when collected; one process opens it only once
     main(["cache-teacher", "--config-yml", str(file), "--cpu", "--output", str(cache), "--dtype", "float32", "--chunk", "5"])
-    from_cache = copy.deepcopy(distilled)
+    from_cache = copy.deepcopy(config)
     from_cache["task"]["distill"]["teacher"]["cache"] = str(cache)
-    launches = [killed_at(0, distilled, tmp_path / "online"), killed_at(0, from_cache, tmp_path / "cached")]
-    assert launch_forked(launches) == [True, True]
-    online, cached = (losses_of(launch) for launch in launches)
+    launches = {
+        "online": [killed_at(0, config, directory / "online")],
+        "cached": [killed_at(0, from_cache, directory / "cached")],
+        "whole": [killed_at(0, long, directory / "whole")],
+        "cut": [killed_at(step, long, directory / "cut") for step in KILLS],
+    }
+    ended = launch_forked([launch for group in launches.values() for launch in group])
+    assert ended == [True, True, True, *(step == 0 for step in KILLS)]
+    return launches
+
+
+def test_two_ranks_from_a_cache_train_as_online(on_two_ranks):
+    online, cached = (losses_of(on_two_ranks[name][0]) for name in ("online", "cached"))
     assert sorted(online) == [1, 2, 3]
     for step, losses in online.items():
         assert len(losses) == 2 and losses == pytest.approx(cached[step], rel=1e-5)  # threads differ, and so does rounding
 
 
-def test_two_ranks_one_of_them_killed_again_and_again(long, tmp_path):
-    """Within an epoch of 3 steps and at its end, at evaluations, around a checkpoint; at last 22 steps at once."""
-    long["optim"].update(max_epochs=11, T_max=33)
-    long["trainer"] = "killed_trainer.KilledTrainer"
-    long["logger"] = "tensorboard"
-    kills = (2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 0)
-    whole, *cut = [killed_at(0, long, tmp_path / "whole"), *(killed_at(step, long, tmp_path / "cut") for step in kills)]
-    assert launch_forked([whole, *cut]) == [True, *(step == 0 for step in kills)]
-    uninterrupted = losses_of(whole)
+def test_two_ranks_resume_after_each_kill_of_one_of_them(on_two_ranks):
+    """At last 22 steps at once."""
+    uninterrupted = losses_of(on_two_ranks["whole"][0])
     assert sorted(uninterrupted) == list(range(1, 34))
-    for kill_at, launch in zip(kills, cut):
+    for kill_at, launch in zip(KILLS, on_two_ranks["cut"]):
         resumed = losses_of(launch)
         assert max(resumed) == (kill_at or 33)
         for step, losses in resumed.items():

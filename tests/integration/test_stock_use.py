@@ -15,6 +15,7 @@ import torch
 import yaml
 from architectures import MODELS, build
 from conftest import STUDENT_MODEL, TEACHER_MODEL, same_weights, stock_config
+from tolerances import PREDICTION
 
 from fairchem_crack.training.scale_factors import scale_factors
 
@@ -123,8 +124,8 @@ def test_ocp_calculator_gives_what_the_trainer_gave(run, distilled, trained, dat
     row = list(ours["ids"]).index(f"{system.sid}_{system.fid}")
     free = system.fixed.numpy() == 0
     assert training.count("RESULT") == 1
-    assert energy == pytest.approx(float(ours["energy"][row, 0]), abs=1e-4)
-    assert np.split(ours["forces"], ours["chunk_idx"])[row] == pytest.approx(np.array(forces)[free], abs=1e-4)
+    assert energy == pytest.approx(float(ours["energy"][row, 0]), abs=PREDICTION)
+    assert np.split(ours["forces"], ours["chunk_idx"])[row] == pytest.approx(np.array(forces)[free], abs=PREDICTION)
 
 
 @pytest.mark.slow

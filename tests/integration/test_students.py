@@ -10,13 +10,12 @@ import pytest
 import torch
 from architectures import MODELS, build
 from conftest import TEACHER_MODEL, same_weights
+from tolerances import LEARNING_RATE
 
 from fairchem_crack import keys
 from fairchem_crack.training import trainer
 
 pytestmark = pytest.mark.slow
-
-SAMPLES = Path(__file__).parents[1] / "samples"
 
 
 def load(path) -> dict:
@@ -77,7 +76,7 @@ def of_the_teachers_width(**options) -> dict:
     return {**TEACHER_MODEL, **options}
 
 
-def test_a_student_starts_from_the_named_blocks_once_and_never_on_resume(run, two_steps, teacher_checkpoint, monkeypatch):
+def test_a_student_starts_from_the_named_blocks_only_once(run, two_steps, teacher_checkpoint, monkeypatch):
     two_steps["model"] = of_the_teachers_width()
     two_steps["task"]["distill"]["init_from_teacher"] = {"blocks": [0]}
     two_steps["task"]["distill"]["teacher"]["use_ema"] = False
@@ -99,7 +98,7 @@ def test_a_student_starts_from_the_named_blocks_once_and_never_on_resume(run, tw
     assert [record["step"] for record in resumed.steps] == [5, 6] and not copies
 
 
-def test_a_student_of_another_width_cannot_start_from_the_teacher(run, two_steps):
+def test_a_student_of_another_width_cannot_start_from_teacher(run, two_steps):
     two_steps["model"] = of_the_teachers_width(sphere_channels=8)
     two_steps["task"]["distill"]["init_from_teacher"] = {"blocks": [0]}
     with pytest.raises(ValueError, match="init_from_teacher: the student must have the teacher's architecture and widths"):
@@ -116,11 +115,11 @@ def test_a_cosine_schedule_in_epochs(run, two_steps, name):
     rates = [record["lr"] / 1e-3 for record in finished.steps]
     warm = [0.2, 0.6, 1.0]
     cosine = [0.01 + 0.5 * 0.99 * (1 + math.cos(math.pi * step / 6)) for step in (3, 4, 5)]
-    assert rates == pytest.approx(warm + cosine, rel=1e-6)
+    assert rates == pytest.approx(warm + cosine, rel=LEARNING_RATE)
     assert load(finished.checkpoints / "checkpoint.pt")["config"]["optim"]["scheduler_params"] == schedule
 
 
-def test_a_resumed_cosine_schedule_goes_on(run, two_steps):
+def test_a_resumed_cosine_schedule_continues(run, two_steps):
     schedule = {"lambda_type": "cosine", "warmup_epochs": 1, "warmup_factor": 0.2, "lr_min_factor": 0.01}
     two_steps["optim"].update(
         scheduler="LambdaLR", scheduler_params=schedule, max_epochs=3, checkpoint_every=1, eval_every=10
@@ -132,7 +131,7 @@ def test_a_resumed_cosine_schedule_goes_on(run, two_steps):
     assert start > 1 and [record["lr"] for record in resumed.steps] == [record["lr"] for record in whole.steps[start - 1 :]]
 
 
-def test_validation_needs_no_training_data_for_a_schedule_in_epochs(run, two_steps):
+def test_a_schedule_in_epochs_can_be_validated_without_train(run, two_steps):
     schedule = {"lambda_type": "cosine", "warmup_epochs": 1, "warmup_factor": 0.2, "lr_min_factor": 0.01}
     two_steps["optim"].update(scheduler="LambdaLR", scheduler_params=schedule)
     trained = run(two_steps)
@@ -151,15 +150,3 @@ def test_a_warmup_of_less_than_a_step_is_refused(run, two_steps):
         ValueError, match=r"warmup_epochs: 0.1 of an epoch of 2 steps is less than one step; give at least 0.5"
     ):
         run(two_steps)
-
-
-def test_a_checkpoint_of_version_0_1_0_resumes(run, distilled, tmp_path):
-    """tests/samples/checkpoint_0.1.0.pt: the `distilled` fixture after 3 of 6 steps, written by commit 068ab12."""
-    (tmp_path / "checkpoints" / "run").mkdir(parents=True)
-    finished = run(distilled, checkpoint=SAMPLES / "checkpoint_0.1.0.pt")
-    assert [record["step"] for record in finished.steps] == [4, 5, 6]
-    assert all(math.isfinite(record["loss"]) for record in finished.steps)
-    # what commit 7cca9bc resumes with: the converted projection is the same function, in the same unit
-    assert finished.steps[0]["loss_node_embeddings"] == pytest.approx(1.75998, rel=1e-3)
-    state = load(finished.checkpoints / "checkpoint.pt")[keys.CHECKPOINT_KEY]
-    assert state[keys.STATE_FORMAT] == 2 and not state[keys.PROJECTION]["shift"].any()

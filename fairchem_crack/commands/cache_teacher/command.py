@@ -7,12 +7,14 @@ import logging
 import sys
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fairchem_crack import keys
-from fairchem_crack.commands.cache_teacher.job import Job, needs_of_terms
-from fairchem_crack.commands.cache_teacher.job import cache_teacher as write_cache
-from fairchem_crack.commands.cache_teacher.verify import verify
 from fairchem_crack.commands.flags import Given, parser_of, read_or_refuse
+from fairchem_crack.io.arguments import CALCULATOR
+
+if TYPE_CHECKING:
+    from fairchem_crack.commands.cache_teacher.job import Job
 
 JACOBIAN_ROWS = 4  # of each system, where a term reads them and no flag says how many
 
@@ -33,7 +35,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help=f"keep N rows of the Jacobian of the forces (default: {JACOBIAN_ROWS} where a term of the YAML reads them)",
     )
-    own.add_argument("--calculator", help="module:function that makes an ASE calculator: its energies and forces")
+    own.add_argument("--calculator", help=f"keep its energies and forces in place of a teacher's outputs: {CALCULATOR}")
     own.add_argument("--verify", type=int, metavar="N", help="recompute N records of a finished cache and compare")
     own.add_argument("--repair", action="store_true", help="read every record, and write anew what is damaged or missing")
     return own
@@ -45,6 +47,9 @@ def cache_teacher(arguments: list[str]) -> None:
     warnings.filterwarnings("ignore", module="fairchem|torch_geometric")
     try:
         given = read_or_refuse(parser(), arguments)
+        from fairchem_crack.commands.cache_teacher.job import cache_teacher as write_cache
+        from fairchem_crack.commands.cache_teacher.verify import verify
+
         job = job_of(given)
         if given.flags.verify is not None:
             count = given.flags.verify
@@ -63,6 +68,8 @@ def job_of(given: Given) -> Job:
     Raises:
         ValueError: no directory to write to, or no teacher to run.
     """
+    from fairchem_crack.commands.cache_teacher.job import Job, needs_of_terms
+
     options, config = given.flags, given.config
     teacher = ((config.get("task") or {}).get("distill") or {}).get("teacher") or {}
     directory = options.output or teacher.get("cache")

@@ -45,7 +45,7 @@ from fairchem_crack.teacher.cache import (
 from fairchem_crack.teacher.cache_sources import CalculatorSource, Source, TeacherSource, sample_digest
 from fairchem_crack.teacher.frozen import Teacher, load_teacher
 from fairchem_crack.training.config_checks import check_gpus
-from fairchem_crack.training.terms import wanted
+from fairchem_crack.training.terms import teacher_fields
 
 LOCK = "lock"  # file of the cache, held by the command until the cache is finished
 LISTED = 8  # chunks that a message names
@@ -138,7 +138,7 @@ def _chunk(plan: Plan, chunk: int) -> range:
 def needs_of_terms(config: dict) -> set[str]:
     """What the distillation terms of a training's config read from a cache, fields of `TeacherOutputs`."""
     _, terms = split_loss_functions(config.get("loss_functions") or [])
-    return set().union(*(wanted(term) for term in terms if term.coefficient > 0))
+    return set().union(*(teacher_fields(term) for term in terms if term.coefficient > 0))
 
 
 def cache_teacher(job: Job, *, ranks: int = 1, is_repair: bool = False) -> TeacherCache:

@@ -6,8 +6,8 @@ import logging
 import sys
 import warnings
 
-from fairchem_crack.commands.check.sections import check_config
 from fairchem_crack.commands.flags import parser_of, read
+from fairchem_crack.io.trust import trusting, trusts
 
 
 def check(arguments: list[str]) -> None:
@@ -16,13 +16,20 @@ def check(arguments: list[str]) -> None:
     handler = logging.StreamHandler()
     handler.addFilter(lambda record: "fairchem_crack" in record.pathname)  # fairchem's warnings come when training
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", handlers=[handler])
+    parser = parser_of("check", "Takes the flags and overrides of the training.")
+    parser.add_argument("--no-data", action="store_true", help="open no dataset: a record of an LMDB can run code")
     try:
-        given = read(parser_of("check", "Takes the flags and overrides of the training."), arguments)
+        given = read(parser, arguments)
     except (ValueError, OSError) as error:
         sys.exit(f"fairchem-crack check: {error}")
     for warning in given.warnings:
         print(f"WARNING: {warning}")
-    problems = check_config(given.config, str(given.flags.config_yml), given.problems)
+    from fairchem_crack.commands.check.sections import check_config
+
+    with trusting(trusts(given.config.get("task"))):
+        problems = check_config(
+            given.config, str(given.flags.config_yml), given.problems, opens_data=not given.flags.no_data
+        )
     if not problems:
         print("\nNo problem found.")
         return

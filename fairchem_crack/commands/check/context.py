@@ -39,7 +39,7 @@ class LeftOut(Exception):
 class TrainerParts(CrackDistillTrainer):
     """The trainer, to be loaded part by part, so that a problem in one does not hide those of the next.
 
-    `parts_of` makes the same of a trainer of one's own.
+    `parts_of` makes the same of a user's own trainer.
     """
 
     config: dict
@@ -80,6 +80,7 @@ class Check:
 
     config: dict
     config_yml: str
+    opens_data: bool = True
     section: str = ""
     problems: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)  # of the section
@@ -100,30 +101,32 @@ class Check:
     activations: Optional[float] = None  # bytes of the teacher's forward, per system
 
     def need(self, part: str) -> Any:
-        """The part of this name, or the end of the section that asks for it."""
+        """The part of this name; LeftOut ends the section where there is none."""
         if getattr(self, part) is None:
             raise LeftOut(f"there is no {NAMES.get(part, part)}")
         return getattr(self, part)
 
     @contextmanager
     def collecting(self, where: str = "") -> Iterator[None]:
-        """Turn an error into a problem. With `where`, one of fairchem's that does not say where it comes from."""
+        """Turn an error into a problem. Give `where` for errors of fairchem, which do not name the option."""
         try:
             yield
         except LeftOut:
             raise
         except Exception as error:
             logging.debug("", exc_info=True)
-            said = not where and isinstance(error, (ValueError, OSError))
-            found = f"{error} is not given (KeyError)" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
-            problem = str(error) if said else f"{where or self.section}: {found}"
+            names_option = not where and isinstance(error, (ValueError, OSError))
+            reason = (
+                f"{error} is not given (KeyError)" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
+            )
+            problem = str(error) if names_option else f"{where or self.section}: {reason}"
             if problem not in self.problems:
                 self.problems.append(problem)
 
     def batch(self, systems: int = SAMPLE_SYSTEMS, split: str = "train") -> Batch:
         """The first systems of the sample of a split, on the device."""
         if not self.samples.get(split):
-            raise LeftOut("there is no training data")
+            raise LeftOut("there is no training data" if self.opens_data else "the data are not opened")
         if split in self.unsound:
             raise LeftOut(f"the systems of dataset.{split} have fields that no model takes")
         trainer = self.need("trainer")

@@ -20,7 +20,7 @@ INPUTS: dict[str, tuple[tuple[Size, ...], bool]] = {
     "tags": (("N",), False),
     "fixed": (("N",), False),
 }
-Fault = tuple[str, str]  # its kind, and what to say of it
+Fault = tuple[str, str]  # its kind, and the message
 
 
 def field_faults(system: Data, outputs: dict[str, dict[str, Any]], by_mse: Collection[str] = ()) -> Iterator[Fault]:

@@ -13,7 +13,7 @@ import torch
 from fairchem.core.common.registry import registry
 from torch_geometric.data import Data
 
-from fairchem_crack.commands.check.context import Check, TrainerParts, parts_of
+from fairchem_crack.commands.check.context import Check, LeftOut, TrainerParts, parts_of
 from fairchem_crack.commands.check.fields import field_faults
 from fairchem_crack.config import DistillConfig, TeacherConfig, parse
 from fairchem_crack.io.boundaries import OPTION, as_pbc, kinds
@@ -31,6 +31,7 @@ from fairchem_crack.training.config_checks import (
     missing_distill,
     term_faults,
 )
+from fairchem_crack.training.distill_options import ONLY_TERMS
 from fairchem_crack.training.host_options import check_optim, check_outputs, check_transforms
 from fairchem_crack.training.losses import build_loss
 from fairchem_crack.training.trainer import CrackDistillTrainer
@@ -91,7 +92,7 @@ def _examine_logger(logger: Any) -> None:
 
 
 def _unknown_to_fairchem(name: str, trainer: type) -> str:
-    """What to say of a trainer that `fairchem-crack` finds, and the stock command does not."""
+    """What to print of a trainer that `fairchem-crack` finds, and the stock command does not."""
     if "." in name:
         file = getattr(sys.modules.get(trainer.__module__), "__file__", None)
         if file is None or str(Path(file).parent) not in ADDED_TO_PATH:
@@ -111,7 +112,7 @@ def _distill_block(check: Check) -> None:
             "subclass of it."
         )
     if not check.own_losses:
-        check.problems.append("loss_functions: has distillation terms alone; the student needs its own too, `energy` say.")
+        check.problems.append(ONLY_TERMS)
     task = check.config.get("task") or {}
     if "distill" not in task:
         check.problems.append(missing_distill(task))
@@ -138,6 +139,8 @@ def examine_data(check: Check) -> str:
             continue
         with check.collecting():
             check_dataset(split, options, options.get("format", trainer.config["dataset"].get("format", "lmdb")))
+            if not check.opens_data:
+                continue
             with check.collecting(f"dataset.{split}"):
                 dataset = trainer.load_split(split)
             sizes.append(f"{split} {len(dataset)}")
@@ -146,6 +149,8 @@ def examine_data(check: Check) -> str:
             check.take_sample(split, dataset)
     if "src" not in trainer.config["dataset"]:
         check.problems.append("dataset.train.src: missing; training needs data.")
+    if not check.opens_data:
+        return "there, and not opened (--no-data)"
     return f"systems in {', '.join(sizes)}{_several_pbc(check)}" if sizes else ""
 
 
@@ -190,7 +195,9 @@ def _task_name(config: dict) -> str:
 
 def examine_labels(check: Check) -> str:
     """Whether the systems hold what `outputs` names, in the shapes that fairchem takes; predicting needs no labels."""
-    trainer, said = check.need("trainer"), []
+    trainer, labels = check.need("trainer"), []
+    if not check.opens_data:
+        raise LeftOut("the data are not opened")
     for split, systems in check.samples.items():
         with check.collecting(f"dataset.{split}"):
             _examine_fields(check, split, systems)
@@ -198,16 +205,16 @@ def examine_labels(check: Check) -> str:
     for split, systems in check.samples.items():
         lacking = {name: sum(name not in system for system in systems) for name in trainer.output_targets}
         present = [name for name, count in lacking.items() if count == 0]
-        said.append(f"{split}: {', '.join(present) or 'none'}")
+        labels.append(f"{split}: {', '.join(present) or 'none'}")
         is_labelled = split == "train" and check.distill is not None and check.distill.labels == "teacher"
         for name, count in lacking.items():
             if count and split in ("train", "val") and not is_labelled:
-                held = ", ".join(f"`{key}`" for key in sorted(systems[0].keys()))
+                available = ", ".join(f"`{key}`" for key in sorted(systems[0].keys()))
                 check.problems.append(
                     f"dataset.{split}: {count} of a sample of {len(systems)} systems have no `{name}`, which outputs.{name} "
-                    f"asks for; they hold {held}. A label of another name is renamed by dataset.train.key_mapping."
+                    f"names; they have {available}. A label of another name is renamed by dataset.train.key_mapping."
                 )
-    return "; ".join(said)
+    return "; ".join(labels)
 
 
 def _examine_fields(check: Check, split: str, systems: list[Data]) -> None:
@@ -220,7 +227,7 @@ def _examine_fields(check: Check, split: str, systems: list[Data]) -> None:
         for kind, fault in field_faults(system, outputs, by_mse):
             first.setdefault(kind, f"dataset.{split}: {fault}; of a sample of {len(systems)} systems, number {index}")
             count[kind] += 1
-    check.problems += [said + (f" and {count[kind] - 1} more" if count[kind] > 1 else "") for kind, said in first.items()]
+    check.problems += [text + (f" and {count[kind] - 1} more" if count[kind] > 1 else "") for kind, text in first.items()]
     if first:
         check.unsound.add(split)
 

@@ -20,18 +20,22 @@ def examine_loss(check: Check) -> str:
     trainer, distillation, batch = check.need("trainer"), check.distillation, check.batch()
     trainer.model.train()
     with torch.autocast("cuda", enabled=trainer.scaler is not None):
-        if distillation is not None:
-            distillation.ask(batch, 1)  # with `labels: teacher` it gives the labels
+        # before the student's losses: with `labels: teacher` it gives the labels
+        teacher_step = None if distillation is None else distillation.run_teacher(batch, 1)
         outputs = trainer._forward(batch)
         loss = trainer._compute_loss(outputs, batch)
-        if distillation is not None:
-            loss = loss + distillation.loss(batch, 1, outputs)
+        values = dict(trainer._own_losses)
+        if distillation is not None and teacher_step is not None:
+            distilled = distillation.loss(teacher_step, outputs)
+            loss = loss + distilled.total
+            values.update(distilled.log)
     loss.backward()
     trainer.model.zero_grad()
     _metrics(check, outputs, batch)
-    terms = Readout({**trainer._own_losses, **({} if distillation is None else distillation.log)}).numbers
     terms = {
-        name.removeprefix(keys.LOSS_PREFIX): value for name, value in terms.items() if name.startswith(keys.LOSS_PREFIX)
+        name.removeprefix(keys.LOSS_PREFIX): value
+        for name, value in Readout(values).numbers.items()
+        if name.startswith(keys.LOSS_PREFIX)
     }
     for name, value in terms.items():
         if not math.isfinite(value):

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from typing import Optional
 
+import torch
 from torch import nn
 
 from fairchem_crack import keys
 from fairchem_crack.adapters import attach_features
 from fairchem_crack.commands.check.context import Check
-from fairchem_crack.config import TeacherConfig
+from fairchem_crack.config import DistillConfig, TeacherConfig
 from fairchem_crack.evaluation.time_and_memory import megabytes
 from fairchem_crack.io.named_records import NamedRecords
 from fairchem_crack.teacher.cached import CachedDataset, CachedTeacher, open_cache
 from fairchem_crack.teacher.frozen import Teacher, load_teacher
-from fairchem_crack.training.distillation import Distillation, wanted_fields
+from fairchem_crack.training.distillation import Distillation, Student
 from fairchem_crack.training.init_from_teacher import copy_weights
 from fairchem_crack.training.scale_factors import scale_factors
 from fairchem_crack.training.schedule import check_length, schedule_notes
+from fairchem_crack.training.terms import requested_fields
 
 
 def examine_student(check: Check) -> str:
@@ -90,41 +92,53 @@ def examine_scales(check: Check) -> str:
 
 def examine_teacher(check: Check) -> str:
     """Loaded once; if the student is sound, with all that a training step has beyond the student's own."""
-    config, trainer = check.need("teacher_config"), check.need("trainer")
-    teacher = check.teacher = _cached_teacher(check, config) if config.cache else load_teacher(config, trainer.device)
+    teacher = _open_teacher(check.need("teacher_config"), check.need("trainer").device)
+    if isinstance(teacher, CachedTeacher) and check.samples.get("train"):
+        check.take_sample("train", _with_records(check, teacher))
+    check.teacher = teacher
     if check.distill and check.terms and check.student_has_adapter and check.optimizer is not None:
-        check.distillation = Distillation(
-            check.distill,
-            check.terms,
-            teacher=teacher,
-            student=check.need("student"),
-            optimizer=check.optimizer,
-            outputs=trainer.model_outputs(),
-            total_steps=1,
-            device=trainer.device,
-            seed=check.config.get("seed") or 0,
-        )
-        if check.distill.init_from_teacher is not None:
-            with check.collecting():
-                started = teacher if isinstance(teacher, Teacher) else load_teacher(config, trainer.device)
-                copy_weights(started.model, check.need("student"), check.distill.init_from_teacher.blocks)
-    if isinstance(teacher, CachedTeacher):
-        plan, size = teacher.cache.plan, sum(file.stat().st_size for file in teacher.checkpoint.iterdir())
-        kept = f"{plan.systems} systems, {plan.dtype}, {megabytes(size)}"
-        return f"{teacher.name}, D = {teacher.width}, from the cache {teacher.checkpoint} ({kept}; a sample of it is sound)"
-    return f"{_facts(teacher.name, teacher.model, 'D', teacher.width)}, from {teacher.checkpoint}"
+        check.distillation = _distillation_of(check, check.distill, teacher, check.optimizer)
+        with check.collecting():
+            _start_from_teacher(check.need("student"), teacher, check.distill)
+    return _cache_facts(teacher) if isinstance(teacher, CachedTeacher) else _teacher_facts(teacher)
 
 
-def _cached_teacher(check: Check, config: TeacherConfig) -> CachedTeacher:
+def _open_teacher(config: TeacherConfig, device: torch.device) -> Teacher | CachedTeacher:
+    return CachedTeacher(open_cache(config, device)) if config.cache else load_teacher(config, device)
+
+
+def _with_records(check: Check, teacher: CachedTeacher) -> CachedDataset:
+    """The training data with the records that the terms and the other sections read."""
+    fields = requested_fields(check.distill, check.terms) if check.distill else set()
+    fields |= {keys.ENERGY, keys.FORCES} & set(teacher.cache.plan.fields)
+    data = NamedRecords(check.need("trainer").train_dataset, "dataset.train")
+    return CachedDataset(data, teacher.cache, "dataset.train", fields)
+
+
+def _distillation_of(
+    check: Check, config: DistillConfig, teacher: Teacher | CachedTeacher, optimizer: torch.optim.Optimizer
+) -> Distillation:
     trainer = check.need("trainer")
-    cache = open_cache(config, trainer.device)
-    if check.samples.get("train"):
-        fields = wanted_fields(check.distill, check.terms) if check.distill else set()
-        fields |= {keys.ENERGY, keys.FORCES} & set(cache.plan.fields)
-        check.take_sample(
-            "train", CachedDataset(NamedRecords(trainer.train_dataset, "dataset.train"), cache, "dataset.train", fields)
-        )
-    return CachedTeacher(cache)
+    student = Student(check.need("student"), trainer.model_outputs(), optimizer, trainer.device)
+    return Distillation(config, check.terms, teacher, student, total_steps=1, seed=check.config.get("seed") or 0)
+
+
+def _start_from_teacher(student: nn.Module, teacher: Teacher | CachedTeacher, config: DistillConfig) -> None:
+    if config.init_from_teacher is None:
+        return
+    if isinstance(teacher, CachedTeacher):
+        teacher = load_teacher(config.teacher, next(student.parameters()).device)
+    copy_weights(teacher.model, student, config.init_from_teacher.blocks)
+
+
+def _cache_facts(teacher: CachedTeacher) -> str:
+    plan, size = teacher.cache.plan, sum(file.stat().st_size for file in teacher.checkpoint.iterdir())
+    content = f"{plan.systems} systems, {plan.dtype}, {megabytes(size)}"
+    return f"{teacher.name}, D = {teacher.width}, from the cache {teacher.checkpoint} ({content}; a sample of it is sound)"
+
+
+def _teacher_facts(teacher: Teacher) -> str:
+    return f"{_facts(teacher.name, teacher.model, 'D', teacher.width)}, from {teacher.checkpoint}"
 
 
 def _facts(name: str, model: nn.Module, letter: str, width: Optional[int]) -> str:

@@ -10,33 +10,31 @@ from fairchem_crack import keys
 from fairchem_crack.commands.check.context import Check, LeftOut, TrainerParts
 from fairchem_crack.evaluation.time_and_memory import REPEATS, loss_bytes, megabytes, peak_growth, seconds
 from fairchem_crack.loss import partition
-from fairchem_crack.loss.relations import unordered_pairs
 from fairchem_crack.teacher.cached import CachedTeacher
 from fairchem_crack.training.agreement import energy_agreement, explanation
-from fairchem_crack.training.distillation import Distillation
-from fairchem_crack.training.terms import wanted
+from fairchem_crack.training.distillation import Distillation, TeacherStep
+from fairchem_crack.training.preflight import check_elements, check_neighbors
+from fairchem_crack.training.terms import teacher_fields
 
 
 def examine_pairs(check: Check) -> str:
     """The relation graph of the sample, and whether both models can represent its systems."""
     distillation, batch, before = check.need("distillation"), check.batch(), len(check.problems)
+    models = distillation.student_features, distillation.teacher
     with check.collecting():
-        distillation.check_elements(batch.atomic_numbers, "dataset.train")
+        check_elements(batch.atomic_numbers, *models, "dataset.train")
     with check.collecting():
-        distillation.check_neighbors(batch)
+        check_neighbors(batch, *models)
     if len(check.problems) > before:
         return ""
     with check.collecting("teacher"):
-        outputs, growth = peak_growth(lambda: distillation.teacher(batch, distillation.wanted), distillation.device)
+        _, growth = peak_growth(lambda: distillation.teacher(batch, distillation.requested), distillation.device)
     with check.collecting("student"), torch.no_grad():
         distillation.student.eval()(batch)
     if len(check.problems) > before:
         return ""
-    graph = distillation.config.relations.graph
-    distillation.preflight(batch)
-    edges = outputs.edge_index if graph == "teacher" else distillation.student_features.edge_index
-    pairs, systems = unordered_pairs(edges, batch.num_nodes).shape[1], len(batch.natoms)
-    check.pairs_per_system = pairs / systems
+    systems, graph = len(batch.natoms), distillation.config.relations.graph
+    check.pairs_per_system = distillation.preflight(batch) / systems
     check.activations = None if growth is None else growth / systems
     return (
         f"{check.pairs_per_system:.1f} per system, {check.pairs_per_system * check.batch_size:.0f} per batch of "
@@ -45,18 +43,18 @@ def examine_pairs(check: Check) -> str:
 
 
 def examine_agreement(check: Check) -> str:
-    """The teacher against the labels of the sample: one that was trained on other data has little to teach."""
+    """The teacher against the labels of the sample: a teacher of other data has little to teach."""
     teacher, batch, outputs = check.need("teacher"), check.batch(), check.need("trainer").model_outputs()
     labels = {property_: outputs.names(property_) for property_ in (keys.ENERGY, keys.FORCES)}
     if not all(len(names) == 1 and names[0] in batch for names in labels.values()):
         raise LeftOut("the training data has no energies and forces")
     if isinstance(teacher, CachedTeacher) and not labels.keys() <= set(teacher.cache.plan.fields):
         raise LeftOut("the cache has no energies and forces")
-    found = teacher(batch, {keys.ENERGY, keys.FORCES})
+    predictions = teacher(batch, {keys.ENERGY, keys.FORCES})
     is_free = batch.fixed == 0 if "fixed" in batch else slice(None)
     forces = batch[labels[keys.FORCES][0]][is_free]
-    error, size = (found[keys.FORCES][is_free] - forces).abs().mean().item(), forces.abs().mean().item()
-    energies = energy_agreement(batch[labels[keys.ENERGY][0]], found[keys.ENERGY], batch)
+    error, size = (predictions[keys.FORCES][is_free] - forces).abs().mean().item(), forces.abs().mean().item()
+    energies = energy_agreement(batch[labels[keys.ENERGY][0]], predictions[keys.ENERGY], batch)
     line = f"teacher on the labels of the sample: energy MAE {energies.error:.3g} eV, force MAE {error:.3g} eV/A"
     if error < size:
         line += f" (zero forces have {size:.3g})"
@@ -65,7 +63,7 @@ def examine_agreement(check: Check) -> str:
     if not energies.is_plausible and check.distill and check.distill.labels == "teacher":
         line += "; the student learns the teacher's energies, so that validation shows the difference"
     elif not energies.is_plausible:
-        compared = [term.key for term in check.terms if keys.ENERGY in wanted(term)]
+        compared = [term.key for term in check.terms if keys.ENERGY in teacher_fields(term)]
         line += _warning(explanation(energies, compared))
     return line
 
@@ -91,11 +89,11 @@ def examine_memory(check: Check) -> str:
         "not measured" if check.activations is None else f"{megabytes(check.activations * check.batch_size)} ({how})"
     )
     has_relations = any(term.key == keys.RELATIONS for term in check.terms)
-    said = f"loss of the relations {megabytes(loss)} (estimate), " if has_relations else ""
+    relations = f"loss of the relations {megabytes(loss)} (estimate), " if has_relations else ""
     if isinstance(teacher, CachedTeacher):
-        return f"{said}no teacher is run"
+        return f"{relations}no teacher is run"
     weights = sum(x.numel() * x.element_size() for x in (*teacher.model.parameters(), *teacher.model.buffers()))
-    return f"{said}teacher's weights {megabytes(weights)}, its activations {activations}"
+    return f"{relations}teacher's weights {megabytes(weights)}, its activations {activations}"
 
 
 def time_step(check: Check) -> str:
@@ -108,14 +106,14 @@ def time_step(check: Check) -> str:
     scale = check.batch_size / systems
     trainer.model.train()
     if distillation is not None:
-        distillation.ask(batch, 1)  # with `labels: teacher` it gives the labels
+        teacher_step = distillation.run_teacher(batch, 1)  # with `labels: teacher` it gives the labels
     parts = {"student": scale * seconds(lambda: _student_step(trainer, batch), trainer.device)}
     if distillation is not None:
-        parts["teacher"] = scale * seconds(lambda: distillation.ask(batch, 1), trainer.device)
-        # every relation is compared with every other one, of the batch or of its system
+        parts["teacher"] = scale * seconds(lambda: distillation.run_teacher(batch, 1), trainer.device)
+        # every relation is compared with all others, of the batch or of its system
         power = 2 if distillation.config.relations.negatives == "batch" else 1
         parts["distillation terms"] = scale**power * seconds(
-            lambda outputs: _terms_step(trainer, distillation, batch, outputs),
+            lambda outputs: _terms_step(trainer, distillation, teacher_step, outputs),
             trainer.device,
             prepare=lambda: trainer._forward(batch),
         )
@@ -131,9 +129,11 @@ def _student_step(trainer: TrainerParts, batch: Batch) -> None:
     trainer.model.zero_grad()
 
 
-def _terms_step(trainer: TrainerParts, distillation: Distillation, batch: Batch, outputs: dict[str, Tensor]) -> None:
-    """Back to what the student has read of it and no further: the rest of its backward is in the student's time."""
+def _terms_step(
+    trainer: TrainerParts, distillation: Distillation, teacher_step: TeacherStep, outputs: dict[str, Tensor]
+) -> None:
+    """Back to what is read of the student and no further: the rest of its backward is in the student's time."""
     compared = [distillation.student_features.node_embedding, *outputs.values()]
     with torch.autocast("cuda", enabled=trainer.scaler is not None):
-        loss = distillation.loss(batch, 1, outputs)
+        loss = distillation.loss(teacher_step, outputs).total
     torch.autograd.grad(loss, [*compared, *distillation.projections.parameters()], allow_unused=True)

@@ -26,16 +26,17 @@ SECTIONS: dict[str, Callable[[Check], str]] = {
 }
 
 
-def check_config(config: dict, config_yml: str, problems: Sequence[str] = ()) -> list[str]:
+def check_config(config: dict, config_yml: str, problems: Sequence[str] = (), *, opens_data: bool = True) -> list[str]:
     """Print what training by this config would do, and return every problem found.
 
     Args:
         config: what fairchem's `build_config` makes of YAML, flags and overrides.
         config_yml: its path, for the commands that are printed.
         problems: what is wrong with the flags and the names in the YAML.
+        opens_data: False for what can be said without reading a record of a dataset, each of which may run code.
     """
     setup_imports(config)
-    check = Check(config, config_yml, problems=list(problems))
+    check = Check(config, config_yml, opens_data, problems=list(problems))
     for name, section in SECTIONS.items():
         check.section, check.warnings, before, line = name, [], len(check.problems), ""
         try:
@@ -43,8 +44,8 @@ def check_config(config: dict, config_yml: str, problems: Sequence[str] = ()) ->
                 line = section(check)
         except LeftOut as reason:
             line = f"left out: {reason}"
-        found = len(check.problems) - before
-        print(f"{name:<9}", "; ".join(filter(None, [line, f"{found} problem{'s'[: found > 1]}" if found else ""])))
+        number = len(check.problems) - before
+        print(f"{name:<9}", "; ".join(filter(None, [line, f"{number} problem{'s'[: number > 1]}" if number else ""])))
         for warning in check.warnings:
             print(f"{'':<9} WARNING: {warning}")
     return check.problems

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import logging
 import math
 import sys
@@ -18,7 +16,6 @@ import numpy as np
 from ase.calculators.calculator import Calculator
 
 import fairchem_crack.evaluation.relaxations
-from fairchem_crack.evaluation.intervals import Interval
 from fairchem_crack.evaluation.relaxations.metrics import METRICS, Relaxed, Row, System, measure
 from fairchem_crack.evaluation.relaxations.reading import (
     check_ids,
@@ -30,9 +27,10 @@ from fairchem_crack.evaluation.relaxations.reading import (
     reference_forces,
     write_structures,
 )
-from fairchem_crack.io.arguments import named_values
+from fairchem_crack.evaluation.tables import NO_NUMBER, cell, text_table
+from fairchem_crack.io.arguments import CALCULATOR, named_values
 from fairchem_crack.io.calculators import calculator_of
-from fairchem_crack.io.files import write_json, write_text
+from fairchem_crack.io.files import csv_text, write_json, write_text
 
 
 def parser() -> argparse.ArgumentParser:
@@ -45,17 +43,14 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument(
         "--positions", nargs="+", required=True, metavar="NAME=FILE", help="relaxed_positions.npz of one or several models"
     )
-    own.add_argument("--data", type=Path, required=True, help="the LMDBs that they were relaxed from, OC20's IS2RE say")
+    own.add_argument("--data", type=Path, required=True, help="the LMDBs that they were relaxed from, such as OC20's IS2RE")
     own.add_argument(
         "--key-mapping", nargs="+", default=[], metavar="OLD=NEW", help="of its YAML, to y_relaxed, pos_relaxed"
     )
     own.add_argument(
         "--trajectories", nargs="+", default=[], metavar="NAME=DIR", help="task.relax_opt.traj_dir: the relaxed energies"
     )
-    own.add_argument(
-        "--calculator",
-        help="reference forces: a name ASE knows (emt), or package.module:function that makes an ASE calculator",
-    )
+    own.add_argument("--calculator", help=f"of the reference forces: {CALCULATOR}")
     own.add_argument(
         "--forces", nargs="+", default=[], metavar="NAME=FILE", help="reference forces: .npz, or a file that ASE reads"
     )
@@ -91,19 +86,19 @@ def evaluate_relaxations(arguments: list[str]) -> None:
         rows: list[Row] = []
         notes: dict[str, list[str]] = {}  # the models that each is about
         for name, file in files["positions"].items():
-            relaxed, found = _relaxed(name, Path(file), files, systems, calculator)
+            relaxed, notes_of_model = _relaxed(name, Path(file), files, systems, calculator)
             if options.structures is not None:
                 write_structures(options.structures / f"{name}.extxyz", relaxed.positions, systems)
             row, left_out = measure(name, relaxed, systems, within=options.within)
             rows.append(row)
-            for note in found + left_out:
+            for note in notes_of_model + left_out:
                 notes.setdefault(note, []).append(name)
-        said = [f"{', '.join(about)}: {note}." for note, about in notes.items()]
+        explained = [f"{', '.join(about)}: {note}." for note, about in notes.items()]
         if not any(row.metrics for row in rows) and options.structures is None:
-            raise ValueError("nothing to measure. " + " ".join(said))
-        print(table(rows, said))
+            raise ValueError("nothing to measure. " + " ".join(explained))
+        print(table(rows, explained))
         if options.output is not None:
-            _write(options.output, rows, said)
+            _write(options.output, rows, explained)
     except (ValueError, OSError) as error:
         sys.exit(f"fairchem-crack evaluate-relaxations: {error}")
     finally:
@@ -119,7 +114,7 @@ def _relaxed(
     if missing := [sid for sid in systems if sid not in positions]:
         notes.append(
             f"no relaxed positions of {listed(missing, len(systems))}; the metrics are of the others. A run that was "
-            "interrupted and went on leaves out those of before: remove the trajectories and run it again"
+            "interrupted and resumed leaves out those of before: remove the trajectories and run it again"
         )
     energies = forces = None
     if name in files["trajectories"]:
@@ -128,7 +123,7 @@ def _relaxed(
             notes.append(
                 f"no energy of {listed(missing, len(positions))}: converged from the start, the trajectory is empty"
             )
-        if failed := [sid for sid, found in energies.items() if not math.isfinite(found)]:
+        if failed := [sid for sid, values in energies.items() if not math.isfinite(values)]:
             notes.append(f"energy not finite of {listed(failed, len(positions))}, and so no energy MAE")
     if calculator is not None:
         forces = reference_forces(calculator, positions, systems)
@@ -136,44 +131,38 @@ def _relaxed(
         forces = read_forces(Path(files["forces"][name]), positions, systems)
         if missing := [sid for sid in positions if sid not in forces]:
             notes.append(f"no reference forces of {listed(missing, len(positions))}; FbT and AFbT are of the others")
-    if failed := [sid for sid, found in (forces or {}).items() if not np.isfinite(found).all()]:
+    if failed := [sid for sid, values in (forces or {}).items() if not np.isfinite(values).all()]:
         notes.append(f"reference forces not finite of {listed(failed, len(positions))}: not below any threshold")
     return Relaxed(positions, energies, forces), notes
 
 
 def table(rows: Sequence[Row], notes: Iterable[str]) -> str:
-    """A line of each model with the metrics that any has, a line of the intervals, and the notes."""
+    """A line for each model with the metrics that any has, each with its interval, and the notes."""
     shown = [metric for metric in METRICS if any(metric in row.metrics for row in rows)]
-    name_width = max(len(row.model) for row in rows) + 4
-    width = max(len("energy MAE [eV]"), len("0.0000 to 0.0000")) + 2
-    lines = [f"{'':<{name_width}}{'systems':>8}" + "".join(f"{METRICS[metric][0]:>{width}}" for metric in shown)]
-    for row in rows:
-        found = [row.metrics.get(metric) for metric in shown]
-        cells = ["-" if one is None else METRICS[metric][1].format(one.estimate) for metric, one in zip(shown, found)]
-        spans = ["" if one is None else _span(one, METRICS[metric][1]) for metric, one in zip(shown, found)]
-        lines.append(f"{row.model:<{name_width}}{row.systems:>8}" + "".join(f"{cell:>{width}}" for cell in cells))
-        lines.append(f"{'  95 %':<{name_width + 8}}" + "".join(f"{span:>{width}}" for span in spans))
-    return "\n".join([*lines, *(f"- {note}" for note in notes)])
-
-
-def _span(interval: Interval, form: str) -> str:
-    low, high = form.format(interval.low), form.format(interval.high)
-    return "-" if math.isnan(interval.low) else f"{low.rstrip('%') if low.endswith('%') else low} to {high}"
+    lines = [
+        [
+            row.model,
+            row.systems,
+            *(cell(row.metrics[metric], METRICS[metric][1]) if metric in row.metrics else NO_NUMBER for metric in shown),
+        ]
+        for row in rows
+    ]
+    explained = ["In brackets 95 % intervals over the systems."] if shown else []
+    headings = ["model", "systems", *(METRICS[metric][0] for metric in shown)]
+    return "\n".join([text_table(headings, lines), *explained, *(f"- {note}" for note in notes)])
 
 
 def as_csv(rows: Sequence[Row]) -> str:
     """One line of each model: every metric, the ends of its interval, and the number of its systems."""
-    text = io.StringIO()
     columns = [f"{metric}{end}" for metric in METRICS for end in ("", "_low", "_high", "_systems")]
-    writer = csv.DictWriter(text, ["model", "systems", *columns], restval="", lineterminator="\n")
-    writer.writeheader()
+    lines = []
     for row in rows:
         line: dict[str, object] = {"model": row.model, "systems": row.systems}
-        for metric, found in row.metrics.items():
-            line.update({metric: found.estimate, f"{metric}_low": found.low, f"{metric}_high": found.high})
+        for metric, interval in row.metrics.items():
+            line.update({metric: interval.estimate, f"{metric}_low": interval.low, f"{metric}_high": interval.high})
             line[f"{metric}_systems"] = row.counted[metric]
-        writer.writerow(line)
-    return text.getvalue()
+        lines.append(line)
+    return csv_text(["model", "systems", *columns], lines)
 
 
 def _write(output: Path, rows: Sequence[Row], notes: Sequence[str]) -> None:

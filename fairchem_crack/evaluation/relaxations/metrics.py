@@ -8,25 +8,26 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Optional
+from typing import Callable, Optional
 
 import numpy as np
 from ase import Atoms
 from ase.geometry import find_mic
 
 from fairchem_crack.evaluation.intervals import Interval, error_interval
+from fairchem_crack.evaluation.tables import digits
 
 ENERGY_THRESHOLD = 0.02  # eV, of EwT, as in fairchem's Evaluator
 FORCE_THRESHOLD = 0.05  # eV/A, of FbT (Chanussot et al. 2021)
 FORCE_THRESHOLDS = np.arange(10, 401) / 1000  # eV/A, of AFbT: 0.01 to 0.4 (the same), both ends in, in ADwT's steps of 0.001
 DISTANCE_THRESHOLDS = np.arange(0.01, 0.5, 0.001)  # A, of ADwT, as in fairchem's Evaluator
 PERIODIC = (True, True, True)  # as fairchem takes every system
-METRICS = {  # heading, format
-    "energy_mae": ("energy MAE [eV]", "{:.4f}"),
-    "energy_within_threshold": ("EwT", "{:.2%}"),
-    "average_distance_within_threshold": ("ADwT", "{:.2%}"),
-    "forces_below_threshold": ("FbT", "{:.2%}"),
-    "average_forces_below_threshold": ("AFbT", "{:.2%}"),
+METRICS: dict[str, tuple[str, Callable[[float], str]]] = {  # heading, and how a value is written
+    "energy_mae": ("energy MAE [eV]", digits),
+    "energy_within_threshold": ("EwT", "{:.2%}".format),
+    "average_distance_within_threshold": ("ADwT", "{:.2%}".format),
+    "forces_below_threshold": ("FbT", "{:.2%}".format),
+    "average_forces_below_threshold": ("AFbT", "{:.2%}".format),
 }
 
 
@@ -35,7 +36,7 @@ class System:
     """What the dataset has of a system.
 
     Attributes:
-        atoms: as the relaxation found it, with its own pbc.
+        atoms: as the relaxation starts, with its own pbc.
         free: (N,) which atoms may move.
         positions: (N, 3) where they end in DFT, in A; None where the dataset does not say.
         energy: of that end, in eV; None where the dataset does not say.
@@ -72,19 +73,21 @@ class Row:
     counted: dict[str, int] = field(default_factory=dict)  # systems of each metric
 
 
-def largest_distance(one: np.ndarray, other: np.ndarray, cell: np.ndarray, pbc: Sequence[bool] = PERIODIC) -> float:
+def largest_distance(
+    positions: np.ndarray, reference: np.ndarray, cell: np.ndarray, pbc: Sequence[bool] = PERIODIC
+) -> float:
     """Largest |D_i| in A over the atoms, D the difference to the nearest image; see `distances`."""
-    return float(distances(one, other, cell, pbc).max())
+    return float(distances(positions, reference, cell, pbc).max())
 
 
-def distances(one: np.ndarray, other: np.ndarray, cell: np.ndarray, pbc: Sequence[bool] = PERIODIC) -> np.ndarray:
+def distances(positions: np.ndarray, reference: np.ndarray, cell: np.ndarray, pbc: Sequence[bool] = PERIODIC) -> np.ndarray:
     """|D_i| in A of each atom, D_i the difference to the nearest image.
 
-    Of a system that is periodic in all directions by fairchem's function, which takes every system for one.
+    Computed by fairchem's function where the system is periodic in all directions, as that takes every system to be.
 
     Args:
-        one: (N, 3) in A.
-        other: (N, 3) in A.
+        positions: (N, 3) in A.
+        reference: (N, 3) in A.
         cell: (3, 3) in A, a lattice vector in each row.
         pbc: (3,)
 
@@ -94,20 +97,20 @@ def distances(one: np.ndarray, other: np.ndarray, cell: np.ndarray, pbc: Sequenc
     from fairchem.core.modules.evaluator import min_diff
 
     if all(pbc):
-        return np.linalg.norm(min_diff(one, other, cell, list(PERIODIC)), axis=1)
-    return find_mic(one - other, cell, pbc)[1]
+        return np.linalg.norm(min_diff(positions, reference, cell, list(PERIODIC)), axis=1)
+    return find_mic(positions - reference, cell, pbc)[1]
 
 
 def distance_within_thresholds(
-    one: np.ndarray, other: np.ndarray, cell: np.ndarray, pbc: Sequence[bool] = PERIODIC
+    positions: np.ndarray, reference: np.ndarray, cell: np.ndarray, pbc: Sequence[bool] = PERIODIC
 ) -> float:
     """ADwT of one system: the share of the thresholds that are above the mean distance of its free atoms from DFT's.
 
     mean over t of 1[mean_i |D_i| < t], t = 0.01 to 0.5 A in steps of 0.001; computed by fairchem's function.
 
     Args:
-        one: (F, 3) the free atoms where the model leaves them, in A.
-        other: (F, 3) where DFT does.
+        positions: (F, 3) the free atoms where the model leaves them, in A.
+        reference: (F, 3) where DFT does.
         cell: (3, 3) in A, a lattice vector in each row.
         pbc: (3,); where not all are true, by the same equation without fairchem.
     """
@@ -118,9 +121,9 @@ def distance_within_thresholds(
         return {"positions": torch.tensor(values).float(), "natoms": torch.tensor([len(values)])}  # float32 as when relaxing
 
     if not all(pbc):
-        return float((distances(one, other, cell, pbc).mean() < DISTANCE_THRESHOLDS).mean())
+        return float((distances(positions, reference, cell, pbc).mean() < DISTANCE_THRESHOLDS).mean())
     box = {"cell": torch.tensor(cell).float()[None], "pbc": torch.tensor(PERIODIC)}
-    return float(average_distance_within_threshold(rows(one), {**rows(other), **box})["metric"])
+    return float(average_distance_within_threshold(rows(positions), {**rows(reference), **box})["metric"])
 
 
 def largest_force(forces: np.ndarray, free: np.ndarray) -> float:
@@ -165,23 +168,23 @@ def measure(
     """
     values: Values = {}
     notes = []
-    for found, left_out in (energy(relaxed, systems), distance(relaxed, systems), force(relaxed, systems, within)):
-        values.update(found)
+    for measured, left_out in (energy(relaxed, systems), distance(relaxed, systems), force(relaxed, systems, within)):
+        values.update(measured)
         notes += [left_out] if left_out else []
     row = Row(name, len(relaxed.positions))
-    row.metrics = {metric: error_interval(found, np.ones(len(found))) for metric, found in values.items()}
-    row.counted = {metric: len(found) for metric, found in values.items()}
+    row.metrics = {metric: error_interval(measured, np.ones(len(measured))) for metric, measured in values.items()}
+    row.counted = {metric: len(measured) for metric, measured in values.items()}
     return row, notes
 
 
 def energy(relaxed: Relaxed, systems: Mapping[str, System]) -> tuple[Values, str]:
     """|E - E_DFT| in eV of each system that has both, and whether it is below 0.02 eV; or why there is none."""
-    wanted = {sid: energy for sid in relaxed.positions if (energy := systems[sid].energy) is not None}
-    if not wanted:
+    references = {sid: energy for sid in relaxed.positions if (energy := systems[sid].energy) is not None}
+    if not references:
         return {}, "energy MAE and EwT left out: no y_relaxed in --data"
     if relaxed.energies is None:
         return {}, "energy MAE and EwT left out: no --trajectories"
-    errors = np.array([abs(found - wanted[sid]) for sid, found in relaxed.energies.items() if sid in wanted])
+    errors = np.array([abs(own - references[sid]) for sid, own in relaxed.energies.items() if sid in references])
     if not len(errors):
         return {}, "energy MAE and EwT left out: no system has both energies"
     return {"energy_mae": errors, "energy_within_threshold": (errors < ENERGY_THRESHOLD).astype(float)}, ""
@@ -191,9 +194,9 @@ def distance(relaxed: Relaxed, systems: Mapping[str, System]) -> tuple[Values, s
     """`distance_within_thresholds` of each system of which the dataset says where it ends; or why there is none."""
     scores = [
         distance_within_thresholds(
-            found[system.free], system.positions[system.free], system.atoms.cell.array, system.atoms.pbc
+            positions[system.free], system.positions[system.free], system.atoms.cell.array, system.atoms.pbc
         )
-        for found, system in ((found, systems[sid]) for sid, found in relaxed.positions.items())
+        for positions, system in ((positions, systems[sid]) for sid, positions in relaxed.positions.items())
         if system.positions is not None
     ]
     return (
@@ -207,7 +210,7 @@ def force(relaxed: Relaxed, systems: Mapping[str, System], within: Optional[floa
     """`forces_below_thresholds` of each system with reference forces, of one and of many; or why there is none."""
     if not relaxed.forces:
         return {}, "FbT and AFbT left out: no reference forces, neither --calculator nor --forces"
-    largest = np.array([largest_force(found, systems[sid].free) for sid, found in relaxed.forces.items()])
+    largest = np.array([largest_force(forces, systems[sid].free) for sid, forces in relaxed.forces.items()])
     if within is not None:
         is_near = [mean_distance(relaxed.positions[sid], systems[sid], sid) < within for sid in relaxed.forces]
         largest[~np.array(is_near)] = math.inf

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import io
 import math
 import zipfile
@@ -13,8 +12,11 @@ import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import CalculationFailed, Calculator
 from ase.io import iread, write
+from torch_geometric.data import Data
 
 from fairchem_crack.evaluation.relaxations.metrics import System, largest_distance
+from fairchem_crack.io.atoms import to_atoms
+from fairchem_crack.io.datasets import Records
 from fairchem_crack.io.files import write_text
 from fairchem_crack.training.config_checks import ASE_SUFFIXES
 
@@ -33,42 +35,39 @@ def read_systems(source: Path, key_mapping: Mapping[str, str]) -> dict[str, Syst
         FileNotFoundError: there is no LMDB.
         ValueError: it is no IS2RE dataset.
     """
-    from fairchem.core.datasets import LmdbDataset
-
-    from fairchem_crack.io.atoms import to_atoms
-
     if not source.exists() or (source.is_dir() and not any(source.glob("*.lmdb"))):
         raise FileNotFoundError(f"--data {source}: no .lmdb file (looked in {Path.cwd()}). Give OC20's IS2RE LMDBs.")
     if source.suffix in ASE_SUFFIXES:
         raise ValueError(f"--data {source}: an ASE database. Expected LMDBs with pos_relaxed and y_relaxed, as OC20's.")
-    dataset = LmdbDataset({"src": str(source), "key_mapping": dict(key_mapping)})
     systems: dict[str, System] = {}
-    for index in range(len(dataset)):
-        record = dataset[index]
-        if lacking := [name for name in ("sid", "fixed", "tags") if name not in record]:
-            raise ValueError(
-                f"--data {source}: system {index} has no {', '.join(lacking)}, without which fairchem relaxes none."
-            )
-        sid = str(record.sid.item() if hasattr(record.sid, "item") else record.sid)
-        if sid in systems:
-            raise ValueError(
-                f"--data {source}: sid {sid} is there twice. Expected one start of each system, as in IS2RE's LMDBs."
-            )
-        free = record.fixed.numpy() == 0
-        if not free.any():
-            raise ValueError(f"--data {source}: system {sid} has no free atom; nothing of it can relax.")
-        energy = getattr(record, "y_relaxed", None)
-        energy = getattr(record, "energy_relaxed", None) if energy is None else energy
-        positions = getattr(record, "pos_relaxed", None)
-        systems[sid] = System(
-            to_atoms(record),
-            free,
-            None if positions is None else positions.double().numpy(),
-            None if energy is None else float(energy),
-        )
-    del dataset
-    gc.collect()  # closes the LMDB, which one process may open only once
+    with Records({"src": str(source), "key_mapping": dict(key_mapping)}) as records:
+        for index in range(len(records)):
+            sid, system = _system(records[index], f"--data {source}: system {index}")
+            if sid in systems:
+                raise ValueError(
+                    f"--data {source}: sid {sid} is there twice. Expected one start of each system, as in IS2RE's LMDBs."
+                )
+            systems[sid] = system
     return systems
+
+
+def _system(record: Data, where: str) -> tuple[str, System]:
+    """A record's id and system; ValueError, beginning with `where`, for one that cannot have been relaxed."""
+    if lacking := [name for name in ("sid", "fixed", "tags") if name not in record]:
+        raise ValueError(f"{where} has no {', '.join(lacking)}, without which fairchem relaxes none.")
+    sid = str(record.sid.item() if hasattr(record.sid, "item") else record.sid)
+    free = record.fixed.numpy() == 0
+    if not free.any():
+        raise ValueError(f"{where} (sid {sid}) has no free atom; nothing of it can relax.")
+    energy = getattr(record, "y_relaxed", None)
+    energy = getattr(record, "energy_relaxed", None) if energy is None else energy
+    positions = getattr(record, "pos_relaxed", None)
+    return sid, System(
+        to_atoms(record),
+        free,
+        None if positions is None else positions.double().numpy(),
+        None if energy is None else float(energy),
+    )
 
 
 def read_arrays(file: Path, key: str) -> dict[str, np.ndarray]:
@@ -91,14 +90,14 @@ def read_arrays(file: Path, key: str) -> dict[str, np.ndarray]:
     return {str(sid): part.astype(float) for sid, part in zip(ids, parts)}
 
 
-def check_ids(file: Path, found: Mapping[str, np.ndarray], systems: Mapping[str, System]) -> None:
+def check_ids(file: Path, rows_of_ids: Mapping[str, np.ndarray], systems: Mapping[str, System]) -> None:
     """Raise ValueError when a file has systems that the dataset has not, or of another size."""
-    if unknown := [sid for sid in found if sid not in systems]:
+    if unknown := [sid for sid in rows_of_ids if sid not in systems]:
         raise ValueError(
-            f"{file}: {listed(unknown, len(found))} are not in --data, whose first is {next(iter(systems))}. "
+            f"{file}: {listed(unknown, len(rows_of_ids))} are not in --data, whose first is {next(iter(systems))}. "
             "Give the dataset that was relaxed."
         )
-    for sid, rows in found.items():
+    for sid, rows in rows_of_ids.items():
         if len(rows) != len(systems[sid].atoms):
             raise ValueError(
                 f"{file}: system {sid} has {len(rows)} atoms, in --data {len(systems[sid].atoms)}. "
@@ -109,14 +108,14 @@ def check_ids(file: Path, found: Mapping[str, np.ndarray], systems: Mapping[str,
 def read_energies(directory: Path, positions: Mapping[str, np.ndarray]) -> dict[str, float]:
     """Energy in eV of the last frame of each system's trajectory; a system with an empty one is left out.
 
-    fairchem 1.10 writes no frame of a system any more in the step in which it converges: of those the last frame is the one
+    fairchem 1.10 writes no frame of a system in the step in which it converges: the last frame is then the one
     before, at which the energy differs by some meV.
 
     Raises:
         FileNotFoundError: a system has no trajectory.
         ValueError: a trajectory ends elsewhere.
     """
-    found = {}
+    energies = {}
     for sid, ends in positions.items():
         file = directory / f"{sid}.traj"
         if not (frames := frames_of(file, "-1:")):
@@ -126,8 +125,8 @@ def read_energies(directory: Path, positions: Mapping[str, np.ndarray]) -> dict[
             raise ValueError(
                 f"{file} ends elsewhere than the relaxed positions of system {sid}. Give the trajectories of that run."
             )
-        found[sid] = float(last.get_potential_energy())
-    return found
+        energies[sid] = float(last.get_potential_energy())
+    return energies
 
 
 def reference_forces(
@@ -138,21 +137,21 @@ def reference_forces(
     Raises:
         ValueError: the calculator does not do such systems.
     """
-    found = {}
+    forces = {}
     for sid, ends in positions.items():
         atoms = systems[sid].atoms.copy()
         atoms.set_constraint()
         atoms.positions = ends
         atoms.calc = calculator
-        found[sid] = np.full_like(ends, math.inf)
+        forces[sid] = np.full_like(ends, math.inf)
         if np.isfinite(ends).all():
             try:
-                found[sid] = atoms.get_forces()
+                forces[sid] = atoms.get_forces()
             except CalculationFailed:
                 pass  # counts as DFT that does not converge
             except Exception as error:
                 raise ValueError(f"--calculator: system {sid}, {atoms.get_chemical_formula()}: {error!r}") from error
-    return found
+    return forces
 
 
 def read_forces(file: Path, positions: Mapping[str, np.ndarray], systems: Mapping[str, System]) -> dict[str, np.ndarray]:
@@ -163,9 +162,9 @@ def read_forces(file: Path, positions: Mapping[str, np.ndarray], systems: Mappin
         ValueError: it is of other systems, or of other positions.
     """
     if file.suffix == ".npz":
-        found = read_arrays(file, "forces")
-        check_ids(file, found, systems)
-        return {sid: forces for sid, forces in found.items() if sid in positions}
+        forces_of_ids = read_arrays(file, "forces")
+        check_ids(file, forces_of_ids, systems)
+        return {sid: forces for sid, forces in forces_of_ids.items() if sid in positions}
     frames = frames_of(file)
     if lacking := [index for index, frame in enumerate(frames) if "sid" not in frame.info]:
         raise ValueError(

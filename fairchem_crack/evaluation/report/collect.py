@@ -31,8 +31,9 @@ from fairchem_crack.evaluation.report.relations import Planes, Similarity, plane
 from fairchem_crack.evaluation.report.request import ROLES, Request
 from fairchem_crack.evaluation.report.systems import Split, load_split
 from fairchem_crack.evaluation.s2ef.evaluator import check_errors
+from fairchem_crack.io.checkpoints import read_checkpoint
 from fairchem_crack.io.progress import trained_progress
-from fairchem_crack.teacher.frozen import Teacher, read_checkpoint
+from fairchem_crack.teacher.frozen import Teacher
 
 STUDENTS: tuple[str, ...] = ("undistilled", "student")
 EMBEDDED_SYSTEMS = 64  # whose node embeddings are compared
@@ -98,7 +99,7 @@ class Findings:
 
 
 def collect(request: Request) -> Findings:
-    """Run every model over every split and look at what it says."""
+    """Run every model over every split, and compare their outputs."""
     setup_imports()
     device = torch.device("cuda" if torch.cuda.is_available() and not request.cpu else "cpu")
     splits = [
@@ -116,11 +117,11 @@ def collect(request: Request) -> Findings:
         run = runner(role, model, request.batch_size, device)
         for split in splits:
             logging.info(f"{role}: {len(split.systems)} of {split.total} systems of {split.name}")
-            said = predict(role, model, run, split, batch_size=request.batch_size, device=device)
+            prediction = predict(role, model, run, split, batch_size=request.batch_size, device=device)
             check_errors(
-                {name: x for name, (x, _) in system_errors(split, said).items()}, f"{paths[role]} on {split.source}"
+                {name: x for name, (x, _) in system_errors(split, prediction).items()}, f"{paths[role]} on {split.source}"
             )
-            predictions[role][split.name] = said
+            predictions[role][split.name] = prediction
     logging.info("speeds, embeddings, pictures")
     speeds = atoms_per_second(loaded, splits[0].systems[: request.batch_size], device)
     models = {role: _model(model, speeds[role], progress[role]) for role, model in loaded.items()}
@@ -128,7 +129,10 @@ def collect(request: Request) -> Findings:
     embedded = splits[0].systems[:EMBEDDED_SYSTEMS]
     embeddings = embed(loaded["teacher"], training, embedded, batch_size=request.batch_size, device=device)
     curves = {role: read_curves(log_directory(Path(paths[role]))) for role in STUDENTS if role in paths}
-    found = {split.name: {role: metrics(split, said[split.name]) for role, said in predictions.items()} for split in splits}
+    measured = {
+        split.name: {role: metrics(split, of_splits[split.name]) for role, of_splits in predictions.items()}
+        for split in splits
+    }
     compared_roles = {role: predictions[role] for role in ROLES if role in predictions}
     several = len(splits) > 1
     compared = similarity(embeddings)
@@ -137,8 +141,8 @@ def collect(request: Request) -> Findings:
         models=models,
         splits=splits,
         predictions=predictions,
-        metrics=found,
-        average=average(found) if several else {},
+        metrics=measured,
+        average=average(measured) if several else {},
         gaps={split.name: gap_closed([split], compared_roles) for split in splits},
         average_gap=gap_closed(splits, compared_roles) if several else {},
         elements=by_element(splits, compared_roles),
@@ -220,8 +224,7 @@ def _span(curves: dict[str, Curve]) -> str:
     if not curves:
         return ""
     first, last = (
-        datetime.fromtimestamp(found)
-        for found in _ends([time for curve in curves.values() for time in curve.times[[0, -1]]])
+        datetime.fromtimestamp(time) for time in _ends([time for curve in curves.values() for time in curve.times[[0, -1]]])
     )
     return f"{first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M}"
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fairchem_crack.io.arguments import IMPORT_HELP
-from fairchem_crack.io.files import whole, write_json, write_text
+from fairchem_crack.io.files import write_bytes, write_json, write_text
+from fairchem_crack.io.trust import TRUST_HELP
 from fairchem_crack.plugins import load_plugins
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME=SRC",
         help="splits to evaluate, read with the options of the training's data set (default: its dataset.val)",
     )
-    made.add_argument("--undistilled", help="checkpoint of a student trained on labels alone, or the name of its run")
+    made.add_argument("--undistilled", help="checkpoint of a student trained on labels only, or the name of its run")
     made.add_argument(
         "--also",
         nargs="+",
@@ -49,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--batch-size", type=int, default=16, help="systems of a forward (default: 16)")
     made.add_argument("--cpu", action="store_true", help="stay on the CPU where there is a GPU")
     made.add_argument("--import", dest="imports", nargs="+", default=[], metavar="MODULE", help=IMPORT_HELP)
+    made.add_argument("--trust", action="store_true", help=TRUST_HELP)
     made.add_argument("--output", type=Path, help="directory to write to (default: RUN_DIR/reports/NAME)")
     return made
 
@@ -56,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
 def report(arguments: list[str]) -> None:
     """Make a report; exit with a message where that is not possible."""
     options = vars(parser().parse_args(arguments))
+    options.pop("trust")  # holds for the process, see `cli`
     own = logging.StreamHandler()
     own.addFilter(lambda record: "fairchem_crack" in record.pathname and Path(record.pathname).name == "collect.py")
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[own])
@@ -86,8 +89,7 @@ def write_report(request: Request) -> tuple[Path, int]:
     request.output.mkdir(parents=True, exist_ok=True)
     pictures = [picture for section in shown for picture in section.all_pictures]
     for picture in pictures:
-        with whole(request.output / f"{picture.name}.png") as partial:
-            partial.write_bytes(picture.png)
+        write_bytes(request.output / f"{picture.name}.png", picture.png)
     write_json(request.output / NUMBERS, numbers_of(findings))
     write_text(request.output / PAGE, html)
     return request.output / PAGE, len(pictures)

@@ -43,8 +43,8 @@ def read_curves(directory: Path) -> dict[str, Curve]:
     events.Reload()
     curves = {}
     for tag in events.Tags()["scalars"]:
-        found = sorted(events.Scalars(tag), key=lambda event: (event.step, event.wall_time))
-        last = {event.step: event for event in found}  # of a step that was repeated, its last
+        events_of_tag = sorted(events.Scalars(tag), key=lambda event: (event.step, event.wall_time))
+        last = {event.step: event for event in events_of_tag}  # of a step that was repeated, its last
         columns = zip(*((event.step, event.value, event.wall_time) for event in last.values()))
         steps, values, times = (np.array(column) for column in columns)
         curves[tag] = Curve(steps, values, times)

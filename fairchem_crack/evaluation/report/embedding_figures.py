@@ -9,8 +9,9 @@ from ase.data import chemical_symbols
 from matplotlib.axes import Axes
 from matplotlib.markers import MarkerStyle
 
-from fairchem_crack.evaluation.report.drawing import COLORS, OTHER, PALETTE, SHAPES, SIZE, Picture, canvas, digits
+from fairchem_crack.evaluation.drawing import COLORS, OTHER, PALETTE, SHAPES, SIZE, Picture, canvas
 from fairchem_crack.evaluation.report.relations import Plane, Planes, Similarity
+from fairchem_crack.evaluation.tables import digits
 
 LARGEST_ELEMENTS = len(PALETTE)  # with a colour of their own
 REST = (OTHER, "o")  # how other elements look
@@ -33,10 +34,10 @@ def _plane(role: str, plane: Plane, planes: Planes, title: str, limits: np.ndarr
         axis = drawn.axis
         looks = {number: (PALETTE[rank], SHAPES[rank % len(SHAPES)]) for rank, number in enumerate(sorted(frequent))}
         _scatter(axis, plane.points, [looks.get(int(number), REST) for number in planes.atomic_numbers])
-        names = {chemical_symbols[number]: one for number, one in looks.items()}
+        names = {chemical_symbols[number]: look for number, look in looks.items()}
         if len(set(planes.atomic_numbers)) > len(frequent):
             names["other"] = REST
-        for name, (color, marker) in names.items():  # for the legend alone
+        for name, (color, marker) in names.items():  # only for the legend
             axis.plot([], [], marker, color=color, label=name, markersize=4.5, markeredgewidth=0)
         if limits is not None:
             axis.set(xlim=limits[0], ylim=limits[1])
@@ -82,14 +83,14 @@ def matrix(cosines: np.ndarray, role: str) -> Picture:
         return Picture(f"relations_{role}", caption, f"{caption} {len(cosines)} x {len(cosines)} cosines.", drawn.png())
 
 
-def histogram(found: Similarity) -> Picture:
+def histogram(similarity: Similarity) -> Picture:
     """How the cosines of relations with their own teacher relation, and with others, are distributed."""
     bins = np.linspace(-1, 1, 61).tolist()
     with canvas() as drawn:
         axis = drawn.axis
         for values, color, label, filled in (
-            (found.others, "#7d8794", "with another pair's", 0.45),
-            (found.own, COLORS["student"], "with its own", 0.7),
+            (similarity.others, "#7d8794", "with another pair's", 0.45),
+            (similarity.own, COLORS["student"], "with its own", 0.7),
         ):
             axis.hist(values, bins, density=True, histtype="stepfilled", color=color, alpha=filled, label=label)
             axis.hist(values, bins, density=True, histtype="step", color=color, linewidth=1.4)
@@ -101,8 +102,8 @@ def histogram(found: Similarity) -> Picture:
         )
         axis.legend(loc="upper left")
         caption = (
-            f"{len(found.own):,} relations: mean cosine {digits(float(found.own.mean()))} with their own, "
-            f"{digits(float(found.others.mean()))} with others; {found.top1:.0%} are nearest to their own among all "
-            f"{2 * len(found.own):,}."
+            f"{len(similarity.own):,} relations: mean cosine {digits(float(similarity.own.mean()))} with their own, "
+            f"{digits(float(similarity.others.mean()))} with others; {similarity.top1:.0%} are nearest to their own among "
+            f"all {2 * len(similarity.own):,}."
         )
         return Picture("relations_histogram", caption, caption, drawn.png())

@@ -10,10 +10,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from fairchem_crack import keys
-from fairchem_crack.evaluation.intervals import Interval
-from fairchem_crack.evaluation.report.collect import Model
-from fairchem_crack.evaluation.report.curves import TRAIN, VAL, Curve
-from fairchem_crack.evaluation.report.drawing import (
+from fairchem_crack.evaluation.drawing import (
     COLORS,
     DENSITY,
     FAINT,
@@ -25,18 +22,17 @@ from fairchem_crack.evaluation.report.drawing import (
     Picture,
     canvas,
     diagonal,
-    digits,
+    draw_bars,
     logarithmic,
     look,
 )
-from fairchem_crack.evaluation.report.numbers import ENERGY_MAE, FORCE_MAE, Groups
+from fairchem_crack.evaluation.intervals import Interval
+from fairchem_crack.evaluation.report.collect import Model
+from fairchem_crack.evaluation.report.curves import TRAIN, VAL, Curve
+from fairchem_crack.evaluation.report.numbers import Groups
+from fairchem_crack.evaluation.tables import ENERGY_MAE, FORCE_MAE, METRICS, digits
 
-LABELS = {
-    ENERGY_MAE: "energy MAE [eV]",
-    FORCE_MAE: "force MAE [eV/Å]",
-    "forces_cosine_similarity": "force cosine",
-    "energy_forces_within_threshold": "energy and forces within threshold",
-}
+LABELS = {name: heading for name, (heading, _) in METRICS.items()}
 CURVES = {  # of other scalars: title, and what it is
     keys.RELATION_TOP1: ("relations found", "Fraction of relations nearest to their own teacher relation"),
     keys.RELATION_COSINE: ("cosine of relations", "Mean cosine of a relation with its own teacher relation"),
@@ -50,85 +46,71 @@ CURVES = {  # of other scalars: title, and what it is
 LARGEST_GROUPS = 20  # of elements or adsorbates in a picture
 DRAWN_POINTS = 1500  # of a curve
 WIDEST_OF_TWO = 22  # letters of labels of which a narrow picture holds two beside each other
-METRICS = dict[str, dict[str, dict[str, float]]]  # by split and role
+BySplit = dict[str, dict[str, dict[str, float]]]  # metrics by split and role
 
 
-def by_split(name: str, metrics: METRICS, roles: Collection[str], gaps: Mapping[str, Mapping[str, Interval]]) -> Picture:
+def by_split(name: str, metrics: BySplit, roles: Collection[str], gaps: Mapping[str, Mapping[str, Interval]]) -> Picture:
     """Bars of one error per split and role, over them the gap closed where it is known."""
-    width = 0.8 / len(roles)
-    tops = [max(found[role][name] for role in roles) for found in metrics.values()]
+    of_splits = [gaps[split].get(name) for split in metrics]
     with canvas(NARROW) as drawn:
-        axis, written = drawn.axis, False
-        for number, role in enumerate(roles):
-            heights = [of_roles[role][name] for of_roles in metrics.values()]
-            positions = [index + (number - (len(roles) - 1) / 2) * width for index in range(len(heights))]
-            axis.bar(positions, heights, 0.92 * width, color=COLORS[role], label=role)
-        labels = [split.replace("_ood_", "_ood\n") if len(metrics) > 2 else split for split in metrics]
-        axis.set_xticks(range(len(metrics)), labels, fontsize=9.5 if len(metrics) > 3 else None)
-        axis.tick_params(axis="x", length=0)
-        axis.set_ylabel(LABELS[name])
-        for index, (split, top) in enumerate(zip(metrics, tops)):
-            gap = gaps[split].get(name)
-            if gap is not None and math.isfinite(gap.estimate):
-                axis.annotate(
-                    f"{gap.estimate:.0%}", (index, top), (0, 3), textcoords="offset points", ha="center", fontsize=9
-                )
-                written = True
-        axis.margins(y=0.1)
+        errors = {role: [Interval(of_roles[role][name]) for of_roles in metrics.values()] for role in roles}
+        draw_bars(drawn.axis, list(metrics), errors, COLORS, of_splits)
+        drawn.axis.set_ylabel(LABELS[name])
         drawn.figure.legend(loc="outside upper left", ncols=len(roles), handlelength=1.0, columnspacing=1.0)
-        said = "; ".join(
-            f"{split}: " + ", ".join(f"{role} {digits(found[role][name])}" for role in roles)
-            for split, found in metrics.items()
+        values = "; ".join(
+            f"{split}: " + ", ".join(f"{role} {digits(of_roles[role][name])}" for role in roles)
+            for split, of_roles in metrics.items()
         )
+        has_gap = any(gap is not None and math.isfinite(gap.estimate) for gap in of_splits)
         what = "Energy" if name == ENERGY_MAE else "Force"
-        caption = f"{what} MAE of each split{'; over the bars, the gap closed' if written else ''}."
-        return Picture(f"{name}_by_split", caption, f"Bars, {LABELS[name]}. {said}", drawn.png())
+        caption = f"{what} MAE of each split{'; over the bars, the gap closed' if has_gap else ''}."
+        return Picture(f"{name}_by_split", caption, f"Bars, {LABELS[name]}. {values}", drawn.png())
 
 
-def by_group(name: str, groups: Groups, *, quantity: str, kind: str, counted: str) -> Picture:
+def by_group(name: str, groups: Groups, *, quantity: str, kind: str, members: str) -> Picture:
     """A row for each group, a mark with its interval for each model.
 
     Args:
         name: of the picture.
         quantity: a key of `LABELS`.
         kind: what the groups are, "element".
-        counted: what their `counts` are, "atoms" or "systems".
+        members: what their `counts` are, "atoms" or "systems".
     """
     shown = slice(0, LARGEST_GROUPS)
     names = groups.names[shown]
     with canvas((SIZE[0], max(1.7 + 0.3 * len(names), 2.8))) as drawn:
         axis = drawn.axis
-        for number, (role, found) in enumerate(groups.errors.items()):
+        for number, (role, intervals) in enumerate(groups.errors.items()):
             rows = np.arange(len(names)) + 0.22 * (number - (len(groups.errors) - 1) / 2)
-            errors = np.array([(one.low, one.estimate, one.high) for one in found[shown]])
+            errors = np.array([(interval.low, interval.estimate, interval.high) for interval in intervals[shown]])
             axis.hlines(rows, errors[:, 0], errors[:, 2], color=COLORS[role], linewidth=1.4, alpha=0.55)
             style: dict[str, Any] = {"color": COLORS[role], "marker": MARKERS[role], "label": role}
             axis.plot(errors[:, 1], rows, linestyle="none", markersize=5.5, markeredgecolor="white", zorder=3, **style)
         axis.hlines(np.arange(len(names) - 1) + 0.5, 0, 1, color=FAINT, linewidth=0.6, transform=axis.get_yaxis_transform())
-        axis.set_yticks(range(len(names)), _labels(groups, len(names), counted))
+        axis.set_yticks(range(len(names)), _labels(groups, len(names), members))
         axis.set(ylim=(len(names) - 0.4, -0.6), xlim=(0, None), xlabel=LABELS[quantity])
         axis.tick_params(axis="y", length=0, labelsize=10)
-        heading = "atoms in systems" if counted == "atoms" else "systems"
+        heading = "atoms in systems" if members == "atoms" else "systems"
         axis.annotate(heading, (0, 1), (-4, 4), textcoords="offset points", xycoords="axes fraction", ha="right", fontsize=9)
         axis.grid(axis="x")
         drawn.figure.legend(loc="outside upper right", ncols=3, handletextpad=0.1, columnspacing=1.0)
         left_out = len(groups.names) - len(names)
         more = f" The {len(names)} most frequent of {len(groups.names)}." if left_out else ""
-        what = "atoms in so many systems" if counted == "atoms" else "systems"
-        quantity_said = LABELS[quantity].partition(" [")[0].replace("energy", "Energy").replace("force", "Force")
-        caption = f"{quantity_said} by {kind}, with 95 % intervals; beside each {kind}, its {what}.{more}"
-        said = "; ".join(
-            f"{one}: " + ", ".join(f"{role} {digits(values[row].estimate)}" for role, values in groups.errors.items())
-            for row, one in enumerate(names)
+        what = "atoms in so many systems" if members == "atoms" else "systems"
+        quantity_name = LABELS[quantity].partition(" [")[0].replace("energy", "Energy").replace("force", "Force")
+        caption = f"{quantity_name} by {kind}, with 95 % intervals; beside each {kind}, its {what}.{more}"
+        values_in_words = "; ".join(
+            f"{group}: " + ", ".join(f"{role} {digits(values[row].estimate)}" for role, values in groups.errors.items())
+            for row, group in enumerate(names)
         )
-        return Picture(name, caption, f"{LABELS[quantity]} by {kind}. {said}", drawn.png())
+        return Picture(name, caption, f"{LABELS[quantity]} by {kind}. {values_in_words}", drawn.png())
 
 
-def _labels(groups: Groups, shown: int, counted: str) -> list[str]:
+def _labels(groups: Groups, shown: int, members: str) -> list[str]:
     """The name of each group and how much it holds."""
     sizes = zip(groups.names[:shown], groups.counts, groups.systems)
     return [
-        f"{_formula(name)}  {count:,} in {systems:,}" if counted == "atoms" else f"{_formula(name)}  {count:,}"
+        f"{_formula(name)}  {count:,} in {systems:,}" if members == "atoms" else f"{_formula(name)}  {count:,}"
         for name, count, systems in sizes
     ]
 
@@ -177,12 +159,12 @@ def curve(tag: str, curves: Mapping[str, Mapping[str, Curve]]) -> Picture:
         for role, of_tags in curves.items():
             if tag not in of_tags:
                 continue
-            found = of_tags[tag]
-            lowest = min(lowest, float(found.values.min()))
-            ends.append(f"{role} {digits(float(found.values[-1]))}")
-            last = max(last, int(found.steps[-1]))
+            logged = of_tags[tag]
+            lowest = min(lowest, float(logged.values.min()))
+            ends.append(f"{role} {digits(float(logged.values[-1]))}")
+            last = max(last, int(logged.steps[-1]))
             marker = MARKERS[role] if tag.startswith(VAL) else ""
-            _line(axis, found, COLORS[role], marker, role)
+            _line(axis, logged, COLORS[role], marker, role)
         bound = _bound(name, curves.get("student", {}))
         if bound:
             axis.axhline(bound, color=OTHER, linestyle="--", linewidth=1.2)
@@ -211,9 +193,9 @@ def described(tag: str) -> tuple[str, str]:
     return CURVES.get(name, (name.replace("_", " "), name.replace("_", " ").capitalize()))
 
 
-def _line(axis, found: Curve, color: str, marker: str, label: str) -> None:
-    """A curve; one of many steps faintly, with its running mean over a fiftieth of the training."""
-    steps, values = found.steps, found.values
+def _line(axis, curve: Curve, color: str, marker: str, label: str) -> None:
+    """A curve; that of many steps faintly, with its running mean over a fiftieth of the training."""
+    steps, values = curve.steps, curve.values
     window = len(values) // 50
     if window < 2:
         axis.plot(steps, values, color=color, marker=marker, markersize=4.5, linewidth=1.6, label=label)
@@ -234,13 +216,13 @@ def _bound(name: str, curves: Mapping[str, Curve]) -> float:
     return math.log(max(2 * float(pairs.values.mean()), 1.0))
 
 
-def speed_accuracy(name: str, models: Mapping[str, Model], metrics: METRICS) -> Picture:
+def speed_accuracy(name: str, models: Mapping[str, Model], metrics: BySplit) -> Picture:
     """One error against atoms per second of every model: a large mark for the mean over the splits, small ones for each.
 
     Args:
         name: of the error, a key of `LABELS`.
     """
-    looks, said = look(models), []
+    looks, in_words = look({role: role for role in models}), []
     with canvas(NARROW) as drawn:
         axis = drawn.axis
         for role, model in models.items():
@@ -261,7 +243,7 @@ def speed_accuracy(name: str, models: Mapping[str, Model], metrics: METRICS) -> 
                 label=f"{model.title}, {role}",
                 zorder=3,
             )
-            said.append(f"{role} {digits(model.speed)} atoms/s, {', '.join(digits(error) for error in errors)}")
+            in_words.append(f"{role} {digits(model.speed)} atoms/s, {', '.join(digits(error) for error in errors)}")
         speeds = [model.speed for model in models.values()]
         axis.set_xlim(min(speeds) / 1.6, max(speeds) * 1.6)
         logarithmic(axis, "x")
@@ -275,4 +257,4 @@ def speed_accuracy(name: str, models: Mapping[str, Model], metrics: METRICS) -> 
         caption = (
             f"{what} MAE against speed{'; large marks: mean of the splits, small: each split' if len(metrics) > 1 else ''}."
         )
-        return Picture(f"speed_{name}", caption, f"{caption} {'; '.join(said)}.", drawn.png())
+        return Picture(f"speed_{name}", caption, f"{caption} {'; '.join(in_words)}.", drawn.png())

@@ -14,8 +14,8 @@ from fairchem_crack.evaluation.report.predict import Prediction
 from fairchem_crack.evaluation.report.request import ROLES
 from fairchem_crack.evaluation.report.systems import Split
 from fairchem_crack.evaluation.s2ef.evaluator import METRICS
+from fairchem_crack.evaluation.tables import ENERGY_MAE, ERRORS, FORCE_MAE
 
-ENERGY_MAE, FORCE_MAE = "energy_mae", "forces_mae"
 GROUP_REPLICATES = 1000  # of the bootstrap of a group: ends within some 6 % of the width of the interval
 
 
@@ -40,16 +40,16 @@ def metrics(split: Split, prediction: Prediction) -> dict[str, float]:
     """fairchem's own metrics: `energy_mae` (eV), `forces_mae` (eV/A), `forces_cosine_similarity`,
     `energy_forces_within_threshold` (fraction)."""
     starts = np.cumsum(split.natoms) - split.natoms
-    natoms = torch.from_numpy(np.add.reduceat(split.counted.astype(np.int64), starts))
+    natoms = torch.from_numpy(np.add.reduceat(split.mask.astype(np.int64), starts))
 
     def shaped(energy: np.ndarray, forces: np.ndarray) -> dict[str, torch.Tensor]:
-        energies, of_counted = torch.from_numpy(energy)[:, None], torch.from_numpy(forces[split.counted])
-        return {"energy": energies, "forces": of_counted, "natoms": natoms}
+        energies, of_atoms = torch.from_numpy(energy)[:, None], torch.from_numpy(forces[split.mask])
+        return {"energy": energies, "forces": of_atoms, "natoms": natoms}
 
-    found = Evaluator(eval_metrics=METRICS).eval(
+    measured = Evaluator(eval_metrics=METRICS).eval(
         shaped(prediction.energy, prediction.forces), shaped(split.energy, split.forces)
     )
-    return {name: float(value["metric"]) for name, value in found.items()}
+    return {name: float(value["metric"]) for name, value in measured.items()}
 
 
 def energy_errors(split: Split, prediction: Prediction) -> np.ndarray:
@@ -58,13 +58,13 @@ def energy_errors(split: Split, prediction: Prediction) -> np.ndarray:
 
 
 def force_errors(split: Split, prediction: Prediction) -> np.ndarray:
-    """(N', 3) |error| in eV/A of the atoms that are counted."""
-    return np.abs(prediction.forces.astype(float) - split.forces)[split.counted]
+    """(N', 3) |error| in eV/A of the atoms in the mask."""
+    return np.abs(prediction.forces.astype(float) - split.forces)[split.mask]
 
 
 def _of_systems(values: np.ndarray, split: Split) -> np.ndarray:
-    """(S,) sums over the counted atoms of each system of (N',) values."""
-    system = np.repeat(np.arange(len(split.natoms)), split.natoms)[split.counted]
+    """(S,) sums over the atoms in the mask of each system of (N',) values."""
+    system = np.repeat(np.arange(len(split.natoms)), split.natoms)[split.mask]
     return np.bincount(system, values, len(split.natoms))
 
 
@@ -87,8 +87,8 @@ def gap_closed(splits: Sequence[Split], predictions: Mapping[str, Mapping[str, P
     """
     if "undistilled" not in predictions:
         return {}
-    found = [{role: system_errors(split, predictions[role][split.name]) for role in ROLES} for split in splits]
-    return {name: gap_closed_interval([_errors(of_roles, name) for of_roles in found]) for name in (ENERGY_MAE, FORCE_MAE)}
+    errors = [{role: system_errors(split, predictions[role][split.name]) for role in ROLES} for split in splits]
+    return {name: gap_closed_interval([_errors(of_roles, name) for of_roles in errors]) for name in ERRORS}
 
 
 def _errors(of_roles: Mapping[str, dict[str, tuple[np.ndarray, np.ndarray]]], name: str) -> Errors:
@@ -100,14 +100,14 @@ def average(metrics: Mapping[str, Mapping[str, dict[str, float]]]) -> dict[str, 
     """Of each role, its metrics' means over the splits, each counting the same; `metrics` by split and role."""
     of_splits = list(metrics.values())
     return {
-        role: {name: float(np.mean([one[role][name] for one in of_splits])) for name in found}
-        for role, found in of_splits[0].items()
+        role: {name: float(np.mean([of_roles[role][name] for of_roles in of_splits])) for name in metrics_of_role}
+        for role, metrics_of_role in of_splits[0].items()
     }
 
 
 def by_element(splits: Sequence[Split], predictions: Mapping[str, Mapping[str, Prediction]]) -> Groups:
     """Force MAE (eV/A) of the atoms of each element, over all splits; `predictions` by role and split."""
-    symbols = np.concatenate([split.symbols[split.counted] for split in splits])
+    symbols = np.concatenate([split.symbols[split.mask] for split in splits])
     errors = {
         role: np.concatenate([force_errors(split, of_split[split.name]).mean(axis=1) for split in splits])
         for role, of_split in predictions.items()
@@ -121,10 +121,13 @@ def by_adsorbate(splits: Sequence[Split], predictions: Mapping[str, Mapping[str,
     if not having:
         return {}
     systems = np.concatenate([split.adsorbates for split in having])
-    atoms = np.concatenate([np.repeat(split.adsorbates, split.natoms)[split.counted] for split in having])
+    atoms = np.concatenate([np.repeat(split.adsorbates, split.natoms)[split.mask] for split in having])
     energy, forces = (
-        {role: np.concatenate([error(one, of_split[one.name]) for one in having]) for role, of_split in predictions.items()}
-        for error in (energy_errors, lambda split, said: force_errors(split, said).mean(axis=1))
+        {
+            role: np.concatenate([error(split, of_split[split.name]) for split in having])
+            for role, of_split in predictions.items()
+        }
+        for error in (energy_errors, lambda split, prediction: force_errors(split, prediction).mean(axis=1))
     )
     return {
         ENERGY_MAE: _grouped(systems, np.arange(len(systems)), energy),
@@ -133,9 +136,9 @@ def by_adsorbate(splits: Sequence[Split], predictions: Mapping[str, Mapping[str,
 
 
 def _system_of_atoms(splits: Sequence[Split]) -> np.ndarray:
-    """(N',) which system, of all those of the splits, each counted atom belongs to."""
+    """(N',) which system, of all those of the splits, each atom in the mask belongs to."""
     natoms = np.concatenate([split.natoms for split in splits])
-    return np.repeat(np.arange(len(natoms)), natoms)[np.concatenate([split.counted for split in splits])]
+    return np.repeat(np.arange(len(natoms)), natoms)[np.concatenate([split.mask for split in splits])]
 
 
 def _grouped(groups: np.ndarray, system: np.ndarray, errors: Mapping[str, np.ndarray]) -> Groups:

@@ -8,8 +8,8 @@ import math
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
+from fairchem_crack.evaluation.drawing import look
 from fairchem_crack.evaluation.report.collect import Findings
-from fairchem_crack.evaluation.report.drawing import look
 from fairchem_crack.evaluation.report.sections import Section, columns, tables, tiles
 
 STYLE = """
@@ -160,7 +160,7 @@ def page(findings: Findings, sections: list[Section], *, name: str) -> str:
         tables=tables(findings),
         note=_note(findings),
         models=findings.models,
-        colors={role: color for role, (color, _) in look(findings.models).items()},
+        colors={role: color for role, (color, _) in look({role: role for role in findings.models}).items()},
         sections=sections,
         facts=findings.facts,
         broken=lambda text: escape(text).replace("_", Markup("_<wbr>")),

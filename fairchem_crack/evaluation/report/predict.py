@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -18,14 +19,15 @@ from fairchem_crack.config import TeacherConfig
 from fairchem_crack.evaluation.report.request import ROLES
 from fairchem_crack.evaluation.report.systems import Split, batches
 from fairchem_crack.evaluation.s2ef.evaluator import CheckpointEvaluator
-from fairchem_crack.evaluation.time_and_memory import seconds
+from fairchem_crack.evaluation.time_and_memory import measure_throughput
+from fairchem_crack.io.checkpoints import read_checkpoint
 from fairchem_crack.loss.relations import unordered_pairs
 from fairchem_crack.teacher.channels import ChannelStatistics
-from fairchem_crack.teacher.frozen import Teacher, load_teacher, read_checkpoint
+from fairchem_crack.teacher.frozen import Teacher, load_teacher
 from fairchem_crack.training.projection import projection_of
 from fairchem_crack.training.projection_state import upgraded
 
-SPEED_ROUNDS = 3  # each the median of several forwards
+SPEED_REPEATS = 5
 
 TITLES = {
     "painn": "PaiNN",
@@ -80,7 +82,7 @@ def load_model(role: str, checkpoint: str, device: torch.device, *, use_ema: boo
 
 
 def _called(role: str) -> str:
-    """A model in the beginning of a message; one that --also gave has no role but its name."""
+    """How a message begins: with the role of a model, or with --also."""
     return f"The {role}" if role in ROLES else "--also"
 
 
@@ -93,7 +95,7 @@ class AsFairchem(CheckpointEvaluator):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        if self._trainer.ema:  # of a training checkpoint; others hold the averaged weights alone
+        if self._trainer.ema:  # of a training checkpoint; others hold only the averaged weights
             self._trainer.ema.copy_to()
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
@@ -101,12 +103,12 @@ class AsFairchem(CheckpointEvaluator):
         trainer = self._trainer
         trainer.model.eval()
         with torch.no_grad():
-            found = trainer._forward(batch)
-            return {name: trainer._denorm_preds(name, found[name], batch) for name in (keys.ENERGY, keys.FORCES)}
+            outputs = trainer._forward(batch)
+            return {name: trainer._denorm_preds(name, outputs[name], batch) for name in (keys.ENERGY, keys.FORCES)}
 
 
 def runner(role: str, model: Teacher, batch_size: int, device: torch.device) -> Callable[[Batch], Any]:
-    """What turns a batch into energy and forces: the teacher itself, which distillation asked; others as fairchem does.
+    """What turns a batch into energy and forces: the teacher as distillation runs it; others as fairchem does.
 
     Raises:
         ValueError: another's checkpoint that fairchem's trainer would not take.
@@ -146,28 +148,25 @@ def predict(
             f"{split.name}: holds an atom of atomic number {largest}; the {role} knows elements up to "
             f"{model.max_atomic_number}. Leave such systems out."
         )
-    said = [run(batch) for batch in batches(split.systems, batch_size, device)]
-    energy, forces = (torch.cat([one[name].detach() for one in said]).float().cpu() for name in (keys.ENERGY, keys.FORCES))
+    outputs = [run(batch) for batch in batches(split.systems, batch_size, device)]
+    energy, forces = (
+        torch.cat([output[name].detach() for output in outputs]).float().cpu() for name in (keys.ENERGY, keys.FORCES)
+    )
     return Prediction(energy.view(-1).numpy(), forces.view(-1, 3).numpy())
 
 
 def atoms_per_second(models: Mapping[str, Teacher], systems: list[Data], device: torch.device) -> dict[str, float]:
-    """Atoms per second of inference on one batch, of each model as it stands, without what makes a `Teacher` reproducible.
-
-    The models are interleaved, and the fastest of their rounds counts: other work of the machine then hurts no single one.
-    """
+    """Median atoms per second on one batch, of each model as it stands, without what makes a `Teacher` reproducible."""
     batch = next(batches(systems, len(systems), device))
-    times: dict[str, list[float]] = {role: [] for role in models}
-    for _ in range(SPEED_ROUNDS):
-        for role, model in models.items():
-            times[role].append(seconds(partial(_forward, model), device, prepare=batch.clone))
-            model.features.clear()
-    return {role: batch.num_nodes / min(found) for role, found in times.items()}
+    forwards = {role: partial(_forward, model) for role, model in models.items()}
+    measured = measure_throughput(forwards, dict.fromkeys(models, batch), device, repeats=SPEED_REPEATS)
+    return {role: statistics.median(throughput["atoms_per_second"]) for role, throughput in measured.items()}
 
 
 def _forward(model: Teacher, batch: Batch) -> None:
     with torch.set_grad_enabled(model.features.has_gradient_forces):
         model.model(batch)
+    model.features.clear()
 
 
 def embed(
@@ -182,10 +181,10 @@ def embed(
     student, projection, statistics, lacking = _training_student(teacher, training, device)
     numbers, of_teacher, of_student, pairs, offset = [], [], [], [], 0
     for batch in batches(systems, batch_size, device):
-        said = teacher(batch)
+        outputs = teacher(batch)
         numbers.append(batch.atomic_numbers.long().cpu().numpy())
-        of_teacher.append(statistics.standardize(said.node_embedding).cpu())
-        pairs.append(unordered_pairs(said.edge_index, batch.num_nodes).cpu() + offset)
+        of_teacher.append(statistics.standardize(outputs.node_embedding).cpu())
+        pairs.append(unordered_pairs(outputs.edge_index, batch.num_nodes).cpu() + offset)
         offset += batch.num_nodes
         if student is not None:
             with torch.no_grad():

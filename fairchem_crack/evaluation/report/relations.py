@@ -69,7 +69,9 @@ def similarity(embeddings: Embeddings, *, seed: int = 0) -> Similarity | None:
         return None
     pairs, numbers = embeddings.pairs, torch.from_numpy(embeddings.atomic_numbers)
     pairs = torch.where(numbers[pairs[0]] > numbers[pairs[1]], pairs.flip(0), pairs)
-    student, teacher = (relation_vectors(one.double(), pairs) for one in (embeddings.student, embeddings.teacher))
+    student, teacher = (
+        relation_vectors(embedding.double(), pairs) for embedding in (embeddings.student, embeddings.teacher)
+    )
     has_direction = (student.abs().amax(dim=1) > 0) & (teacher.abs().amax(dim=1) > 0)
     kept = has_direction.nonzero()[:, 0].numpy()
     if len(kept) < 2:
@@ -94,7 +96,7 @@ def _ordered(relations: Tensor) -> np.ndarray:
 
 
 def planes(embeddings: Embeddings, *, seed: int = 0) -> Planes:
-    """The unit embeddings of up to 3000 atoms, each model's about its own mean: relations are differences of them."""
+    """The unit embeddings of up to 3000 atoms, each model's around its own mean: relations are differences of them."""
     count = len(embeddings.atomic_numbers)
     chosen = np.sort(np.random.default_rng(seed).permutation(count)[:SHOWN_ATOMS])
     teacher = _centred(embeddings.teacher)

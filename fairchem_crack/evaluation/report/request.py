@@ -1,4 +1,4 @@
-"""What a report is asked for: from the command's arguments to files that exist and options that fairchem takes."""
+"""What goes into a report: from the command's arguments to files that exist and options that fairchem takes."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Any, Optional
 from fairchem.core.common.utils import update_config
 
 from fairchem_crack import keys
+from fairchem_crack.evaluation.names import BEST, LAST, short_names
 from fairchem_crack.evaluation.s2ef.data import SELECTING, as_labelled, validation_options
-from fairchem_crack.evaluation.s2ef.evaluator import judged_outputs
+from fairchem_crack.evaluation.s2ef.evaluator import evaluated_outputs
 from fairchem_crack.io.arguments import named_values
-from fairchem_crack.teacher.frozen import read_checkpoint
+from fairchem_crack.io.checkpoints import read_checkpoint
+from fairchem_crack.io.datasets import VAL_SETTINGS
 from fairchem_crack.training.config_checks import check_dataset
 
 ROLES = ("undistilled", "student", "teacher")
-BEST, LAST = "best_checkpoint.pt", "checkpoint.pt"
-SETTINGS = "val_split_settings"  # which fairchem takes over the options that choose among a dataset's own systems
 
 
 @dataclass(frozen=True)
 class Request:
-    """One report, its files found.
+    """One report: its files and options.
 
     Attributes:
         run_dir: fairchem's `--run-dir`.
@@ -32,7 +32,7 @@ class Request:
         training: the run's training checkpoint, which has the projection; None where there is none.
         config: of the student's checkpoint.
         teacher: a checkpoint, or a name of fairchem's pretrained registry.
-        undistilled: a checkpoint of the same student, trained on labels alone.
+        undistilled: a checkpoint of the same student, trained on labels only.
         also: further checkpoints to compare with, each by its `further_names`.
         data: fairchem's dataset options, `src` among them, of each split by its name.
         free_atoms_only: compare the forces of free atoms, as the student's checkpoint has it, or of all.
@@ -90,7 +90,7 @@ def make_request(
     name = _run_name(run_dir, name)
     student = _checkpoint_of(run_dir, name)
     config = read_checkpoint(student)["config"]
-    names, outputs = judged_outputs(config, student)
+    names, outputs = evaluated_outputs(config, student)
     training = run_dir / "checkpoints" / name / LAST
     output = output or run_dir / "reports" / name
     if output.exists() and not output.is_dir():
@@ -103,7 +103,7 @@ def make_request(
         config=config,
         teacher=teacher,
         undistilled=None if undistilled is None else _given("--undistilled", undistilled, run_dir),
-        also=further_names([_given("--also", one, run_dir) for one in also]),
+        also=further_names([_given("--also", given, run_dir) for given in also]),
         data=_data(data, config, names),
         free_atoms_only=outputs[keys.FORCES]["eval_on_free_atoms"],
         systems=systems,
@@ -138,32 +138,29 @@ def _checkpoint_of(run_dir: Path, name: str) -> Path:
 
 
 def further_names(checkpoints: Sequence[Path]) -> dict[str, Path]:
-    """What further checkpoints are called: by their run where they are one's `best_checkpoint.pt`, else by their file.
+    """What further checkpoints are called: by their `short_names`, none of which is a role.
 
     Raises:
         ValueError: a checkpoint that is given twice.
     """
-    named: dict[str, Path] = {}
-    for path in checkpoints:
-        if any(path.resolve() == other.resolve() for other in named.values()):
-            raise ValueError(f"--also {path}: is given twice.")
-        name = path.absolute().parent.name if path.name in (BEST, LAST) else path.stem
-        same = [one for one in (*named, *ROLES) if one.partition(" (")[0] == name]
-        named[f"{name} ({len(same) + 1})" if same else name] = path
-    return named
+    resolved = [path.resolve() for path in checkpoints]
+    for number, path in enumerate(resolved):
+        if path in resolved[:number]:
+            raise ValueError(f"--also {checkpoints[number]}: is given twice.")
+    return {name: path for path, name in short_names(checkpoints, taken=ROLES).items()}
 
 
 def _given(option: str, given: str, run_dir: Path) -> Path:
-    """The checkpoint that an option gives as such, or by the name of a run."""
+    """The checkpoint that an option gives: a file, or the name of a run."""
     if Path(given).is_file():
         return Path(given)
-    found = _checkpoint_of(run_dir, given)
-    if not found.is_file():
+    checkpoint = _checkpoint_of(run_dir, given)
+    if not checkpoint.is_file():
         raise FileNotFoundError(
             f"{option} {given}: expected a checkpoint, or the name of a run in {run_dir / 'checkpoints'}; found "
             f"neither (looked in {Path.cwd()})."
         )
-    return found
+    return checkpoint
 
 
 def _data(entries: Sequence[str], config: dict[str, Any], names: dict[str, str]) -> dict[str, dict[str, Any]]:
@@ -174,8 +171,8 @@ def _data(entries: Sequence[str], config: dict[str, Any], names: dict[str, str])
             raise ValueError("the checkpoint's config names no dataset.val.src to evaluate on; give --data NAME=SRC.")
         data["val"] = shared
     named = [entry if "=" in entry else f"{Path(entry).name}={entry}" for entry in entries]
-    for name, src in named_values(named, "--data", "NAME=SRC, val_id=data/s2ef/val_id say").items():
-        data[name] = {**_general(shared), SETTINGS: _general(shared.get(SETTINGS) or {}), "src": src}
+    for name, src in named_values(named, "--data", "NAME=SRC, for example val_id=data/s2ef/val_id").items():
+        data[name] = {**_general(shared), VAL_SETTINGS: _general(shared.get(VAL_SETTINGS) or {}), "src": src}
     for name, options in data.items():
         try:
             check_dataset(name, options, options.get("format", "lmdb"))

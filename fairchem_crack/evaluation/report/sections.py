@@ -3,37 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from fairchem_crack.evaluation.intervals import Interval, error_interval
+from fairchem_crack.evaluation.drawing import Picture
+from fairchem_crack.evaluation.intervals import error_interval
 from fairchem_crack.evaluation.report import embedding_figures, figures
 from fairchem_crack.evaluation.report.collect import Findings
 from fairchem_crack.evaluation.report.curves import TRAIN, VAL, training_tags, validation_tags
-from fairchem_crack.evaluation.report.drawing import Picture, digits
-from fairchem_crack.evaluation.report.numbers import ENERGY_MAE, FORCE_MAE, system_errors
+from fairchem_crack.evaluation.report.numbers import system_errors
 from fairchem_crack.evaluation.report.request import ROLES
-
-METRICS: dict[str, tuple[str, Callable[[float], str]]] = {  # of the tables: heading, and how a value is written
-    ENERGY_MAE: ("energy MAE [eV]", digits),
-    FORCE_MAE: ("force MAE [eV/Å]", digits),
-    "forces_cosine_similarity": ("force cosine", "{:.3f}".format),
-    "energy_forces_within_threshold": ("EFwT", "{:.1%}".format),
-}
-
+from fairchem_crack.evaluation.tables import ENERGY_MAE, ERRORS, FORCE_MAE, METRICS, Cell, cell, digits, gap_cell
 
 FIRST_CURVES = (f"{TRAIN}loss", VAL + ENERGY_MAE, VAL + FORCE_MAE)  # others are folded
 FOLDED = "More curves: the terms of the loss, the relations, other metrics"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A value as it is written, and its 95 % interval, empty where there is none."""
-
-    value: str
-    interval: str = ""
 
 
 @dataclass(frozen=True)
@@ -54,7 +38,7 @@ class Section:
         title: its heading.
         text: what explains it.
         pictures: shown, `per_row` beside each other on a wide screen.
-        folded: shown when asked for.
+        folded: shown on a click.
         folded_title: what these are.
     """
 
@@ -89,12 +73,11 @@ def tiles(findings: Findings) -> list[Tile]:
     for name, what in ((ENERGY_MAE, "energy"), (FORCE_MAE, "force")):
         gap = findings.gaps[split].get(name)
         if gap is not None and math.isfinite(gap.estimate):
-            shown.append(Tile(f"{gap.estimate:.0%}", f"of the gap in {what} MAE closed, {split}", _gap(gap).interval))
+            shown.append(Tile(f"{gap.estimate:.0%}", f"of the gap in {what} MAE closed, {split}", gap_cell(gap).interval))
     if not shown:
         of_systems = system_errors(findings.splits[0], findings.predictions["student"][split])
-        error = error_interval(*of_systems[FORCE_MAE])
-        interval = f"[{digits(error.low)}, {digits(error.high)}]"
-        shown = [Tile(digits(error.estimate), f"eV/Å force MAE, {split}", interval)]
+        error = cell(error_interval(*of_systems[FORCE_MAE]))
+        shown = [Tile(error.value, f"eV/Å force MAE, {split}", error.interval)]
     shown.append(Tile(f"{digits(student.speed / teacher.speed, 2)}×", "the teacher's atoms per second"))  # noqa: RUF001
     shown.append(Tile(f"{digits(student.parameters / teacher.parameters, 2)}×", "the teacher's parameters"))  # noqa: RUF001
     if findings.similarity is not None:
@@ -110,25 +93,18 @@ def columns(findings: Findings) -> list[str]:
 
 def tables(findings: Findings) -> dict[str, list[Row]]:
     """Of each metric a table: a row for each model, one for the gap closed where it is known, and `columns`."""
-    found = [*findings.metrics.values(), *([findings.average] if findings.average else [])]
+    metrics = [*findings.metrics.values(), *([findings.average] if findings.average else [])]
     gaps = [*findings.gaps.values(), *([findings.average_gap] if findings.average else [])]
     shown = {}
     for name, (heading, form) in METRICS.items():
         rows = [
-            Row(role, model.title, [Cell(form(of_roles[role][name])) for of_roles in found])
+            Row(role, model.title, [Cell(form(of_roles[role][name])) for of_roles in metrics])
             for role, model in findings.models.items()
         ]
-        if all(name in one for one in gaps):
-            rows.append(Row("gap closed", "", [_gap(one[name]) for one in gaps]))
+        if all(name in of_errors for of_errors in gaps):
+            rows.append(Row("gap closed", "", [gap_cell(of_errors[name]) for of_errors in gaps]))
         shown[heading] = rows
     return shown
-
-
-def _gap(gap: Interval) -> Cell:
-    if not math.isfinite(gap.estimate):
-        return Cell("no gap")
-    interval = f"[{gap.low:.0%}, {gap.high:.0%}]" if math.isfinite(gap.low + gap.high) else ""
-    return Cell(f"{gap.estimate:.0%}", interval)
 
 
 def sections(findings: Findings) -> list[Section]:
@@ -138,20 +114,24 @@ def sections(findings: Findings) -> list[Section]:
 
 def _accuracy(findings: Findings) -> Section:
     metrics, roles = findings.metrics, [role for role in ROLES if role in findings.models]
-    pictures = [figures.by_split(name, metrics, roles, findings.gaps) for name in (ENERGY_MAE, FORCE_MAE)]
-    pictures += [figures.speed_accuracy(name, findings.models, metrics) for name in (ENERGY_MAE, FORCE_MAE)]
-    text = f"Speeds: all models on the same batch of {findings.splits[0].name}, in turns; the fastest of three rounds."
+    pictures = [figures.by_split(name, metrics, roles, findings.gaps) for name in ERRORS]
+    pictures += [figures.speed_accuracy(name, findings.models, metrics) for name in ERRORS]
+    text = f"Speeds: all models on the same batch of {findings.splits[0].name}, interleaved; medians."
     return Section("accuracy", "Accuracy and speed", text, pictures, per_row=4)
 
 
 def _parity(findings: Findings) -> Section:
-    said, title, splits = findings.predictions, findings.models["student"].title, findings.splits
+    predictions, title, splits = findings.predictions, findings.models["student"].title, findings.splits
 
     def energies(role: str) -> np.ndarray:
-        return np.concatenate([one.energy if role == "labels" else said[role][one.name].energy for one in splits])
+        return np.concatenate(
+            [split.energy if role == "labels" else predictions[role][split.name].energy for split in splits]
+        )
 
     def forces(role: str) -> np.ndarray:
-        of_splits = [(one.forces if role == "labels" else said[role][one.name].forces)[one.counted] for one in splits]
+        of_splits = [
+            (split.forces if role == "labels" else predictions[role][split.name].forces)[split.mask] for split in splits
+        ]
         return np.concatenate(of_splits)
 
     pictures = []
@@ -159,24 +139,24 @@ def _parity(findings: Findings) -> Section:
         pictures.append(figures.energy_parity(energies(against), energies("student"), against=against, title=title))
     for against in ("labels", "teacher"):
         pictures.append(figures.force_parity(forces(against), forces("student"), against=against, title=title))
-    atoms = "free atoms" if any(not one.counted.all() for one in splits) else "all atoms"
-    text = f"All splits together ({', '.join(one.name for one in splits)}); forces of {atoms}."
+    atoms = "free atoms" if any(not split.mask.all() for split in splits) else "all atoms"
+    text = f"All splits together ({', '.join(split.name for split in splits)}); forces of {atoms}."
     return Section("parity", "Student against labels and teacher", text, pictures, per_row=4)
 
 
 def _groups(findings: Findings) -> Section:
     pictures = [
-        figures.by_group("force_mae_by_element", findings.elements, quantity=FORCE_MAE, kind="element", counted="atoms")
+        figures.by_group("force_mae_by_element", findings.elements, quantity=FORCE_MAE, kind="element", members="atoms")
     ]
     for name, groups in findings.adsorbates.items():
-        counted = "systems" if name == ENERGY_MAE else "atoms"
-        pictures.append(figures.by_group(f"{name}_by_adsorbate", groups, quantity=name, kind="adsorbate", counted=counted))
+        members = "systems" if name == ENERGY_MAE else "atoms"
+        pictures.append(figures.by_group(f"{name}_by_adsorbate", groups, quantity=name, kind="adsorbate", members=members))
     splits = findings.splits
-    atoms = "free atoms" if any(not one.counted.all() for one in splits) else "all atoms"
-    pooled = f"The {len(splits)} splits are pooled: {', '.join(one.name for one in splits)}. " if len(splits) > 1 else ""
+    atoms = "free atoms" if any(not split.mask.all() for split in splits) else "all atoms"
+    pooled = f"The {len(splits)} splits are pooled: {', '.join(split.name for split in splits)}. " if len(splits) > 1 else ""
     text = f"{pooled}The largest groups first; forces of {atoms}. Lines: 95 % intervals over the systems of a group."
     if not findings.adsorbates:
-        text += " No atom is tagged 2, so nothing is said of adsorbates."
+        text += " No atom is tagged 2: there are no adsorbates to group by."
     return Section("groups", "Errors by element and adsorbate", text, pictures, per_row=3)
 
 
@@ -189,7 +169,7 @@ def _curves(findings: Findings) -> Section:
     first = [tag for tag in FIRST_CURVES if tag in pictures] or tags[:3]
     if not findings.curves["student"]:
         text = "The run has no TensorBoard event files (its logger was another, or logs/tensorboard was not kept)."
-        text += " The validations are the undistilled student's alone." if pictures else " There are no curves to show."
+        text += " The validations are the undistilled student's only." if pictures else " There are no curves to show."
     else:
         text = "From the run's TensorBoard logs. Faint: what was logged; strong: its running mean over 2 % of the training."
     if zero:
@@ -199,14 +179,14 @@ def _curves(findings: Findings) -> Section:
 
 
 def _comparable(tag: str, findings: Findings) -> dict:
-    """The curves of all models; of the loss, which sums other terms in each, the student's alone."""
+    """The curves of all models; of the loss, which sums other terms in each, only the student's."""
     return findings.curves if tag != "train/loss" else {"student": findings.curves["student"]}
 
 
 def _embeddings(findings: Findings) -> list[Section]:
     titles = {role: model.title for role, model in findings.models.items()}
     split = findings.splits[0].name
-    text = f"Principal components of the unit node embeddings of atoms of {split}, each model's about their own mean. "
+    text = f"Principal components of the unit node embeddings of atoms of {split}, each model's around their mean. "
     if findings.planes.shared:
         text += (
             "Both are drawn along the teacher's two leading components, the student through the projection of its last "
@@ -217,15 +197,15 @@ def _embeddings(findings: Findings) -> list[Section]:
     shown = [Section("embeddings", "Node embeddings", text, embedding_figures.pca(findings.planes, titles))]
     if findings.similarity is None:
         return [*shown, Section("relations", "Relations", f"Not shown: {findings.lacking}.", [])]
-    found = findings.similarity
+    similarity = findings.similarity
     text = (
         "A relation is the unit vector between the embeddings of two neighboring atoms, here from the lighter to the "
-        f"heavier; distillation matches the student's with the teacher's. A random sample of {len(found.matrix)} pairs of "
-        f"{split}, ordered by the teacher so that like relations are neighbors: the diagonal is each pair with itself."
+        f"heavier; distillation matches the student's with the teacher's. A random sample of {len(similarity.matrix)} pairs "
+        f"of {split}, ordered by the teacher so that like relations are neighbors: the diagonal is each pair with itself."
     )
     pictures = [
-        embedding_figures.matrix(found.matrix, "student"),
-        embedding_figures.matrix(found.reference, "teacher"),
-        embedding_figures.histogram(found),
+        embedding_figures.matrix(similarity.matrix, "student"),
+        embedding_figures.matrix(similarity.reference, "teacher"),
+        embedding_figures.histogram(similarity),
     ]
     return [*shown, Section("relations", "Relations", text, pictures, per_row=3)]

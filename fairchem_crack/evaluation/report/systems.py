@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +14,7 @@ from fairchem.core.datasets import data_list_collater
 from torch_geometric.data import Batch, Data
 
 from fairchem_crack import keys
-from fairchem_crack.evaluation.report.request import SETTINGS
-from fairchem_crack.io.datasets import open_dataset
+from fairchem_crack.io.datasets import Records
 from fairchem_crack.io.named_records import NamedRecords, free_atoms
 from fairchem_crack.io.samples import evenly_spaced
 
@@ -34,7 +32,7 @@ class Split:
         systems: S systems.
         natoms: (S,) atoms of each.
         atomic_numbers: (N,).
-        counted: (N,) bool, atoms whose forces are evaluated: those that are not fixed, or all.
+        mask: (N,) bool, the atoms whose forces are evaluated: the free ones, or all.
         adsorbates: (S,) formula of the atoms tagged 2; empty where no system has any.
         energy: (S,) eV.
         forces: (N, 3) eV/A.
@@ -46,7 +44,7 @@ class Split:
     systems: list[Data]
     natoms: np.ndarray
     atomic_numbers: np.ndarray
-    counted: np.ndarray
+    mask: np.ndarray
     adsorbates: np.ndarray
     energy: np.ndarray
     forces: np.ndarray
@@ -68,17 +66,12 @@ def load_split(name: str, options: dict[str, Any], *, systems: int, free_atoms_o
     Raises:
         ValueError: the dataset cannot be read, is empty, or has no labels.
     """
-    if not {"first_n", "sample_n", "no_shuffle"} & {*options, *(options.get(SETTINGS) or {})}:
-        options = {**options, "no_shuffle": True}  # fairchem shuffles otherwise
-    gc.collect()  # a former reader closes its LMDB when collected; one process opens it only once
     try:
-        dataset = NamedRecords(open_dataset(options), name)
-        total = len(dataset)
-        chosen = [dataset[index] for index in evenly_spaced(total, systems)]
-    except Exception as error:
+        with Records(options) as records:
+            total = len(records)
+            chosen = [NamedRecords(records, name)[index] for index in evenly_spaced(total, systems)]
+    except Exception as error:  # each format fails in its own way
         raise ValueError(f"{name}: {options['src']} cannot be read ({type(error).__name__}: {error}).") from error
-    del dataset
-    gc.collect()
     if not chosen:
         raise ValueError(f"{name}: {options['src']} holds no system.")
     for label in (keys.ENERGY, keys.FORCES):
@@ -96,7 +89,7 @@ def load_split(name: str, options: dict[str, Any], *, systems: int, free_atoms_o
         systems=chosen,
         natoms=batch.natoms.numpy(),
         atomic_numbers=batch.atomic_numbers.long().numpy(),
-        counted=free_atoms(batch).numpy() if free_atoms_only else np.ones(batch.num_nodes, dtype=bool),
+        mask=free_atoms(batch).numpy() if free_atoms_only else np.ones(batch.num_nodes, dtype=bool),
         adsorbates=_adsorbates(chosen),
         energy=torch.as_tensor(batch.energy).view(-1).float().numpy(),
         forces=batch.forces.view(-1, 3).float().numpy(),

@@ -13,26 +13,26 @@ from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from fairchem.core.common.utils import update_config
 
+from fairchem_crack.evaluation.names import short_names
 from fairchem_crack.evaluation.s2ef.data import given_options, options_for, validation_options
-from fairchem_crack.evaluation.s2ef.evaluator import CheckpointEvaluator, first_records, judged_outputs
-from fairchem_crack.evaluation.s2ef.leaderboard import Row, Throughput, as_csv, draw, table
-from fairchem_crack.evaluation.s2ef.runs import Found, evaluate_all, leaderboard, names
+from fairchem_crack.evaluation.s2ef.evaluator import CheckpointEvaluator, evaluated_outputs, first_records
+from fairchem_crack.evaluation.s2ef.leaderboard import Group, Row, Throughputs, as_csv, leaderboard
+from fairchem_crack.evaluation.s2ef.runs import Evaluation, evaluate_all
 from fairchem_crack.evaluation.s2ef.submission import TEST_SPLITS, check_submission, write_submission
-from fairchem_crack.evaluation.speed.command import measure_throughput
+from fairchem_crack.evaluation.s2ef.summary import REPEATS, summary
+from fairchem_crack.evaluation.speed.measure import throughput_by_size
 from fairchem_crack.evaluation.speed.runs import Model
 from fairchem_crack.io.arguments import IMPORT_HELP, named_values
 from fairchem_crack.io.atoms import to_atoms
+from fairchem_crack.io.checkpoints import read_checkpoint
 from fairchem_crack.io.files import write_json, write_text
+from fairchem_crack.io.trust import TRUST_HELP
 from fairchem_crack.plugins import load_plugins
-from fairchem_crack.teacher.frozen import read_checkpoint
 from fairchem_crack.training.config_checks import check_dataset, check_gpus
-
-REPEATS = 3  # of a timed forward
 
 
 def parser() -> argparse.ArgumentParser:
@@ -40,7 +40,15 @@ def parser() -> argparse.ArgumentParser:
     own = argparse.ArgumentParser(prog="fairchem-crack evaluate", description=__doc__, allow_abbrev=False)
     own.add_argument("--checkpoint", type=Path, nargs="+", required=True, help="students: any checkpoints of fairchem")
     own.add_argument("--teacher", type=Path)
-    own.add_argument("--undistilled", type=Path, help="with --teacher: the gap closed is counted from it")
+    own.add_argument(
+        "--undistilled", type=Path, nargs="+", default=[], help="with --teacher: the gap closed is measured from it"
+    )
+    own.add_argument(
+        "--seeds",
+        action="store_true",
+        help="the checkpoints are one student with several seeds, and so are the undistilled ones, in the same order: print "
+        "their means, and intervals of the gap closed over the seeds too",
+    )
     own.add_argument("--data", nargs="+", required=True, metavar="SPLIT=PATH", help="labelled splits")
     own.add_argument(
         "--format", help="of the data, as in dataset.val.format (default: ase_db of files *.db, *.aselmdb, else lmdb)"
@@ -57,6 +65,7 @@ def parser() -> argparse.ArgumentParser:
         "--atoms", choices=("free", "all"), help="whose forces are compared (default: each checkpoint's eval_on_free_atoms)"
     )
     own.add_argument("--import", dest="imports", nargs="+", default=[], metavar="MODULE", help=IMPORT_HELP)
+    own.add_argument("--trust", action="store_true", help=TRUST_HELP)
     own.add_argument("--batch-size", type=int, default=32, help="of the evaluation (default: 32)")
     own.add_argument("--batch-sizes", type=int, nargs="*", default=[1, 8, 32], help="at which speed and memory are measured")
     own.add_argument("--num-gpus", type=int, default=1, help="models and splits are evaluated side by side, one on each")
@@ -75,12 +84,12 @@ def evaluate(arguments: list[str]) -> None:
     try:
         load_plugins(options.imports, "--import")
         data = splits_of(options.data, "--data")
-        models = {"student": options.checkpoint, "undistilled": [options.undistilled], "teacher": [options.teacher]}
-        roles = {path: role for role, paths in models.items() for path in paths if path is not None}
-        dataset = _check(options, roles, data)
-        print(f"Data read as {', '.join(f'{name}: {value}' for name, value in dataset.items())}")
-        found = evaluate_all(
-            list(roles),
+        groups = groups_of(options)
+        checkpoints = [path for group in groups for path in group.checkpoints]
+        dataset = _check(options, checkpoints, data)
+        print(f"Data read as {', '.join(f'{name}: {value}' for name, value in dataset.items())}\n")
+        evaluations = evaluate_all(
+            checkpoints,
             data,
             dataset,
             batch_size=options.batch_size,
@@ -89,16 +98,11 @@ def evaluate(arguments: list[str]) -> None:
             atoms=options.atoms,
             imports=options.imports,
         )
-        rows = leaderboard(found, roles)
-        throughput = _throughput(list(roles), data, dataset, options)
-        print("\n".join(f"{names(list(found))[path]}: {model.progress}" for path, model in found.items()) + "\n")
-        print(table(rows))
-        print(atoms_note(found))
-        if None in (options.undistilled, options.teacher):
-            print("\nNo gap closed: it is counted from --undistilled to --teacher.")
-        print("\n" + speeds(found, throughput) if throughput else "")
+        rows = leaderboard(evaluations, groups)
+        throughput = _throughput(groups, data, dataset, options)
+        print(summary(rows, groups, evaluations, throughput))
         if options.output is not None:
-            _write(options.output, rows, found, throughput)
+            _write(options.output, rows, groups, evaluations, throughput)
         if options.submission is not None:
             test = splits_of(options.test, "--test")
             evaluator = CheckpointEvaluator(
@@ -113,7 +117,37 @@ def evaluate(arguments: list[str]) -> None:
         logging.disable(logging.NOTSET)
 
 
-def _check(options: argparse.Namespace, roles: dict[Path, str], data: dict[str, Path]) -> dict[str, Any]:
+def groups_of(options: argparse.Namespace) -> list[Group]:
+    """The checkpoints of the options by role; of several seeds, those of a role together.
+
+    Raises:
+        ValueError: not one undistilled student, or not one for each seed.
+    """
+    roles = {
+        "undistilled": options.undistilled,
+        "student": options.checkpoint,
+        "teacher": [] if options.teacher is None else [options.teacher],
+    }
+    given = [path for checkpoints in roles.values() for path in checkpoints]
+    if len({path.resolve() for path in given}) < len(given):
+        raise ValueError("--checkpoint, --undistilled, --teacher: a file is given twice.")
+    if options.seeds and len(options.undistilled) not in (0, len(options.checkpoint)):
+        raise ValueError(
+            f"--seeds: got {len(options.checkpoint)} --checkpoint and {len(options.undistilled)} --undistilled; give one of "
+            "each for every seed."
+        )
+    if not options.seeds and len(options.undistilled) > 1:
+        raise ValueError(f"--undistilled: expected one, got {len(options.undistilled)}; with --seeds, one for every seed.")
+    names, groups = short_names(given), []
+    for role, checkpoints in roles.items():
+        if options.seeds and len(checkpoints) > 1:
+            groups.append(Group(f"{role}, mean of {len(checkpoints)} seeds", role, tuple(checkpoints)))
+        else:
+            groups += [Group(names[path], role, (path,)) for path in checkpoints]
+    return groups
+
+
+def _check(options: argparse.Namespace, checkpoints: Sequence[Path], data: dict[str, Path]) -> dict[str, Any]:
     """Name what is wrong before any model runs; the options with which the data are read."""
     for name in ("batch_size", "num_gpus"):
         if getattr(options, name) < 1:
@@ -124,11 +158,9 @@ def _check(options: argparse.Namespace, roles: dict[Path, str], data: dict[str, 
     if (options.submission is None) is not (options.test is None):
         raise ValueError("--submission and --test come together: the file, and the four splits to predict.")
     test = splits_of(options.test or [], "--test")
-    for path in [*roles, *data.values(), *test.values()]:
+    for path in [*checkpoints, *data.values(), *test.values()]:
         if not path.exists():
             raise FileNotFoundError(f"{path} does not exist (looked in {Path.cwd()}).")
-    if len({path.resolve() for path in roles}) < len(options.checkpoint) + sum(role != "student" for role in roles.values()):
-        raise ValueError("--checkpoint, --undistilled, --teacher: a file is given twice.")
     if options.submission is not None:
         check_submission(test, options.submission)
     dataset = dataset_of(options, data)
@@ -140,7 +172,10 @@ def _check(options: argparse.Namespace, roles: dict[Path, str], data: dict[str, 
 
 def splits_of(entries: Sequence[str], option: str) -> dict[str, Path]:
     """`SPLIT=PATH` entries as a mapping; ValueError for any other."""
-    return {name: Path(path) for name, path in named_values(entries, option, "SPLIT=PATH, val_id=data/val_id say").items()}
+    return {
+        name: Path(path)
+        for name, path in named_values(entries, option, "SPLIT=PATH, for example val_id=data/val_id").items()
+    }
 
 
 def dataset_of(options: argparse.Namespace, data: dict[str, Path]) -> dict[str, Any]:
@@ -151,68 +186,43 @@ def dataset_of(options: argparse.Namespace, data: dict[str, Path]) -> dict[str, 
     """
     checkpoint = options.checkpoint[0]
     config = read_checkpoint(checkpoint)["config"]
-    names, _ = judged_outputs(config, checkpoint)
+    names, _ = evaluated_outputs(config, checkpoint)
     trained = validation_options(update_config(config))
     return options_for(data.values(), trained, names, data_format=options.format, given=given_options(options.dataset))
 
 
-def atoms_note(found: dict[Path, Found]) -> str:
-    """Whose forces were compared."""
-    if len({model.atoms for model in found.values()}) == 1:
-        return f"\nForces of {next(iter(found.values())).atoms} atoms."
-    short = names(list(found))
-    said = "; ".join(
-        f"of {atoms} atoms: {', '.join(short[path] for path, model in found.items() if model.atoms == atoms)}"
-        for atoms in ("free", "all")
-    )
-    return f"\nForces {said}. As their checkpoints have it; their errors do not compare. --atoms free counts alike."
-
-
 def _throughput(
-    models: list[Path], data: dict[str, Path], dataset: dict[str, Any], options: argparse.Namespace
-) -> Throughput:
-    """Speed and memory of every model on the first systems of the first split; models are interleaved."""
+    groups: Sequence[Group], data: dict[str, Path], dataset: dict[str, Any], options: argparse.Namespace
+) -> Throughputs:
+    """Speed and memory of each group's first model on the first systems of the first split; models are interleaved."""
     if not options.batch_sizes:
         return {}
     records = first_records(next(iter(data.values())), dataset, max(options.batch_sizes))
-    systems = [to_atoms(record) for record in records]
-    loaded = {str(path): Model(path, cpu=options.cpu) for path in models}
-    return measure_throughput(loaded, systems, options.batch_sizes, REPEATS)
+    models = {group.name: Model(group.checkpoints[0], cpu=options.cpu) for group in groups}
+    return throughput_by_size(models, [to_atoms(record) for record in records], options.batch_sizes, REPEATS)
 
 
-def speeds(found: dict[Path, Found], throughput: Throughput) -> str:
-    """Atoms per second, median of some repeats, and peak memory of each model at each batch size."""
-    lines = [f"atoms/s, median of {REPEATS} in turns (peak memory beyond the model), by systems in a batch"]
-    short = names(list(found))
-    for path, one in found.items():
-        cells = [f"{size}: {_speed(cell)}" for size, cell in throughput[str(path)].items()]
-        lines.append(f"  {short[path]}, {one.architecture}, {one.parameters / 1e6:.2f}M parameters   " + "   ".join(cells))
-    return "\n".join(lines)
+def _write(
+    output: Path, rows: list[Row], groups: Sequence[Group], evaluations: dict[Path, Evaluation], throughput: Throughputs
+) -> None:
+    from fairchem_crack.evaluation.s2ef.picture import draw
 
-
-def _speed(cell: dict[str, Any]) -> str:
-    if not cell:
-        return "does not fit"
-    memory = "" if cell["peak_bytes"] is None else f" ({cell['peak_bytes'] / 2**20:,.0f} MB)"
-    return f"{median(cell['atoms_per_second']):,.0f}{memory}"
-
-
-def _write(output: Path, rows: list[Row], found: dict[Path, Found], throughput: Throughput) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
-    short = names(list(found))
-    models: dict[str, dict[str, Any]] = {
+    names = short_names(list(evaluations))
+    models = {
         str(path): {
-            "name": short[path],
-            "architecture": one.architecture,
-            "parameters": one.parameters,
-            **asdict(one.progress),
-            "atoms": one.atoms,
-            "speed": throughput.get(str(path), {}),
+            "name": names[path],
+            "role": group.role,
+            "architecture": evaluations[path].architecture,
+            "parameters": evaluations[path].parameters,
+            **asdict(evaluations[path].progress),
+            "atoms": evaluations[path].atoms,
+            "speed": throughput.get(group.name, {}) if path == group.checkpoints[0] else {},
         }
-        for path, one in found.items()
+        for group in groups
+        for path in group.checkpoints
     }
-    speed = {one["name"]: one["speed"] for one in models.values() if one["speed"]}
     write_json(output.with_name(f"{output.name}.json"), {"rows": [asdict(row) for row in rows], "models": models})
-    write_text(output.with_name(f"{output.name}.csv"), as_csv(rows, speed))
-    draw(rows, speed, output.with_name(f"{output.name}.png"))
+    write_text(output.with_name(f"{output.name}.csv"), as_csv(rows, throughput))
+    draw(rows, throughput, output.with_name(f"{output.name}.png"))
     print(f"\nWritten: {output}.json, {output}.csv, {output}.png")

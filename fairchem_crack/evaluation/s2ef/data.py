@@ -1,6 +1,6 @@
-"""Labelled data to judge models on: in which format they are, and with which of fairchem's options they are read.
+"""Labelled data to evaluate models on: their format, and the options with which fairchem reads them.
 
-All models of an evaluation are judged on the same labels: data are read as the first model's training read data of their
+All models of an evaluation are compared with the same labels: data are read as the first model's training read data of their
 format, where it did, and else as OC20's.
 """
 
@@ -38,7 +38,7 @@ def as_labelled(options: Mapping[str, Any], names: Mapping[str, str]) -> dict[st
     """Options of a dataset, changed so that its systems have `energy` and `forces`, whatever else a training read.
 
     Args:
-        names: of each property that is judged, the name of the output that the labels are called by.
+        names: of each property that is evaluated, the name of the output that the labels are called by.
     """
     read = {name: value for name, value in options.items() if name not in NOT_OF_THE_DATA}
     properties = {name: prop for prop, name in names.items()}

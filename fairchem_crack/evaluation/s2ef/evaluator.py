@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import copy
-import gc
-import statistics
-import time
 from collections.abc import Mapping
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, Optional
 
 import numpy as np
 import torch
 from fairchem.core.common.utils import setup_imports, update_config
-from fairchem.core.datasets.base_dataset import create_dataset
 from fairchem.core.modules.exponential_moving_average import ExponentialMovingAverage
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -24,9 +19,10 @@ from fairchem_crack import keys
 from fairchem_crack.adapters import architecture
 from fairchem_crack.adapters.outputs import predicted
 from fairchem_crack.evaluation.s2ef.data import without_labels
+from fairchem_crack.io.checkpoints import model_config, read_checkpoint, reading_safely
+from fairchem_crack.io.datasets import Records, close_unused
 from fairchem_crack.io.named_records import NAMED
 from fairchem_crack.io.progress import trained_progress
-from fairchem_crack.teacher.frozen import model_config, read_checkpoint
 from fairchem_crack.training.per_system import PerSystemTrainer
 
 METRICS = {
@@ -34,8 +30,8 @@ METRICS = {
     "forces": ["mae", "cosine_similarity"],
     "misc": ["energy_forces_within_threshold"],
 }
-LOSSES = [{keys.ENERGY: {"fn": "mae", "coefficient": 1}}]  # fairchem's validation computes one; it is not looked at
-# What fairchem needs of the two outputs that are judged, where a checkpoint does not say it.
+LOSSES = [{keys.ENERGY: {"fn": "mae", "coefficient": 1}}]  # fairchem's validation computes it; it is not used
+# What fairchem needs of the two outputs that are evaluated, where a checkpoint does not say it.
 OUTPUTS: dict[str, dict[str, Any]] = {
     keys.ENERGY: {"level": "system"},
     keys.FORCES: {"level": "atom", "train_on_free_atoms": True, "eval_on_free_atoms": True},
@@ -50,7 +46,7 @@ class SystemErrors:
         self._batches: list[dict[str, Tensor]] = []
 
     def eval(self, prediction: dict[str, Tensor], target: dict[str, Tensor], prev_metrics: Any = None) -> None:
-        """Take a batch of predictions, in eV and eV/A, the forces of the free atoms alone."""
+        """Take a batch of predictions, in eV and eV/A, the forces of free atoms only."""
         energy = (prediction["energy"] - target["energy"]).abs().view(-1)  # (B,)
         of_atoms = (prediction["forces"] - target["forces"]).abs().sum(dim=1)  # (N,)
         atoms = target["natoms"]  # (B,) free ones
@@ -102,26 +98,22 @@ def first_records(src: Path, dataset: dict, count: int) -> list[Any]:
     Raises:
         ValueError: they cannot be read, or have no energy and forces.
     """
-    setup_imports()
     try:
-        content = create_dataset({**copy.deepcopy(dataset), "src": str(src)}, "val")  # it adds to nested options
-        records = [content[index] for index in range(min(count, len(content)))]
-        del content
+        with Records({**dataset, "src": str(src)}) as content:
+            records = content.first(count)
     except Exception as error:  # each format fails in its own way
         raise ValueError(
             f"{src}: its first systems cannot be read with energies and forces as {dataset['format']} ({error}). Evaluation "
             "needs labelled data."
         ) from error
-    finally:
-        gc.collect()  # closes an LMDB, which one process may open only once
     missing = [name for name in ("energy", "forces") if records and name not in records[0]]
     if missing or not records:
-        found = f"no {missing[0]}" if missing else "no system"
-        raise ValueError(f"{src}: expected systems with energy and forces, found {found}.")
+        held = f"no {missing[0]}" if missing else "no system"
+        raise ValueError(f"{src}: expected systems with energy and forces, found {held}.")
     return records
 
 
-def judged_outputs(config: dict, checkpoint: Path) -> tuple[dict[str, str], dict[str, dict]]:
+def evaluated_outputs(config: dict, checkpoint: Path) -> tuple[dict[str, str], dict[str, dict]]:
     """How the energy and the forces of a checkpoint are called, and their options; it may have other outputs.
 
     Args:
@@ -138,14 +130,14 @@ def judged_outputs(config: dict, checkpoint: Path) -> tuple[dict[str, str], dict
     except (KeyError, TypeError, NotImplementedError) as error:
         raise ValueError(f"{checkpoint}: its config does not say what the model predicts ({error!r}).") from error
     names = {}
-    for judged in OUTPUTS:
-        called = [name for name, options in outputs.items() if (options or {}).get("property", name) == judged]
-        if judged not in called and len(called) != 1:
-            said = f"{', '.join(called)} have the property `{judged}`" if called else f"it predicts {', '.join(outputs)}"
-            raise ValueError(f"{checkpoint}: expected a model of energy and forces; {said}.")
-        names[judged] = judged if judged in called else called[0]
+    for quantity in OUTPUTS:
+        called = [name for name, options in outputs.items() if (options or {}).get("property", name) == quantity]
+        if quantity not in called and len(called) != 1:
+            reason = f"{', '.join(called)} have the property `{quantity}`" if called else f"it predicts {', '.join(outputs)}"
+            raise ValueError(f"{checkpoint}: expected a model of energy and forces; {reason}.")
+        names[quantity] = quantity if quantity in called else called[0]
     return names, {
-        judged: {**OUTPUTS[judged], **(outputs[name] or {}), "property": judged} for judged, name in names.items()
+        quantity: {**OUTPUTS[quantity], **(outputs[name] or {}), "property": quantity} for quantity, name in names.items()
     }
 
 
@@ -170,8 +162,8 @@ def _random_state() -> tuple[Tensor, list[Tensor]]:
 
 
 def _by_property(content: dict, names: Mapping[str, str]) -> dict:
-    """A checkpoint whose normalizers and references of the judged outputs are called by their property."""
-    properties = {name: judged for judged, name in names.items()}
+    """A checkpoint whose normalizers and references of the evaluated outputs are called by their property."""
+    properties = {name: quantity for quantity, name in names.items()}
     renamed = {
         part: {properties.get(name, name): state for name, state in content[part].items()}
         for part in ("normalizers", "elementrefs")
@@ -180,15 +172,15 @@ def _by_property(content: dict, names: Mapping[str, str]) -> dict:
     return {**content, **renamed}
 
 
-def _add_judged(names: Mapping[str, str], model: nn.Module, arguments: tuple, outputs: dict[str, Any]) -> dict[str, Any]:
-    """Forward hook: the judged outputs of a model by their property too."""
+def _by_both_names(names: Mapping[str, str], model: nn.Module, arguments: tuple, outputs: dict[str, Any]) -> dict[str, Any]:
+    """Forward hook: the evaluated outputs of a model by their property too."""
     return {**outputs, **{property_: predicted(outputs, property_, name) for property_, name in names.items()}}
 
 
 class CheckpointEvaluator:
     """A checkpoint ready to be validated on any number of datasets.
 
-    Its energy and its forces are judged; what else it predicts is not computed from the model's outputs.
+    Its energy and its forces are evaluated; what else it predicts is not computed from the model's outputs.
 
     Attributes:
         architecture: fairchem's name of the model, or of a hydra's backbone.
@@ -222,32 +214,33 @@ class CheckpointEvaluator:
         content = read_checkpoint(checkpoint)
         self.progress = trained_progress(content, checkpoint)
         name, attributes = model_config(content, checkpoint)
-        names, outputs = judged_outputs(content["config"], checkpoint)
+        names, outputs = evaluated_outputs(content["config"], checkpoint)
         if atoms is not None:
             outputs[keys.FORCES]["eval_on_free_atoms"] = atoms == "free"
         self.atoms: Atoms = "free" if outputs[keys.FORCES]["eval_on_free_atoms"] else "all"
         self._checkpoint, self._dataset = checkpoint, dataset
-        self._trainer = _Trainer(
-            task={},
-            model={"name": name, **attributes},
-            outputs=outputs,
-            dataset={},
-            optimizer={"batch_size": batch_size, "eval_batch_size": batch_size, "num_workers": 0},
-            loss_functions=LOSSES,
-            evaluation_metrics={"metrics": METRICS},
-            identifier="",
-            local_rank=device,
-            is_debug=True,  # writes no files
-            seed=0,
-            cpu=cpu,
-            inference_only=True,
-        )
+        with reading_safely(attributes):  # its config may name a file of scale factors
+            self._trainer = _Trainer(
+                task={},
+                model={"name": name, **attributes},
+                outputs=outputs,
+                dataset={},
+                optimizer={"batch_size": batch_size, "eval_batch_size": batch_size, "num_workers": 0},
+                loss_functions=LOSSES,
+                evaluation_metrics={"metrics": METRICS},
+                identifier="",
+                local_rank=device,
+                is_debug=True,  # writes no files
+                seed=0,
+                cpu=cpu,
+                inference_only=True,
+            )
         self.architecture = architecture(self._trainer._unwrapped_model)
         self.parameters = sum(parameter.numel() for parameter in self._trainer._unwrapped_model.parameters())
         if content.get("ema"):  # validate and predict take the averaged weights, as they do in `--mode validate`
             self._trainer.ema = ExponentialMovingAverage(self._trainer.model.parameters(), content["ema"]["decay"])
         self._trainer.load_checkpoint(str(checkpoint), _by_property(content, names), inference_only=True)
-        self._trainer._unwrapped_model.register_forward_hook(partial(_add_judged, names))
+        self._trainer._unwrapped_model.register_forward_hook(partial(_by_both_names, names))
         self._trainer.load_loss()
         self._random = _random_state()
 
@@ -259,7 +252,7 @@ class CheckpointEvaluator:
 
     def _load(self, src: Path, options: Optional[dict] = None) -> DataLoader:
         self._trainer.val_loader = self._trainer.val_sampler = self._trainer.val_dataset = None
-        gc.collect()  # closes the last data set's LMDB, which one process may open only once
+        close_unused()
         options = copy.deepcopy(self._dataset if options is None else options)  # a dataset adds to nested ones
         self._trainer.config["val_dataset"] = {**options, "src": str(src), "use_train_settings": False}
         self._trainer.load_datasets()
@@ -271,7 +264,7 @@ class CheckpointEvaluator:
         return self.metrics_and_errors(src)[0]
 
     def metrics_and_errors(self, src: Path) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        """`metrics`, and what they are the means of: the errors of each system, in an order that the dataset alone decides.
+        """`metrics`, and what they are the means of: the errors of each system, in an order that only the dataset decides.
 
         energy_mae = mean_k energy_k and forces_mae = sum_k forces_k / sum_k components_k over the systems k.
 
@@ -285,28 +278,11 @@ class CheckpointEvaluator:
         self._load(src)
         self._as_in_a_fresh_process()
         self._trainer.system_errors = SystemErrors()
-        found = self._trainer.validate(disable_tqdm=True)
-        metrics = {name: float(value["metric"]) for name, value in found.items() if name != "loss"}
+        validated = self._trainer.validate(disable_tqdm=True)
+        metrics = {name: float(value["metric"]) for name, value in validated.items() if name != "loss"}
         errors = self._trainer.system_errors.arrays()
         check_errors(errors, f"{self._checkpoint} on {src}")
         return metrics, errors
-
-    def atoms_per_second(self, src: Path, *, repeats: int = 3) -> float:
-        """Atoms per second of inference on a batch of the dataset at `src`, median of `repeats` after one to warm up."""
-        self._load(src)
-        batches = list(islice(self._trainer.val_loader, 1))
-        atoms = sum(int(batch.natoms.sum()) for batch in batches)
-        self._trainer.model.eval()
-        seconds = []
-        for _ in range(repeats + 1):
-            start = time.perf_counter()
-            with torch.no_grad():
-                for batch in batches:
-                    self._trainer._forward(batch)
-            if self._trainer.device.type == "cuda":
-                torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - start)
-        return atoms / statistics.median(seconds[1:])
 
     def predict(self, src: Path, directory: Path) -> Path:
         """fairchem's predictions of a dataset, which needs no labels; the .npz file that its `--mode predict` writes."""

@@ -34,8 +34,8 @@ def write_submission(evaluator: CheckpointEvaluator, test: dict[str, Path], file
     with tempfile.TemporaryDirectory(dir=file.parent) as directory, contextlib.redirect_stdout(None):
         predictions = {split: str(evaluator.predict(test[split], Path(directory) / split)) for split in TEST_SPLITS}
         for split, path in predictions.items():
-            with np.load(path) as found:
-                if not (np.isfinite(found["energy"]).all() and np.isfinite(found["forces"]).all()):
+            with np.load(path) as arrays:
+                if not (np.isfinite(arrays["energy"]).all() and np.isfinite(arrays["forces"]).all()):
                     raise ValueError(f"--test {split}={test[split]}: predictions of energies or forces are not finite.")
         joined = Path(directory) / "submission.npz"
         make_submission_file.main(

@@ -26,10 +26,11 @@ from torch import Tensor
 from torch_geometric.data import Batch
 
 from fairchem_crack.adapters import architecture
-from fairchem_crack.evaluation.time_and_memory import WARM_UP, peak_growth
+from fairchem_crack.evaluation import time_and_memory
+from fairchem_crack.evaluation.time_and_memory import elapsed, now
 from fairchem_crack.io.boundaries import OwnBoundaries
+from fairchem_crack.io.checkpoints import model_config, read_checkpoint, reading_safely
 from fairchem_crack.io.progress import progress_of
-from fairchem_crack.teacher.frozen import model_config, read_checkpoint
 
 # fairchem's batched relaxation does not run with ase >= 3.26, whose `Optimizable` asks for more methods
 RELAXES_IN_BATCHES = not inspect.isabstract(OptimizableBatch)
@@ -51,7 +52,7 @@ def quiet() -> Iterator[None]:
 
 
 class Model:
-    """A checkpoint behind fairchem's own OCPCalculator, as its users run it.
+    """A checkpoint in fairchem's own OCPCalculator, as its users run it.
 
     Attributes:
         architecture: fairchem's name of the model, or of a hydra's backbone.
@@ -73,7 +74,7 @@ class Model:
         content = read_checkpoint(checkpoint)
         model_config(content, checkpoint)  # says what is wrong with a file
         self.checkpoint, self.progress = checkpoint, progress_of(content)
-        with quiet():
+        with quiet(), reading_safely(content["config"]):
             self.calculator = OCPCalculator(checkpoint_path=str(checkpoint), cpu=cpu, seed=0)
         self.trainer = self.calculator.trainer
         OwnBoundaries(self.trainer._unwrapped_model)
@@ -91,26 +92,14 @@ class Model:
         return self.trainer.predict(batch, per_image=False, disable_tqdm=True)
 
 
-def now(device: torch.device) -> float:
-    """Seconds of the clock, once the device's work is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
 def forward_seconds(model: Model, batch: Batch) -> float:
     """Seconds of a forward of a batch that is on the host, without its conversion from `Atoms`."""
-    batch = batch.clone()  # a forward moves its batch to the device
-    start = now(model.device)
-    model.forward(batch)
-    return now(model.device) - start
+    return elapsed(model.forward, model.device, batch.clone())  # a forward moves its batch to the device
 
 
 def warm_up(model: Model, batch: Batch) -> int | None:
-    """Run a batch as often as torch.jit needs to settle; by how many bytes memory grew in the last run, if known."""
-    for _ in range(WARM_UP - 1):
-        model.forward(batch.clone())
-    return peak_growth(lambda: model.forward(batch.clone()), model.device)[1]
+    """See `time_and_memory.warm_up`."""
+    return time_and_memory.warm_up(lambda: model.forward(batch.clone()), model.device)
 
 
 def single_point_seconds(model: Model, system: Atoms, seed: int) -> float:
@@ -121,9 +110,7 @@ def single_point_seconds(model: Model, system: Atoms, seed: int) -> float:
     seconds = []
     for _ in range(SINGLE_POINTS):
         atoms.positions += random.normal(scale=NUDGE, size=(len(atoms), 3))
-        start = now(model.device)
-        atoms.get_forces()
-        seconds.append(now(model.device) - start)
+        seconds.append(elapsed(atoms.get_forces, model.device))
     return statistics.median(seconds)
 
 
@@ -146,9 +133,7 @@ def run_dynamics(model: Model, system: Atoms, *, steps: int, time_step: float, s
     MaxwellBoltzmannDistribution(atoms, temperature_K=TEMPERATURE, rng=np.random.RandomState(seed))
     dynamics = VelocityVerlet(atoms, timestep=time_step * units.fs)
     dynamics.run(1)
-    start = now(model.device)
-    dynamics.run(steps)
-    return Dynamics((now(model.device) - start) / steps, atoms.get_temperature())
+    return Dynamics(elapsed(dynamics.run, model.device, steps) / steps, atoms.get_temperature())
 
 
 def ns_per_day(seconds_per_step: float, time_step: float) -> float:
@@ -192,7 +177,7 @@ def relax(model: Model, systems: list[Atoms], *, fmax: float, most_steps: int) -
 def _relax_batch(model: Model, systems: list[Atoms], fmax: float, most_steps: int) -> tuple:
     counter = _StepCounter(model, len(systems), fmax)
     batch = ml_relax(model.batch(systems), counter, steps=most_steps, fmax=fmax, relax_opt=dict(LBFGS))
-    order = torch.argsort(batch.sid.cpu()).tolist()  # another one where memory asked for smaller batches
+    order = torch.argsort(batch.sid.cpu()).tolist()  # another order where memory required smaller batches
     positions = torch.split(batch.pos.cpu(), batch.natoms.tolist())
     return (
         np.minimum(counter.steps.numpy(), most_steps),  # the last forward moves nothing
@@ -212,13 +197,13 @@ class _StepCounter:
         self.active = torch.ones(systems, dtype=torch.bool)  # as fairchem does: once converged, always converged
 
     def predict(self, batch: Batch, **options: Any) -> dict[str, Tensor]:
-        found = self._model.trainer.predict(batch, **options)
-        norms = found["forces"].norm(dim=1) * (batch.fixed == 0)  # (N,) eV/A
+        outputs = self._model.trainer.predict(batch, **options)
+        norms = outputs["forces"].norm(dim=1) * (batch.fixed == 0)  # (N,) eV/A
         largest = norms.new_zeros(len(batch.natoms)).scatter_reduce(0, batch.batch, norms, "amax")
         sid = batch.sid.cpu()
         self.active[sid] &= (largest >= self._fmax).cpu()
         self.steps[sid] += self.active[sid]
-        return found
+        return outputs
 
 
 def _relax_one_by_one(model: Model, systems: list[Atoms], fmax: float, most_steps: int) -> tuple:

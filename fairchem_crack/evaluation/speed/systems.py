@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from itertools import cycle, islice, product
 from pathlib import Path
 
@@ -12,9 +11,9 @@ from ase.build import add_adsorbate, fcc111
 from ase.constraints import FixAtoms
 from ase.io import read
 from ase.io.formats import UnknownFileTypeError
-from fairchem.core.datasets import LmdbDataset
 
 from fairchem_crack.io.atoms import to_atoms
+from fairchem_crack.io.datasets import Records
 
 METALS = ("Al", "Ni", "Cu", "Pd", "Ag", "Pt", "Au")  # fcc, with the lattice constants that ASE has
 SITES = ("fcc", "hcp", "bridge", "ontop")
@@ -39,11 +38,8 @@ def read_systems(source: Path, count: int) -> list[Atoms]:
             raise ValueError(
                 f"--data {source}: no .lmdb file in it. Give a directory of OC20's LMDBs, or a file that ASE reads."
             )
-        dataset = LmdbDataset({"src": str(source)})
-        records = [dataset[index] for index in range(min(count, len(dataset)))]
-        del dataset
-        gc.collect()  # closes the LMDB, which one process may open only once
-        systems = [to_atoms(record) for record in records]
+        with Records({"src": str(source)}) as records:
+            systems = [to_atoms(record) for record in records.first(count)]
     else:
         try:
             systems = list(islice(read(source, ":"), count))

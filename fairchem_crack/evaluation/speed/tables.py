@@ -1,4 +1,4 @@
-"""The figures of `fairchem-crack bench` as text."""
+"""What `fairchem-crack bench` prints."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
+from fairchem_crack.evaluation.intervals import Interval
+from fairchem_crack.evaluation.tables import Cell, cell, text_table
 from fairchem_crack.io.progress import Progress
 
 HOT = 2000.0  # K: molecular dynamics that begin at 300 K and get there have left what the model describes
@@ -14,104 +16,86 @@ MIB = 2**20
 
 def report(content: dict[str, Any]) -> str:
     """The tables: medians, in brackets min and max of the repeats."""
-    checkpoints = content["checkpoints"]
-    options = content["options"]
-    atoms = content["systems"]["atoms"]
-    spread = f"{min(atoms)}" if min(atoms) == max(atoms) else f"{min(atoms)} to {max(atoms)}"
-    lines = [
-        f"{content['machine']}. Systems: {content['systems']['source']}, {spread} atoms.",
-        f"Median [least, largest] of {options['repeats']} repeats; x is times as fast as {content['reference']}.",
-        "",
-        *_table(
-            ["checkpoint", "architecture", "parameters", "trained to"],
+    checkpoints, options, atoms = content["checkpoints"], content["options"], content["systems"]["atoms"]
+    size = f"{min(atoms)}" if min(atoms) == max(atoms) else f"{min(atoms)} to {max(atoms)}"
+    models = [
+        [name, model["architecture"], f"{model['parameters'] / 1e6:.3f}M", Progress(model["step"], model["epoch"])]
+        for name, model in checkpoints.items()
+    ]
+    parts = [
+        f"{content['machine']}. Systems: {content['systems']['source']}, {size} atoms.\n"
+        f"Median [min, max] of {options['repeats']} repeats; x is times as fast as {content['reference']}.",
+        "\n".join(
             [
-                [name, one["architecture"], f"{one['parameters'] / 1e6:.3f}M", str(Progress(one["step"], one["epoch"]))]
-                for name, one in checkpoints.items()
-            ],
+                text_table(["checkpoint", "architecture", "parameters", "trained to"], models),
+                *(f"WARNING: {name} is of step 0, untrained." for name, model in checkpoints.items() if model["step"] == 0),
+            ]
         ),
-        *(f"WARNING: {name} is of step 0, untrained." for name, one in checkpoints.items() if one["step"] == 0),
     ]
     for quantity, section in SECTIONS.items():
-        if all(quantity in one for one in checkpoints.values()):
-            lines += ["", *section(checkpoints, options)]
-    return "\n".join(lines)
+        if all(quantity in model for model in checkpoints.values()):
+            parts.append(section(checkpoints, options))
+    return "\n\n".join(parts)
 
 
-def cell(values: Sequence[float], digits: int = 3) -> str:
-    """Median, min and max to so many significant digits."""
-    return f"{number(median(values), digits)} [{number(min(values), digits)}, {number(max(values), digits)}]"
-
-
-def number(value: float, digits: int = 3) -> str:
-    """To so many significant digits, without exponent: 12300, 1.23, 0.00123."""
-    rounded = float(f"{value:.{digits}g}")
-    decimals = max(0, digits - 1 - int(f"{rounded:e}".partition("e")[2]))
-    return f"{rounded:,.{decimals}f}"
+def repeats(values: Sequence[float]) -> Cell:
+    """Median, min and max."""
+    return cell(Interval(median(values), min(values), max(values)))
 
 
 def _speed(ratios: Sequence[float]) -> str:
     """Of the reference, whose ratios are exactly 1, and of what did not fit into memory: nothing."""
-    return "" if all(ratio == 1 for ratio in ratios) else f"{cell(ratios)} x"
+    return "" if all(ratio == 1 for ratio in ratios) else f"{repeats(ratios)} x"
 
 
-def _throughput(checkpoints: dict[str, Any], options: dict[str, Any]) -> list[str]:
+def _throughput(checkpoints: dict[str, Any], options: dict[str, Any]) -> str:
     rows = []
-    for name, one in checkpoints.items():
-        for size, found in one["throughput"].items():
-            rate = cell(found["atoms_per_second"]) if found else "out of memory"
-            peak = found.get("peak_bytes")
-            ratio = one["ratios"]["throughput"][size]
+    for name, model in checkpoints.items():
+        for size, measured in model["throughput"].items():
+            rate = repeats(measured["atoms_per_second"]) if measured else "out of memory"
+            peak = measured.get("peak_bytes")
+            ratio = model["ratios"]["throughput"][size]
             rows.append([name, size, rate, "" if peak is None else f"{peak / MIB:,.0f}", _speed(ratio)])
     title = "Batches: energy and forces, edges on the fly. Memory: growth beyond the loaded model, at its peak."
-    return [title, *_table(["checkpoint", "batch", "atoms/s", "peak MiB", "speed"], rows)]
+    return f"{title}\n{text_table(['checkpoint', 'batch', 'atoms/s', 'peak MiB', 'speed'], rows)}"
 
 
-def _latency(checkpoints: dict[str, Any], options: dict[str, Any]) -> list[str]:
+def _latency(checkpoints: dict[str, Any], options: dict[str, Any]) -> str:
     rows = [
-        [name, cell([1e3 * value for value in one["latency"]["seconds"]]), _speed(one["ratios"]["latency"])]
-        for name, one in checkpoints.items()
+        [name, repeats([1e3 * value for value in model["latency"]["seconds"]]), _speed(model["ratios"]["latency"])]
+        for name, model in checkpoints.items()
     ]
-    return ["A single point through OCPCalculator, one system.", *_table(["checkpoint", "ms", "speed"], rows)]
+    return f"A single point through OCPCalculator, one system.\n{text_table(['checkpoint', 'ms', 'speed'], rows)}"
 
 
-def _dynamics(checkpoints: dict[str, Any], options: dict[str, Any]) -> list[str]:
+def _dynamics(checkpoints: dict[str, Any], options: dict[str, Any]) -> str:
     rows, hot = [], []
-    for name, one in checkpoints.items():
-        found = one["dynamics"]
-        seconds = [1e3 * value for value in found["seconds_per_step"]]
-        rows.append([name, cell(found["ns_per_day"]), cell(seconds), _speed(one["ratios"]["dynamics"])])
-        if not max(found["temperature"]) < HOT:  # NaN too
-            hot.append(f"{name} reached {max(found['temperature']):,.0f} K within {options['md_steps']} steps.")
+    for name, model in checkpoints.items():
+        measured = model["dynamics"]
+        milliseconds = [1e3 * value for value in measured["seconds_per_step"]]
+        rows.append([name, repeats(measured["ns_per_day"]), repeats(milliseconds), _speed(model["ratios"]["dynamics"])])
+        if not max(measured["temperature"]) < HOT:  # NaN too
+            hot.append(f"\n{name} reached {max(measured['temperature']):,.0f} K within {options['md_steps']} steps.")
     step = f"{options['time_step_fs']:g} fs"
     title = f"Molecular dynamics: {options['md_steps']} steps of {step} with ASE's VelocityVerlet from 300 K, one system."
-    return [title, *_table(["checkpoint", "ns/day", "ms/step", "speed"], rows), *hot]
+    return f"{title}\n{text_table(['checkpoint', 'ns/day', 'ms/step', 'speed'], rows)}{''.join(hot)}"
 
 
-def _relaxation(checkpoints: dict[str, Any], options: dict[str, Any]) -> list[str]:
-    rows = [
-        [
-            name,
-            cell(one["relaxation"]["per_hour"]),
-            cell(one["relaxation"]["steps"]),
-            f"{sum(one['relaxation']['converged']) / len(one['relaxation']['converged']):.0%}",
-            cell(one["relaxation"]["steps_per_second"]),
-            _speed(one["ratios"]["relaxation"]),
-        ]
-        for name, one in checkpoints.items()
-    ]
+def _relaxation(checkpoints: dict[str, Any], options: dict[str, Any]) -> str:
+    rows = []
+    for name, model in checkpoints.items():
+        measured = model["relaxation"]
+        converged = f"{sum(measured['converged']) / len(measured['converged']):.0%}"
+        counts = [repeats(measured[quantity]) for quantity in ("per_hour", "steps", "steps_per_second")]
+        rows.append([name, *counts[:2], converged, counts[2], _speed(model["ratios"]["relaxation"])])
     batched = f"batches of {options['relax_batch_size']} with fairchem's LBFGS"
     single = "one by one with ASE's FIRE (fairchem's batched relaxation needs ase < 3.26)"
     title = (
         f"Relaxations: {batched if options['relaxes_in_batches'] else single}, to {options['fmax_ev_per_angstrom']:g} eV/A, "
-        f"at most {options['relax_steps']} steps. Not converged ones count as done."
+        f"at most {options['relax_steps']} steps. Those that did not converge count as well."
     )
-    heads = ["checkpoint", "per hour", "steps of each", "converged", "steps/s, all systems", "speed"]
-    return [title, *_table(heads, rows)]
+    headings = ["checkpoint", "per hour", "steps of each", "converged", "steps/s, all systems", "speed"]
+    return f"{title}\n{text_table(headings, rows)}"
 
 
 SECTIONS = {"throughput": _throughput, "latency": _latency, "dynamics": _dynamics, "relaxation": _relaxation}
-
-
-def _table(heads: list[str], rows: list[list[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(heads, *rows)]
-    return ["  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in (heads, *rows)]

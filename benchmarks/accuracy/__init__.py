@@ -1,0 +1,1 @@
+"""Accuracy of distilled students: methods, students, seeds."""

@@ -1,0 +1,198 @@
+"""A run of the accuracy benchmark: its data, its YAML, its training by the stock command, its rows."""
+
+from __future__ import annotations
+
+import math
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from benchmarks import ROOT
+from benchmarks.accuracy.plan import TEACHER, Plan, Run
+from benchmarks.accuracy.table import Table, locked
+from fairchem_crack.io.files import write_text
+
+SPLITS = ("val_id", "val_ood_ads", "val_ood_cat", "val_ood_both")
+METRICS = ("energy_mae", "forces_mae", "forces_cosine_similarity", "energy_forces_within_threshold")
+ERRORS = (
+    "energy",
+    "forces",
+    "components",
+)  # of `CheckpointEvaluator.metrics_and_errors`, in errors.npz as RUN/SPLIT, (3, K)
+DATASET = {"format": "lmdb", "key_mapping": {"y": "energy", "force": "forces"}}
+VALIDATIONS = 5  # in a training; the weights of the best one are evaluated
+COMMANDS = Path(sys.executable).parent
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The directory of a benchmark: the rows of each table, data/, caches/, and runs/NAME.{yml,log,lock} of each run."""
+
+    directory: Path
+
+    @property
+    def preparing(self) -> Path:
+        """The lock of a process that writes what others need, too."""
+        return self.directory / ".preparing.lock"
+
+    def relative(self, path: Path) -> str:
+        """A path from the directory."""
+        return str(path.relative_to(self.directory))
+
+    def table(self, name: str) -> Table:
+        """The rows of a table of experiments.yml, or of costs."""
+        return Table(self.directory / f"{name}.csv")
+
+    def data(self, systems: int | None, split: str = "") -> Path:
+        """A split of the demo's data, of so many systems to train on, or to validate on."""
+        return self.directory / "data" / ("validation" if systems is None else f"train-{systems}") / split
+
+    def cache(self, run: Run, *, has_jacobian: bool) -> Path:
+        """The teacher's cache of a run; one with rows of the Jacobian takes many times as long to write."""
+        return self.directory / "caches" / f"{run.teacher}-{run.train_systems}{'-jacobian' * has_jacobian}"
+
+    def file(self, run: Run, suffix: str) -> Path:
+        """A file of the run."""
+        return self.directory / "runs" / f"{run.name}.{suffix}"
+
+    def checkpoint(self, run: Run, name: str) -> Path:
+        """A checkpoint of the run."""
+        return self.directory / "runs/checkpoints" / run.name / name
+
+
+@cache
+def student_options(file: Path) -> dict[str, Any]:
+    """The student's own YAML."""
+    from fairchem.core.common.utils import load_config
+
+    return load_config(str(file))[0]
+
+
+def schedule(*, steps: int, systems: int, batch_size: int) -> dict[str, int]:
+    """The options of `optim` for so many steps, in whole epochs, at least one."""
+    batches = math.ceil(systems / batch_size)
+    epochs = max(1, round(steps / batches))
+    # The last validation is at most four steps before the end, where the learning rate has come down.
+    return {"max_epochs": epochs, "total_steps": epochs * batches, "eval_every": max(1, epochs * batches // VALIDATIONS)}
+
+
+def training_config(run: Run, plan: Plan, workspace: Workspace, *, steps: int) -> dict[str, Any]:
+    """The YAML of a run: the student's own, included, and what its data, method and budget change.
+
+    Paths are relative to the workspace, which may be moved.
+    """
+    from fairchem.core.common.utils import merge_dicts
+
+    assert run.train_systems is not None
+    base_file = ROOT / plan.students[run.student]
+    base, terms = student_options(base_file), plan.terms(run)
+    config: dict[str, Any] = {
+        "includes": [str(base_file)],
+        "trainer": "fairchem_crack.CrackDistillTrainer" if terms else "ocp",
+        "dataset": {
+            "train": {"src": workspace.relative(workspace.data(run.train_systems, "train"))},
+            "val": {"src": workspace.relative(workspace.data(None, "val_id"))},
+        },
+        "loss_functions": [*base["loss_functions"], *terms],
+        "optim": schedule(steps=steps, systems=run.train_systems, batch_size=base["optim"]["batch_size"]),
+        "logger": "tensorboard",
+    }
+    if terms:
+        cache = workspace.relative(workspace.cache(run, has_jacobian=plan.needs_jacobian(run)))
+        teacher = {"checkpoint": str(ROOT / plan.teachers[run.teacher]), "cache": cache}
+        own = plan.methods[run.method.partition("@")[0]].get("distill", {})
+        config["task"] = {"distill": merge_dicts({"teacher": teacher}, own)[0]}
+    return config
+
+
+def write_config(run: Run, config: dict[str, Any], workspace: Workspace) -> None:
+    """Write the YAML of a run.
+
+    Raises:
+        ValueError: its training began with another YAML.
+    """
+    file, text = workspace.file(run, "yml"), yaml.safe_dump(config, sort_keys=False)
+    checkpoint = workspace.checkpoint(run, "checkpoint.pt")
+    if checkpoint.exists() and file.exists() and file.read_text() != text:
+        raise ValueError(
+            f"{run.name} began with other settings than those of experiments.yml today: compare {file}. Choose another "
+            f"directory; or remove {file}, {checkpoint.parent} and, if there are any, its rows from the CSV."
+        )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, text)
+
+
+def prepare(run: Run, plan: Plan, workspace: Workspace, *, device: str) -> None:
+    """Write the data and the teacher's cache that a run needs, unless they are there; other processes wait."""
+    from fairchem_crack.demo.prepare import prepare_demo
+
+    sizes: dict[int | None, dict[str, int]] = {None: dict.fromkeys(SPLITS, plan.validation_systems)}
+    if run.train_systems is not None:
+        sizes[run.train_systems] = {"train": run.train_systems}
+    with locked(workspace.preparing):
+        for systems, splits in sizes.items():
+            prepare_demo(workspace.data(systems), sizes=splits, seed=0, workers=1)
+        if run.student and run.teacher:
+            has_jacobian = plan.needs_jacobian(run)
+            if (workspace.cache(run, has_jacobian=has_jacobian) / "header.json").exists():  # written last
+                return
+            command = [COMMANDS / "fairchem-crack", "cache-teacher", "--config-yml", workspace.file(run, "yml"), "--vectors"]
+            command += ["--jacobian-rows", str(plan.jacobian_rows * has_jacobian), *["--cpu"] * (device == "cpu")]
+            subprocess.run(command, cwd=workspace.directory, check=True)
+
+
+def train(run: Run, workspace: Workspace, *, device: str, lock: int) -> dict[str, Any]:
+    """Train by the stock command, or resume at the last checkpoint.
+
+    Returns:
+        The columns of a row that say what it took: `cpu_seconds` and `seconds` of the whole process, start and validations
+        included; of a training that was interrupted they are not known.
+    """
+    was_interrupted = workspace.checkpoint(run, "checkpoint.pt").exists()
+    command = [COMMANDS / "fairchem", "--mode", "train", "--config-yml", workspace.file(run, "yml"), "--seed", str(run.seed)]
+    command += ["--run-dir", workspace.directory / "runs", "--timestamp-id", run.name, *["--cpu"] * (device == "cpu")]
+    start, cpu_start = time.perf_counter(), _cpu_seconds()
+    with workspace.file(run, "log").open("a") as log:
+        # It inherits the lock: when this process is killed, no other begins the run while the training lives.
+        files = {"stdout": log, "stderr": subprocess.STDOUT, "pass_fds": [lock]}
+        subprocess.run(command, cwd=workspace.directory, check=True, **files)
+    return {
+        "steps": yaml.safe_load(workspace.file(run, "yml").read_text())["optim"]["total_steps"],
+        "cpu_seconds": "" if was_interrupted else _cpu_seconds() - cpu_start,
+        "seconds": "" if was_interrupted else time.perf_counter() - start,
+    }
+
+
+def _cpu_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def work(run: Run, plan: Plan, workspace: Workspace, table: str, *, device: str, lock: int) -> dict[str, Any]:
+    """Train, unless it is a teacher, evaluate, and append the rows; the first of them."""
+    prepare(run, plan, workspace, device=device)
+    cost: dict[str, Any] = {"steps": "", "cpu_seconds": "", "seconds": ""}
+    if run.method == TEACHER:
+        checkpoint = ROOT / plan.teachers[run.teacher]
+    else:
+        cost = train(run, workspace, device=device, lock=lock)
+        checkpoint = workspace.checkpoint(run, "best_checkpoint.pt")
+    from fairchem_crack.evaluation.s2ef.evaluator import CheckpointEvaluator
+
+    evaluator = CheckpointEvaluator(checkpoint, DATASET, cpu=device == "cpu")
+    splits = plan.tables[table]["splits"]
+    rows, errors = [], {}
+    for split in splits:
+        metrics, of_systems = evaluator.metrics_and_errors(workspace.data(None, split))
+        errors[f"{run.name}/{split}"] = np.stack([of_systems[name] for name in ERRORS])  # (3, K)
+        rows.append({**asdict(run), "split": split, **{name: metrics[name] for name in METRICS}, **cost})
+    workspace.table(table).append(rows, errors if len(splits) == len(SPLITS) else {})  # a tuning has no intervals
+    return rows[0]

@@ -1,0 +1,1 @@
+"""Adsorption energies on many surfaces, by students and teacher."""

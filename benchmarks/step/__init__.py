@@ -1,0 +1,1 @@
+"""A training step: undistilled, from a teacher cache, with the teacher online."""

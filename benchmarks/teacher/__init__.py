@@ -1,0 +1,1 @@
+"""The teacher's speed: settled edges, bfloat16, torch.compile."""

@@ -1,0 +1,134 @@
+"""What is looked at before the first step: whether student, teacher and data can do what the terms need.
+
+Each check raises a ValueError that names the option or the systems; those of data take a sample of the training data.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Optional, Union
+
+from fairchem.core.common import distutils
+from torch import Tensor
+from torch_geometric.data import Batch
+
+from fairchem_crack import keys
+from fairchem_crack.adapters import Features
+from fairchem_crack.adapters.outputs import ModelOutputs
+from fairchem_crack.config import TermConfig
+from fairchem_crack.io.boundaries import count_edges
+from fairchem_crack.io.named_records import check_cells, listed
+from fairchem_crack.teacher.cached import CachedTeacher
+from fairchem_crack.teacher.frozen import Teacher, TeacherOutputs
+from fairchem_crack.training.agreement import energy_agreement, explanation
+from fairchem_crack.training.guard import teacher_faults
+from fairchem_crack.training.terms import COMPARED_AS, teacher_fields
+
+AnyTeacher = Union[Teacher, CachedTeacher]
+
+
+def check_term(term: TermConfig, student: Features, name: str, teacher: AnyTeacher, outputs: ModelOutputs) -> None:
+    """Raise ValueError for a term that needs what the student or the teacher does not have.
+
+    Args:
+        name: of the student's architecture.
+        outputs: the student's.
+    """
+    fields = teacher_fields(term)
+    for property_, compared in COMPARED_AS.items():
+        if not fields.isdisjoint(compared):
+            _ = outputs[property_]  # the student has one such output
+    if keys.VECTOR_EMBEDDING in fields:
+        _check_vectors(term, f"student, `{name}`,", student.vector_width)
+        cache = " in its cache; write one with --vectors" if isinstance(teacher, CachedTeacher) else ""
+        _check_vectors(term, f"teacher, `{teacher.name}`,", teacher.vector_width, cache)
+    if term.key == keys.FORCE_JACOBIAN and not student.has_position_gradients:
+        raise ValueError(
+            f"loss_functions: `{term.key}` needs a student whose forces can be differentiated; `{name}` detaches the "
+            "rotations of its edges from the positions. Leave the term out, or take another student."
+        )
+
+
+def _check_vectors(term: TermConfig, model: str, width: int, where: str = "") -> None:
+    if not width:
+        raise ValueError(
+            f"loss_functions: `{term.key}` needs an l=1 embedding, which the {model} does not provide{where}. Leave the "
+            "term out."
+        )
+
+
+def check_elements(atomic_numbers: Tensor, student: Features, teacher: AnyTeacher, where: str) -> None:
+    """Raise ValueError when the teacher or the student has no embedding for an element."""
+    largest = int(atomic_numbers.max())
+    for role, limit in {"teacher": teacher.max_atomic_number, "student": student.max_atomic_number}.items():
+        if largest > limit:
+            raise ValueError(
+                f"{where} holds an atom of atomic number {largest}; the {role} knows elements up to "
+                f"{limit}. Leave such systems out"
+                + (", or raise the model's `num_elements`." if role == "student" else ", or take another teacher.")
+            )
+
+
+def check_neighbors(batch: Batch, student: Features, teacher: AnyTeacher) -> None:
+    """Raise ValueError for a system without any edge, or without images, on which fairchem's models fail obscurely."""
+    backbone = student.backbone
+    graphs = {
+        "teacher": (teacher.cutoff, teacher.use_pbc),
+        "student": (getattr(backbone, "cutoff", None), getattr(backbone, "use_pbc", True)),
+    }
+    for role, (cutoff, use_pbc) in graphs.items():
+        if cutoff is None:
+            continue
+        if use_pbc:
+            check_cells(batch, "dataset.train")
+        edges = count_edges(batch, cutoff, use_pbc=use_pbc)  # (B,)
+        if (edges == 0).any():
+            isolated = (edges == 0).nonzero()[:, 0].tolist()
+            raise ValueError(
+                f"dataset.train: in {len(isolated)} of a sample of {len(edges)} systems ({listed(batch, isolated)}) no atom "
+                f"has a neighbor within the {role}'s cutoff, {cutoff} A. Leave such systems out; check the cells."
+            )
+
+
+def check_embeddings(outputs: TeacherOutputs, batch: Batch, teacher: AnyTeacher) -> None:
+    """Raise ValueError where the scale of the channels would not be finite, and with it no step."""
+    embeddings = {name: getattr(outputs, name) for name in (keys.NODE_EMBEDDING, keys.VECTOR_EMBEDDING)}
+    if faults := teacher_faults(((name, value) for name, value in embeddings.items() if value is not None), batch):
+        raise ValueError(
+            f"Teacher {teacher.checkpoint}: in a sample of dataset.train, not finite are the {'; '.join(faults)}. "
+            "Leave such systems out, or try task.distill.teacher.precision: float32."
+        )
+
+
+def warn_of_another_zero(
+    terms: Iterable[TermConfig], label: Optional[Tensor], outputs: TeacherOutputs, batch: Batch
+) -> None:
+    """Warn where a term and the label of the same energy would pull the student apart.
+
+    Args:
+        label: (B,) eV, energies on which the student trains; None where these are the teacher's, or none.
+    """
+    compared = [term.key for term in terms if keys.ENERGY in teacher_fields(term)]
+    if not compared or label is None:
+        return
+    agreement = energy_agreement(label, outputs[keys.ENERGY], batch)
+    if not agreement.is_plausible and distutils.is_master():
+        logging.warning(f"dataset.train: in a sample {explanation(agreement, compared)}")
+
+
+def check_pairs(pairs: int, batch: Batch, graph: str) -> None:
+    """Raise ValueError where no two atoms of the sample are a pair: there is no relation to learn.
+
+    Args:
+        pairs: P, of the sample.
+        graph: whose, "teacher" or "student".
+    """
+    if pairs:
+        return
+    atoms = "each has one atom" if batch.natoms.max() == 1 else "no two atoms are within the model's cutoff"
+    raise ValueError(
+        f"task.distill.relations: the {graph}'s graph joins no pair of atoms in a sample of "
+        f"{len(batch.natoms)} systems of dataset.train: {atoms}. Relations need systems of several bonded atoms; "
+        f"check dataset.train.src, or distil without `{keys.RELATIONS}`."
+    )

@@ -1,0 +1,45 @@
+"""How far numbers may differ, by the reason that they differ; relative where no unit is given.
+
+A pair of tolerances is given whole, `assert_close(a, b, **FLOAT32)`. A tolerance that belongs to one statement stays in its
+test, beside its reason: the spread of a statistic, the digits of a printed figure, the share of one threshold among many.
+"""
+
+from __future__ import annotations
+
+# ---- numbers of a run or a model, in float32
+# The same operations on the same numbers: a run that resumed, a checkpoint that was loaded. Of errors also in eV and eV/A.
+REPEATED = 1e-6
+# The same sums in another order: other batches, ranks or threads, a total of terms.
+REORDERED = 1e-5
+# Errors on a split whose systems were batched or read otherwise: PaiNN's choice among equal distances depends on the batch.
+REBATCHED = 1e-4
+# The learning rate of a step, from its formula.
+LEARNING_RATE = 1e-6
+# The first loss after a resume from a checkpoint of another version, whose weights were converted.
+CONVERTED = 1e-3
+# What a model predicts for a system in a batch and by itself, eV and eV/A.
+PREDICTION = 1e-4
+
+# ---- labels, beside ASE's in float64
+ENERGY = 1e-5  # eV: as float32
+FORCE = 1e-4  # eV/A: of positions as float32, in stiff systems
+SOFT_FORCE = 1e-5  # eV/A: near equilibrium
+POSITION = 1e-6  # A: as float32
+LABEL = 1e-3  # eV and eV/A: EMT is steep, so that rounding of positions to float32 shows
+
+# ---- tensors: entries, and how near zero is zero
+FLOAT32 = {"rtol": 1e-5, "atol": 1e-5}
+FLOAT32_SMALL = {"rtol": 1e-5, "atol": 1e-6}  # entries of order 0.1
+FLOAT32_TINY = {"rtol": 1e-5, "atol": 1e-7}  # of order 0.01
+FLOAT32_LARGE = {"rtol": 1e-5, "atol": 1e-4}  # of order 10: sums over a system
+FLOAT32_DIFFERENCE = {"rtol": 1e-4, "atol": 1e-4}  # of two large numbers
+FLOAT32_STEEP = {"rtol": 1e-3, "atol": 1e-3}  # the loss's gradient at low temperatures: float32 embeddings, exact in float64
+SPHERE = {"rtol": 1e-3, "atol": 1e-4}  # spherical harmonics fitted to values on a sphere, or in random frames
+RANDOM_FRAMES = {"rtol": 1e-2, "atol": 1e-3}  # energies of EquiformerV2 and eSCN, whose edges have random frames
+FLOAT64 = {"rtol": 1e-12, "atol": 1e-12}
+FLOAT64_EXPONENTIALS = {"rtol": 1e-10, "atol": 1e-10}  # logarithms of sums of exponentials
+
+# ---- float64 beside an oracle
+ORACLE = 1e-9  # written as a double loop, or a closed formula
+SUM_OF_FLOAT64 = 1e-12
+EV_FLOAT64 = 1e-9  # eV: the same calculator twice
