@@ -325,7 +325,7 @@ def test_a_damaged_file_is_refused_and_repaired(cache, tmp_path, name, damage):
     elif damage == "of another cache":
         other = write_cache(tmp_path / "other", make_plan(fingerprint="g"), make_records(make_plan()))
         shutil.copy(other.directory / name, file)
-        message = f"has a {name} that is damaged at its begin, or belongs to another cache"
+        message = f"has a {name} whose head is damaged, or belongs to another cache"
     elif damage == "sparse":  # a hole, as after a copy that went wrong
         os.truncate(file, 40)
         os.truncate(file, size)
@@ -354,7 +354,7 @@ def test_swapped_shards(tmp_path):
     one.rename(tmp_path / "kept")
     other.rename(one)
     (tmp_path / "kept").rename(other)
-    refused(tmp_path, "has a shard.0000.records that is damaged at its begin, or belongs to another cache")
+    refused(tmp_path, "has a shard.0000.records whose head is damaged, or belongs to another cache")
 
 
 def test_records_cut_short_before_the_cache_is_finished(cache):

@@ -13,6 +13,7 @@ from typing import Any, Optional
 
 import numpy as np
 
+from fairchem_crack import __version__
 from fairchem_crack.io.files import whole, write_text
 from fairchem_crack.teacher.cache.faults import explained
 from fairchem_crack.teacher.cache.index import HEAD, INDEX_FILE, RECORDS, ROW, ROWS, write_index
@@ -32,6 +33,7 @@ from fairchem_crack.teacher.cache.shards import (
 from fairchem_crack.teacher.cache.sums import LOST, Sums
 from fairchem_crack.teacher.cache.writer import start
 
+PACKAGES = ("fairchem-core", "torch", "numpy")  # whose versions the header has
 SAME = 1e-2  # of an energy's or a force's size: within it two records are the same outputs, rounded
 
 
@@ -97,7 +99,7 @@ def finish(directory: Path, plan: Optional[Plan] = None) -> None:
             "index_bytes": (directory / INDEX_FILE).stat().st_size,
             "embedding_mean": sums.mean.tolist(),
             "embedding_std": sums.std.tolist(),
-            "versions": {name: _version(name) for name in ("fairchem-crack", "fairchem-core", "torch", "numpy")},
+            "versions": {"fairchem-crack": __version__, **{name: _version(name) for name in PACKAGES}},
         }
         header["digest"] = digest_of(json.dumps(header, sort_keys=True).encode())
         write_text(directory / HEADER, json.dumps(header, indent=1))
@@ -113,10 +115,12 @@ def _version(package: str) -> Optional[str]:
 
 def _check_repeated(directory: Path, rows: np.ndarray, plan: Plan) -> None:
     """Raise CacheError for systems that no digest tells apart, and whose outputs differ."""
-    keys = np.ascontiguousarray(rows.view("u1").reshape(len(rows), ROW.itemsize)[:, :16]).view("<u8").reshape(-1, 2)
-    order = np.lexsort(keys.T)
-    same = (keys[order[1:]] == keys[order[:-1]]).all(axis=1)
+    first = np.ascontiguousarray(rows.view("u1").reshape(len(rows), ROW.itemsize)[:, :8]).view("<u8")[:, 0]
+    order = np.argsort(first, kind="stable")
+    same = np.diff(first[order]) == 0
     for one, other in zip(order[:-1][same], order[1:][same]):
+        if rows[one]["digest"] != rows[other]["digest"]:
+            continue
         records = [_record_at(directory, rows[index], plan) for index in (one, other)]
         for name in (name for name in ("energy", "forces") if name in plan.fields):
             values = [record.values[name].astype(np.float64) for record in records]

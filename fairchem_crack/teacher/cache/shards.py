@@ -50,7 +50,7 @@ def check_head(file: Path, data: bytes, kind: bytes, plan_bytes: bytes) -> None:
     """Raise CacheError unless a file that begins with this is of a kind, and of the cache of a plan."""
     if data[: HEAD.size] != HEAD.pack(kind, mark_of(plan_bytes, file.name)):
         raise CacheError(
-            f"Teacher cache {file.parent} has a {file.name} that is damaged at its begin, or belongs to another cache. "
+            f"Teacher cache {file.parent} has a {file.name} whose head is damaged, or belongs to another cache. "
             "Put its own one back; or remove it and run `fairchem-crack cache-teacher --config-yml ... --repair`."
         )
 
@@ -137,12 +137,10 @@ def damaged_record(file: Path, position: int, error: Exception) -> CacheError:
 
 def rows_of(directory: Path) -> np.ndarray:
     """(n,) the rows of all shards, each system once."""
-    joined = np.zeros(0, ROW)
-    for shard in shards_of(directory):
-        rows = read_rows(shard.rows) if shard.rows.is_file() else joined[:0]
-        joined = np.concatenate([joined, rows[rows["shard"] == shard.number]])
-    _, first = np.unique(joined["position"], return_index=True)
-    return joined if len(first) == len(joined) else joined[first]
+    of_each = [(shard.number, read_rows(shard.rows)) for shard in shards_of(directory) if shard.rows.is_file()]
+    rows = np.concatenate([np.zeros(0, ROW), *(rows[rows["shard"] == number] for number, rows in of_each)])
+    _, first = np.unique(rows["position"], return_index=True)
+    return rows if len(first) == len(rows) else rows[first]
 
 
 def written_chunks(directory: Path, plan: Plan) -> set[int]:
