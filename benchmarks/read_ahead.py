@@ -24,7 +24,7 @@ import torch
 from fairchem.core.common.utils import load_config, setup_imports
 
 from benchmarks import ROOT
-from benchmarks.step.runs import build_trainer
+from benchmarks.step.runs import begin, build_trainer, take_step
 from fairchem_crack.teacher.read_ahead import ReadAhead
 from fairchem_crack.training.trainer import CrackDistillTrainer
 
@@ -40,30 +40,19 @@ def trainer_of(student: str, options: argparse.Namespace) -> CrackDistillTrainer
     config["task"]["distill"]["teacher"] = {"cache": str(options.cache)}
     trainer = build_trainer(config, options.device)
     assert isinstance(trainer, CrackDistillTrainer)
-    assert trainer._distill_config is not None
     trainer.metrics = {}
-    trainer._distillation = trainer.build_distillation(trainer._distill_config)
-    trainer._distillation.preflight(trainer._sample_of_training_data())
-    trainer.optimizer.register_step_pre_hook(trainer._drop_nonfinite_gradients)  # without it no projection is updated
+    begin(trainer)
     return trainer
 
 
 def epoch_of(trainer: CrackDistillTrainer, loader, epoch: int) -> list[dict[str, float]]:
-    """Seconds of each step of an epoch, and of its wait for the batch; the turns of fairchem's `OCPTrainer.train`."""
+    """Seconds of each step of an epoch, and of its wait for the batch; of fairchem's `OCPTrainer.train`."""
     trainer.train_sampler.set_epoch_and_start_iteration(epoch, 0)
     batches, steps = iter(loader), []
     for _ in range(len(loader)):
-        trainer.step += 1
-        trainer.model.train()
         start = time.perf_counter()
-        batch = next(batches)
-        waited = time.perf_counter() - start
-        out = trainer._forward(batch)
-        loss = trainer._compute_loss(out, batch)
-        metrics = trainer._compute_metrics(out, batch, trainer.evaluator, {})
-        trainer.metrics = trainer.evaluator.update("loss", loss.item(), metrics)
-        trainer._backward(loss)
-        steps.append({"step": time.perf_counter() - start, "waiting": waited})
+        _, waited = take_step(trainer, batches)
+        steps.append({"step": time.perf_counter() - start, "waiting": waited["wall"]})
     return steps
 
 

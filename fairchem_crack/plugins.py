@@ -1,4 +1,4 @@
-"""Code of one's own: terms, losses, adapters, models and trainers that register themselves when their module is imported.
+"""Code of your own: terms, losses, adapters, models and trainers that register themselves when their module is imported.
 
 Two ways in, the same for every command and for the stock `fairchem` command: an installed package has an entry point in the
 group `fairchem_crack.plugins`; a YAML has `task.distill.imports: [my_module]`. Commands without a YAML have `--import`.

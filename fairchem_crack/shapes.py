@@ -20,7 +20,7 @@ SHAPES: dict[str, Shape] = {  # of the distillation terms, and of those that `te
     keys.FORCE_JACOBIAN: ATOM_VECTORS,
 }
 OF_VECTORS = ("l2mae", "l2norm")  # the length of a difference: of more than one column
-OF_SYSTEMS = ("per_atom_mae",)  # divides by the atoms of each system: one number for each
+OF_SYSTEMS = ("per_atom_mae",)  # divides by the number of atoms: one number for each system
 
 
 def loss_misfit(fn: str, shape: Optional[Shape], compared: str) -> Optional[str]:

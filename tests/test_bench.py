@@ -14,6 +14,7 @@ from ase.build import bulk, fcc111, molecule
 from ase.constraints import FixAtoms
 from ase.geometry import find_mic
 from ase.io import write
+from tolerances import POSITION, SOFT_FORCE
 from torch.cuda import OutOfMemoryError
 from torch_geometric.data import Batch
 
@@ -121,7 +122,7 @@ def test_systems_come_from_lmdbs_or_from_what_ase_reads(data, tmp_path):
     assert len(systems) == 4 and all({0, 1, 2} == set(system.get_tags()) for system in systems)
     write(tmp_path / "systems.extxyz", systems)
     again = read_systems(tmp_path / "systems.extxyz", 3)
-    assert len(again) == 3 and np.allclose(again[2].positions, systems[2].positions, atol=1e-6)
+    assert len(again) == 3 and np.allclose(again[2].positions, systems[2].positions, atol=POSITION)
 
 
 def test_a_batch_keeps_each_systems_pbc_tags_and_fixed_atoms(published):
@@ -135,7 +136,7 @@ def test_a_batch_keeps_each_systems_pbc_tags_and_fixed_atoms(published):
     together = model.forward(batch)["forces"].split([len(system) for system in systems])
     for system, forces in zip(systems, together):
         system.calc = model.calculator
-        np.testing.assert_allclose(forces, system.get_forces(apply_constraint=False), atol=1e-5)
+        np.testing.assert_allclose(forces, system.get_forces(apply_constraint=False), atol=SOFT_FORCE)
 
 
 def test_relaxing_counts_the_steps_of_each_system(published):

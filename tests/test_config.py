@@ -293,6 +293,7 @@ def test_faults_of_all_terms_and_of_the_block_come_together():
     [
         ({}, [{"energy": MSE}], []),
         ({"distill": 3}, [{"energy": MSE}, {"relations": {**CRACK, "coefficient": 0}}], []),
+        ({}, [{"energy": MSE}, 3], ["loss_functions[1]: expected a mapping of one term, found 3."]),
         (
             {"distill": distill()},
             {"relations": CRACK},

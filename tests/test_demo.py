@@ -16,6 +16,7 @@ import pytest
 from ase import Atoms
 from ase.calculators.emt import EMT
 from ase.data import chemical_symbols
+from tolerances import LABEL
 
 from fairchem_crack.demo import prepare, systems
 from fairchem_crack.demo.prepare import SPLITS, prepare_demo
@@ -100,7 +101,7 @@ def test_forces_are_the_negative_gradient_of_the_energy(drawn):
             moved = emt(system)
             moved.positions[atom, axis] += sign * step
             energies.append(moved.get_potential_energy())
-        assert forces[atom, axis] == pytest.approx((energies[1] - energies[0]) / (2 * step), abs=1e-3)
+        assert forces[atom, axis] == pytest.approx((energies[1] - energies[0]) / (2 * step), abs=LABEL)
 
 
 def test_what_is_held_out_is_unseen_and_its_elements_are_seen():
@@ -168,7 +169,7 @@ def test_a_record_has_the_fields_of_oc20(data):
 def test_a_records_forces_and_energy_are_emts(data):
     record = records(data / "train")["0"]
     system = Atoms(record.atomic_numbers.numpy(), record.pos.numpy(), cell=record.cell[0].numpy(), pbc=True)
-    assert record.force.numpy() == pytest.approx(emt(system).get_forces(), abs=1e-3)  # of float32 positions
+    assert record.force.numpy() == pytest.approx(emt(system).get_forces(), abs=LABEL)  # of float32 positions
     rng = np.random.default_rng([5, SPLITS["train"][0], 0])  # 5 is the fixture's seed
     again = systems.draw_system(rng, systems.catalysts(held_out=False), systems.ADSORBATES)
     assert record.y == pytest.approx(again.get_potential_energy(), abs=RECORD_ROUNDING)

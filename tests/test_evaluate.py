@@ -254,7 +254,7 @@ def test_a_checkpoint_given_twice_is_refused(models, data):
     [
         (["runs/a-0/best_checkpoint.pt", "runs/b-0/checkpoint.pt", "teacher.pt"], ["a-0", "b-0", "teacher"]),
         (["one/a-0/checkpoint.pt", "two/a-0/checkpoint.pt"], ["one/a-0", "two/a-0"]),
-        (["a/eqv2.pt", "b/eqv2.pt", "b/escn.pt"], ["a/eqv2", "b/eqv2", "b/escn"]),
+        (["a/eqv2.pt", "b/eqv2.pt", "b/escn.pt"], ["a/eqv2", "b/eqv2", "escn"]),
         (["a-0/best_checkpoint.pt", "a-0/checkpoint.pt"], ["best_checkpoint.pt", "checkpoint.pt"]),
         (["x/student.pt"], ["x/student"]),
         ([], []),

@@ -145,10 +145,12 @@ def student(tmp_path):
 def test_arguments_are_read_as_fairchem_reads_them(student):
     parser = parser_of("check")
     arguments = [*student(CONFIG), "--cpu", "--optim.batch_size=8", "--optm.x=1", "--task.distil.x=1"]
+    arguments += ["--task.distill.x=1", "--task.distill.relations.false_negative_threshold=1e-1"]
     given = read(parser, arguments)
     assert given.flags.cpu and given.config["optim"]["batch_size"] == 8 and given.config["mode"] == "train"
     assert "optm" not in given.config
-    assert [problem.path for problem in given.problems] == ["--optm.x", "task.distil"]
+    assert [problem.path for problem in given.problems] == ["--optm.x", "task.distil", "task.distill.x"]
+    assert given.config["task"]["distill"]["relations"] == {"false_negative_threshold": 0.1}  # read as Python, not as YAML
     with pytest.raises(ValueError, match=r"--optm\.x: neither.*\n.*task\.distil: unknown block"):
         read_or_refuse(parser, arguments)
 
@@ -173,9 +175,9 @@ def test_a_misspelt_flag_ends_the_command(student, command, tmp_path):
 def test_check_lists_a_misspelt_override_among_the_problems(student, capsys):
     with contextlib.suppress(SystemExit):
         cli.main(["check", *student(CONFIG), "--cpu", "--task.distil.teacher.cache=x", "--dtpye=float32"])
-    said = capsys.readouterr().out
-    assert "\n- --dtpye: neither a flag nor" in said
-    assert "\n- task.distil: unknown block. Did you mean `distill`?" in said
+    output = capsys.readouterr().out
+    assert "\n- --dtpye: neither a flag nor" in output
+    assert "\n- task.distil: unknown block. Did you mean `distill`?" in output
 
 
 PARSERS = {

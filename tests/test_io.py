@@ -15,6 +15,7 @@ from ase.calculators.emt import EMT
 from ase.constraints import FixAtoms, FixedLine
 from ase.db import connect
 from fairchem.core.preprocessing import AtomsToGraphs
+from tolerances import ENERGY, FORCE, POSITION
 from torch_geometric.data import Data
 
 from fairchem_crack.evaluation.relaxations import command as relaxations
@@ -41,10 +42,10 @@ def test_a_record_is_taken_as_it_is():
     found = to_atoms(AtomsToGraphs(r_edges=False, r_pbc=True).convert(system))
     assert found.pbc.tolist() == [True, True, False] and found.constraints[0].index.tolist() == [0, 3]
     assert found.get_tags().tolist() == system.get_tags().tolist() and found.positions[:, 2].min() < -2
-    np.testing.assert_allclose(found.cell.array, system.cell.array, atol=1e-6)
+    np.testing.assert_allclose(found.cell.array, system.cell.array, atol=POSITION)
     system.calc, found.calc = EMT(), EMT()
-    assert found.get_potential_energy() == pytest.approx(system.get_potential_energy(), abs=1e-5)
-    np.testing.assert_allclose(found.get_forces(), system.get_forces(), atol=1e-4)
+    assert found.get_potential_energy() == pytest.approx(system.get_potential_energy(), abs=ENERGY)
+    np.testing.assert_allclose(found.get_forces(), system.get_forces(), atol=FORCE)
 
 
 def test_a_record_has_what_it_has():

@@ -9,7 +9,8 @@
 
 The rows in the directory's CSVs are the only record of what is done. A run trains its student by the stock `fairchem`
 command on one thread, evaluates its best checkpoint and appends its rows. Start the command as often as there are cores:
-a process takes the runs that no other has. After a kill the same command resumes at the last checkpoint.
+a process takes the runs that no other has. After a kill, also by `timeout 3h`, the same command resumes at the last
+checkpoint.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ import logging
 import os
 import signal
 import sys
-import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,6 @@ LOG_TAIL = 15  # lines of a failed run that are shown
 
 def run_missing(plan: Plan, workspace: Workspace, options: argparse.Namespace) -> int:
     """Do the runs without rows that no other process is at; the exit status says whether one of them failed."""
-    deadline = time.monotonic() + 3600 * options.hours
     runs, table, failed = plan.runs(options.table, options.only), workspace.table(options.table), []
     with locked(workspace.preparing):
         for run in runs:
@@ -45,8 +44,6 @@ def run_missing(plan: Plan, workspace: Workspace, options: argparse.Namespace) -
                 config = training_config(run, plan, workspace, steps=plan.steps(options.table, run))
                 write_config(run, config, workspace)
     for number, run in enumerate(runs, start=1):
-        if time.monotonic() > deadline:
-            break
         with locked(workspace.file(run, "lock"), wait=False) as lock:
             if lock is None or run in map(Run.of, table.rows()):
                 continue
@@ -101,7 +98,6 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
         if name == "run":
             command.add_argument("--table", default="accuracy", help="of experiments.yml (default: accuracy)")
-            command.add_argument("--hours", type=float, default=float("inf"), help="after which no run is begun")
         else:
             command.add_argument("--rounds", type=int, default=30, help="steps of each method (default: 30)")
     options = parser.parse_args(arguments)

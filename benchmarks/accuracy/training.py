@@ -27,7 +27,6 @@ ERRORS = (
     "forces",
     "components",
 )  # of `CheckpointEvaluator.metrics_and_errors`, in errors.npz as RUN/SPLIT, (3, K)
-DATASET = {"format": "lmdb", "key_mapping": {"y": "energy", "force": "forces"}}
 VALIDATIONS = 5  # in a training; the weights of the best one are evaluated
 COMMANDS = Path(sys.executable).parent
 
@@ -106,8 +105,8 @@ def training_config(run: Run, plan: Plan, workspace: Workspace, *, steps: int) -
         "logger": "tensorboard",
     }
     if terms:
-        cache = workspace.relative(workspace.cache(run, has_jacobian=plan.needs_jacobian(run)))
-        teacher = {"checkpoint": str(ROOT / plan.teachers[run.teacher]), "cache": cache}
+        teacher_cache = workspace.cache(run, has_jacobian=plan.needs_jacobian(run))
+        teacher = {"checkpoint": str(ROOT / plan.teachers[run.teacher]), "cache": workspace.relative(teacher_cache)}
         own = plan.methods[run.method.partition("@")[0]].get("distill", {})
         config["task"] = {"distill": merge_dicts({"teacher": teacher}, own)[0]}
     return config
@@ -185,9 +184,10 @@ def work(run: Run, plan: Plan, workspace: Workspace, table: str, *, device: str,
     else:
         cost = train(run, workspace, device=device, lock=lock)
         checkpoint = workspace.checkpoint(run, "best_checkpoint.pt")
+    from fairchem_crack.evaluation.s2ef.data import FORMATS
     from fairchem_crack.evaluation.s2ef.evaluator import CheckpointEvaluator
 
-    evaluator = CheckpointEvaluator(checkpoint, DATASET, cpu=device == "cpu")
+    evaluator = CheckpointEvaluator(checkpoint, {"format": "lmdb", **FORMATS["lmdb"]}, cpu=device == "cpu")
     splits = plan.tables[table]["splits"]
     rows, errors = [], {}
     for split in splits:

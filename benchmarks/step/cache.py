@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def measure_cache(directory: Path, *, device: str) -> dict:
         finish(job.directory, plan)
         whole = clock.read()
     cache = TeacherCache(job.directory)
-    records = [cache[index] for index in range(len(cache))]
+    records = list(cache.records())
     print(f"cache: {whole['wall']:.2f} s, of which teacher {inference['wall']:.2f} s", flush=True)
     return {
         "systems": len(cache),
@@ -52,7 +53,8 @@ def measure_cache(directory: Path, *, device: str) -> dict:
 def measure_large_cache(directory: Path, plan: Plan, records: list[Record]) -> dict:
     """Size, and median seconds of a record, of a cache of `RECORDS` records."""
     plan = Plan(**{**plan.__dict__, "systems": RECORDS})
-    many = [records[index % len(records)] for index in range(RECORDS)]
+    digests = np.random.default_rng(0).bytes(16 * RECORDS)
+    many = [replace(records[index % len(records)], digest=digests[16 * index :][:16]) for index in range(RECORDS)]
     writer = CacheWriter(directory, plan)
     clock = Clock()
     for chunk in range(plan.chunks):
@@ -64,7 +66,7 @@ def measure_large_cache(directory: Path, plan: Plan, records: list[Record]) -> d
     seconds = []
     for index in np.random.default_rng(0).permutation(RECORDS).tolist():
         clock = Clock()
-        cache[index]
+        cache[many[index].digest]
         seconds.append(clock.read()["wall"])
     cache.close()
     return {

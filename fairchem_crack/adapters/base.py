@@ -31,6 +31,7 @@ class Features(abc.ABC):
     """Reads node embeddings, atom energies and edges from each forward of one model.
 
     Attributes:
+        version: of what it reads; raise it when that changes, so that caches of before are refused.
         width: D, channels of the invariant node embedding.
         vector_width: channels of the l=1 node embedding; 0 for a model that has none.
         has_gradient_forces: the model's forward needs autograd for its forces.
@@ -41,6 +42,7 @@ class Features(abc.ABC):
         backbone: the model; of a hydra, its backbone.
     """
 
+    version: int = 1
     width: int
     vector_width: int = 0
     has_gradient_forces: bool = False

@@ -50,6 +50,11 @@ COMMANDS = {  # of each: where it is, and what it does
     ),
     "prepare-demo": ("fairchem_crack.commands.demo:prepare", "write the demo's splits as OC20-format LMDBs"),
 }
+OPTIONS = {  # of commands that take seconds to import: their options, which are parsed before
+    "evaluate": "fairchem_crack.evaluation.s2ef.options",
+    "evaluate-relaxations": "fairchem_crack.evaluation.relaxations.options",
+    "bench": "fairchem_crack.evaluation.speed.options",
+}
 WITHOUT_MODEL = ("evaluate-relaxations", "configs", "prepare-demo")  # they never use a GPU
 
 
@@ -68,6 +73,8 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"fairchem-crack {name}: {error}")
     if name != "train":  # which warns as fairchem does; elsewhere the deprecations in its imports are no news
         warnings.filterwarnings("ignore", module="fairchem|torch_geometric")
+    if name in OPTIONS:
+        importlib.import_module(OPTIONS[name]).parser().parse_args(arguments[1:])  # help, or an error, without the wait
     module, _, function = COMMANDS[name][0].partition(":")
     with trusting("--trust" in arguments):
         getattr(importlib.import_module(module), function)(arguments[1:])

@@ -122,22 +122,18 @@ def examine_overrides(
     problems: list[Fault] = []
     warnings: list[Fault] = []
     for argument in arguments:
-        fault = _fault_of(argument, config, known_flags)
+        path = argument.removeprefix("--").partition("=")[0].split(".")
+        fault = _fault_of(argument, path, config, known_flags)
         if fault is not None:
             problems.append(fault)
         else:
             overrides.append(argument)
-            warnings += _new_beside_a_like_name(_path_of(argument), config)
+            warnings += _new_beside_a_like_name(path, config)
     return overrides, problems, warnings
 
 
-def _path_of(argument: str) -> list[str]:
-    return argument.removeprefix("--").partition("=")[0].split(".")
-
-
-def _fault_of(argument: str, config: dict[str, Any], known_flags: Sequence[str]) -> Fault | None:
+def _fault_of(argument: str, path: list[str], config: dict[str, Any], known_flags: Sequence[str]) -> Fault | None:
     """What is wrong with an argument as an override of the YAML."""
-    path = _path_of(argument)
     name, matched = ".".join(path), OVERRIDE.fullmatch(argument)
     if not argument.startswith("--"):
         return Fault(argument, "expected a flag, or an override of the YAML, --block.option=value.")
@@ -158,7 +154,7 @@ def _fault_of(argument: str, config: dict[str, Any], known_flags: Sequence[str])
 
 
 def _no_mapping(path: Sequence[str], config: dict[str, Any]) -> str | None:
-    """The part of a dotted path that is a list or a value in the config, where the path goes on."""
+    """The part of a dotted path that is a list or a value in the config, though the path leads further."""
     block: Any = config
     for depth, name in enumerate(path[:-1]):
         block = block.get(name)

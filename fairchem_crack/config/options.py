@@ -1,4 +1,4 @@
-"""The options of `task.distill` and of the distillation terms: types, bounds, defaults, and behind each what it means.
+"""The options of `task.distill` and of the distillation terms: types, bounds, defaults, and after each what it means.
 
 docs/configuration.md is generated from this file, and `validation` reads a YAML by it.
 """
@@ -21,7 +21,7 @@ Negatives = Literal["batch", "system", "world"]
 Reduction = Literal["mean", "sum"]
 RelationGraph = Literal["teacher", "student"]
 Precision = Literal["auto", "float32", "bfloat16"]
-PositiveInt = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1)]
 BlockNumbers = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
@@ -56,7 +56,7 @@ class RelationsConfig:
     graph: RelationGraph = "teacher"  # whose edges make the pairs
     negatives: Negatives = "batch"  # what is contrasted: relations of the rank's batch, of the system, of all ranks
     anchor: Anchor = "student"  # as in the published code; teacher: as in the paper's text; symmetric: mean of both
-    max_pairs: Optional[PositiveInt] = None  # anchors of a step, a random subset; null: all; every relation is a negative
+    max_pairs: Optional[Count] = None  # anchors of a step, a random subset; null takes all; every relation stays a negative
     false_negative_threshold: Optional[Fraction] = None  # leave out negatives whose absolute cosine to the anchor exceeds it
 
 
@@ -83,8 +83,8 @@ class DistillConfig:
     projection: ProjectionConfig = field(default_factory=ProjectionConfig)
     init_from_teacher: Optional[InitConfig] = None
     labels: Literal["data", "teacher"] = "data"  # teacher: the student's own terms train on its energies and forces
-    resume: Literal["all", "student"] = "all"  # from a checkpoint: its projection too, or its student alone
-    max_skipped_steps: PositiveInt = 10  # in a row, not finite, before the run stops; of --amp, at a loss scale below 1
+    resume: Literal["all", "student"] = "all"  # from a checkpoint: its projection too, or only its student
+    max_skipped_steps: Count = 10  # steps in a row, not finite, that stop the run; of --amp, at a loss scale below 1
     imports: tuple[str, ...] = ()  # modules of your own, with terms, losses, adapters: imported before anything is parsed
 
 

@@ -19,6 +19,7 @@ from torch_geometric.data import Data
 from tqdm import tqdm
 
 from fairchem_crack.demo.systems import ADSORBATES, HELD_OUT_ADSORBATES, catalysts, draw_system
+from fairchem_crack.io.processes import end_with_parent
 
 # name -> (number that seeds it, adsorbates never trained on?, catalysts never trained on?)
 SPLITS = {
@@ -57,7 +58,7 @@ def prepare_demo(directory: Path, *, sizes: dict[str, int], seed: int, workers: 
     if not pending:
         logging.info(f"{directory} is complete: {', '.join(f'{m.split} {m.systems}' for m in manifests)} systems.")
         return
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), end_with_parent) as pool:
         for manifest in pending:
             _write_split(directory, manifest, pool)
 

@@ -19,9 +19,11 @@ def short_names(checkpoints: Sequence[Path], taken: Collection[str] = ()) -> dic
     runs = [path.parent if path.name in (BEST, LAST) else path.with_suffix("") for path in paths]
     if len({*runs}) < len(paths):
         runs = paths  # two files of a run, or files that differ in their suffix only
-    names: list[str] = []
-    for depth in range(1, max((len(path.parts) for path in runs), default=1)):
-        names = ["/".join(path.parts[-depth:]) for path in runs]
-        if len({*names, *taken}) == len(names) + len({*taken}):
-            break
-    return dict(zip(checkpoints, names))
+    names = {}
+    for path, given in zip(runs, checkpoints):
+        others = [other.parts for other in runs if other != path] + [(name,) for name in taken]
+        depth = 1
+        while depth < len(path.parts) and any(parts[-depth:] == path.parts[-depth:] for parts in others):
+            depth += 1
+        names[given] = "/".join(path.parts[-depth:])
+    return names

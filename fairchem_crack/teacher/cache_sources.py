@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Mapping, Sequence
-from typing import Any, Optional, Protocol
+from collections.abc import Sequence
+from typing import Optional, Protocol
 
 import numpy as np
 import torch
@@ -23,6 +22,7 @@ from fairchem_crack.teacher.cache import CacheError, Plan, Record
 from fairchem_crack.teacher.cached import SAMPLE, digest_of
 from fairchem_crack.teacher.force_jacobian import draw_coordinates, kept_coordinates, to_keep
 from fairchem_crack.teacher.frozen import Teacher
+from fairchem_crack.teacher.identity import of_calculator
 
 OF_ATOMS = (keys.FORCES, keys.ATOM_ENERGIES, keys.NODE_EMBEDDING, keys.VECTOR_EMBEDDING)  # one row for each atom
 
@@ -103,12 +103,16 @@ class CalculatorSource:
 
     def plan(self) -> Plan:
         """Of its cache."""
-        parameters: Any = getattr(self.calculator, "parameters", None)
-        settings = sorted(parameters.items(), key=lambda item: str(item[0])) if isinstance(parameters, Mapping) else []
-        text = re.sub(r" at 0x[0-9a-f]+", "", f"{self.name} {settings}")  # without addresses, which change with the process
-        fingerprint = hashlib.sha256(text.encode()).hexdigest()
-        size, sample = len(self.dataset), sample_digest(self.dataset)
-        return Plan(self.name, fingerprint, size, sample, width=0, fields=(keys.ENERGY, keys.FORCES), has_pairs=False)
+        return Plan(
+            teacher=self.name,
+            fingerprint=hashlib.sha256(self.name.encode()).hexdigest(),
+            systems=len(self.dataset),
+            sample=sample_digest(self.dataset),
+            width=0,
+            fields=(keys.ENERGY, keys.FORCES),
+            has_pairs=False,
+            identity=of_calculator(self.calculator, self.name),
+        )
 
 
 def sample_digest(dataset: NamedRecords) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 import torch
@@ -15,10 +15,12 @@ from torch_geometric.data import Batch, Data
 from fairchem_crack import keys
 from fairchem_crack.config import TeacherConfig
 from fairchem_crack.io.boundaries import as_pbc
-from fairchem_crack.teacher.cache import CacheError, TeacherCache, system_digest
+from fairchem_crack.teacher.cache import PAIRS, CacheError, Record, TeacherCache, differences, system_digest
 from fairchem_crack.teacher.force_jacobian import choose_rows
 from fairchem_crack.teacher.frozen import TeacherOutputs, load_teacher
 
+OTHERS = ("charge", "spin", "initial_charges", "initial_magmoms")  # as `io.atoms` gives them to a calculator
+NAMED = 4  # settings that a message names
 SAMPLE = 64  # systems compared with their records before the first step; every other one when it is read
 
 
@@ -46,10 +48,14 @@ def open_cache(config: TeacherConfig, device: torch.device) -> TeacherCache:
             f"Teacher cache {config.cache} was made by another teacher than {config.checkpoint}: the fingerprints of their "
             "weights differ. Give its own checkpoint or none, or write another cache with `fairchem-crack cache-teacher`."
         )
-    if teacher.graph_settings() != cache.plan.graph:
+    changed = differences(
+        {"graph": cache.plan.graph, **cache.plan.identity}, {"graph": teacher.graph_settings(), **teacher.identity()}
+    )
+    if changed:
+        named = "; ".join(f"{name} {before} (cache), {now} (checkpoint)" for name, before, now in changed[:NAMED])
         raise CacheError(
-            f"Teacher cache {config.cache} was made with the settings {cache.plan.graph}, the checkpoint has "
-            f"{teacher.graph_settings()}. Write another one with `fairchem-crack cache-teacher`."
+            f"Teacher cache {config.cache} was made with other settings than {config.checkpoint} has: {named}. Give the "
+            "checkpoint it was made with, or write another cache with `fairchem-crack cache-teacher`."
         )
     return cache
 
@@ -57,15 +63,18 @@ def open_cache(config: TeacherConfig, device: torch.device) -> TeacherCache:
 class CachedDataset(Dataset):
     """A dataset of fairchem, each system with the teacher's outputs for it. Read by the loader's workers.
 
+    Records are looked up by the digest of the system: the data may be in another order than the cache's, or a part of them.
+
     Args:
         fields: of the cache, those to attach.
 
     Raises:
-        CacheError: the cache was made of other systems, or of another order of them, or lacks a field.
+        CacheError: the cache was made of other systems, or lacks a field.
     """
 
     def __init__(self, dataset: Dataset, cache: TeacherCache, name: str, fields: Collection[str]) -> None:
         self.dataset, self.cache, self.name, self.fields = dataset, cache, name, sorted(fields)
+        self._parts = {*self.fields, PAIRS}  # of a record: what is not needed is not read
         lacking = [field for field in self.fields if field not in cache.plan.fields]
         if lacking:
             raise CacheError(
@@ -74,26 +83,42 @@ class CachedDataset(Dataset):
                 "what the terms of its YAML need."
             )
         size = len(dataset)  # type: ignore[arg-type]
-        if len(cache) != size:
+        if len(cache) < size:
             raise CacheError(
                 f"Teacher cache {cache.directory} holds {len(cache)} systems, {name} {size}. The cache belongs to another "
-                "dataset; write one for this dataset with `fairchem-crack cache-teacher`."
+                "dataset or to a part of this one; write one for all of it with `fairchem-crack cache-teacher`."
             )
         for index in {number * size // SAMPLE for number in range(SAMPLE)}:
             self[index]
 
     def __len__(self) -> int:
-        return len(self.cache)
+        return len(self.dataset)  # type: ignore[arg-type]
 
     def __getitem__(self, index: int) -> Data:
         """System `index` with the fields `keys.TEACHER_*`."""
-        system, record = self.dataset[index], self.cache[index]
-        self.cache.check_system(int(index), record, int(system.natoms), digest_of(system), self.name)
+        system = self.dataset[index]
+        record = record_of(self.cache, system, int(index), self.name, self._parts)
         for field in self.fields:
             system[keys.TEACHER_PREFIX + field] = torch.from_numpy(np.array(record.values[field]))
         if self.cache.plan.has_pairs:
             system[keys.TEACHER_PAIRS] = torch.from_numpy(record.pairs.astype(np.int64))
         return system
+
+
+def record_of(cache: TeacherCache, system: Data, index: int, name: str, parts: Optional[Collection[str]] = None) -> Record:
+    """The record of system `index` of the dataset called `name`, or some of its parts.
+
+    Raises:
+        CacheError: the cache has none, or it cannot be read.
+    """
+    record = cache.get(digest_of(system), parts)
+    if record is None:
+        raise CacheError(
+            f"Teacher cache {cache.directory} has no record of system {index} of {name}. A record belongs to the atoms of a "
+            "system, their positions, tags and fixed atoms, its cell, pbc, charge and spin. Take back what has changed in "
+            "the data or in the dataset's options (src, first_n, sample_n, ...), or write another cache."
+        )
+    return record
 
 
 class CachedTeacher:
@@ -131,7 +156,8 @@ class CachedTeacher:
 
 
 def digest_of(system: Data) -> bytes:
-    """`cache.system_digest` of a system of fairchem's dataset."""
+    """`cache.system_digest` of a system of fairchem's dataset: of all that a model or a calculator reads of it."""
     cell = system.cell.numpy() if "cell" in system else np.zeros((3, 3))
     pbc = as_pbc(system.pbc).numpy() if "pbc" in system else None
-    return system_digest(system.atomic_numbers.numpy(), system.pos.numpy(), cell, pbc)
+    others = {name: np.asarray(system[name]) for name in ("tags", "fixed", *OTHERS) if name in system}
+    return system_digest(system.atomic_numbers.numpy(), system.pos.numpy(), cell, pbc, **others)

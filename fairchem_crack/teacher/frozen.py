@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -33,6 +33,7 @@ from fairchem_crack.io.checkpoints import model_config, read_checkpoint, reading
 from fairchem_crack.io.progress import progress_of
 from fairchem_crack.loss.precision import full_precision
 from fairchem_crack.teacher.force_jacobian import JacobianRows, draw_coordinates, jacobian_columns
+from fairchem_crack.teacher.identity import of_teacher
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,12 @@ class Teacher:
         checkpoint: Path,
         outputs: ModelOutputs | None = None,
         precision: Precision = "auto",
+        config: Mapping[str, Any] | None = None,
     ) -> None:
         self.name = name
         self.checkpoint = checkpoint
         self.precision = precision
+        self.config = config or {}
         self.outputs = outputs or ModelOutputs(f"Teacher {checkpoint}")
         self._fingerprint: str | None = None
         self.model = model.requires_grad_(False).eval()
@@ -183,6 +186,10 @@ class Teacher:
         settings: dict[str, Any] = {name: value for name, value in values.items() if isinstance(value, (bool, int, float))}
         return {**settings, "element_references": "of each atom"} if self.outputs.references else settings
 
+    def identity(self) -> dict[str, Any]:
+        """What decides its outputs besides its weights and its graph."""
+        return of_teacher(self.config, self.outputs, self.features)
+
     def close(self) -> None:
         """Take the hooks off the model."""
         self.features.close()
@@ -269,7 +276,7 @@ def load_teacher(config: TeacherConfig, device: torch.device) -> Teacher:
         average.shadow_params = checkpoint["ema"]["shadow_params"]  # load_state_dict would copy them
         average.copy_to(model.parameters())
         logging.info(f"Teacher {path}: taking its EMA weights.")
-    teacher = Teacher(name, model.to(device), path, _outputs(checkpoint, path, device), config.precision)
+    teacher = Teacher(name, model.to(device), path, _outputs(checkpoint, path, device), config.precision, attributes)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     logging.info(f"Teacher {path}: `{name}`, {parameters / 1e6:.2f}M parameters, D = {teacher.features.width}.")
     return teacher

@@ -165,7 +165,7 @@ def validation_faults(options: dict, optim: dict) -> Iterator[Fault]:
 
 
 def optim_faults(optim: dict) -> Iterator[Fault]:
-    """A number of `optim` that is missing or impossible, which fairchem meets when training began."""
+    """A number of `optim` that is missing or impossible, which fairchem meets only after training has begun."""
     for name, smallest in SMALLEST.items():
         path, value = f"optim.{name}", optim.get(name, smallest)
         is_integer = isinstance(value, int) and not isinstance(value, bool)

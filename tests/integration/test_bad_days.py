@@ -93,10 +93,10 @@ def test_a_skipped_step_changes_nothing(run, distilled, spoil, spoil_gradient, c
     before = run(distilled, name="before", stop_at=3)  # the checkpoint of step 2
     spoil(3) if cause == "loss" else spoil_gradient(3, cause.split()[-1])
     after = run(distilled, name="after", stop_at=4)  # of step 3
-    one, other = (torch.load(found.checkpoints / "checkpoint.pt", weights_only=False) for found in (before, after))
-    assert (one["step"], other["step"]) == (2, 3)
-    assert same_weights(one["state_dict"], other["state_dict"])
-    assert same_weights(one["crack_distill"]["projection"], other["crack_distill"]["projection"])
+    first, second = (torch.load(finished.checkpoints / "checkpoint.pt", weights_only=False) for finished in (before, after))
+    assert (first["step"], second["step"]) == (2, 3)
+    assert same_weights(first["state_dict"], second["state_dict"])
+    assert same_weights(first["crack_distill"]["projection"], second["crack_distill"]["projection"])
     (message,) = skipped(caplog)
     assert message.startswith(
         f"Step 3: {'a loss that is' if cause == 'loss' else 'gradients that are'} not finite, from sys"

@@ -7,8 +7,10 @@ import dataclasses
 import gc
 import os
 import random
+import re
 import shutil
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from architectures import MODELS
 from ase import Atoms
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixAtoms
 from ase.db import connect
 from conftest import DATASET, distill_config, run_fairchem
 from fairchem.core.common.relaxation.ase_utils import OCPCalculator
@@ -33,7 +36,8 @@ from fairchem_crack.commands.cache_teacher.command import JACOBIAN_ROWS
 from fairchem_crack.commands.cli import main
 from fairchem_crack.config import TeacherConfig
 from fairchem_crack.loss.relations import unordered_pairs
-from fairchem_crack.teacher.cache import CacheError, CacheWriter, Record, TeacherCache, encode, finish, written_chunks
+from fairchem_crack.teacher.cache import CacheError, CacheWriter, Lock, Record, TeacherCache, encode, finish, written_chunks
+from fairchem_crack.teacher.cached import digest_of
 from fairchem_crack.teacher.frozen import load_teacher
 from fairchem_crack.training import trainer
 
@@ -53,7 +57,7 @@ def cache_teacher(config: dict, directory: Path, *flags: str) -> TeacherCache:
 
 
 def content(cache: TeacherCache) -> list[bytes]:
-    return [encode(record, cache.plan, index) for index, record in enumerate(cache)]
+    return [encode(record, cache.plan) for record in cache.records()]
 
 
 def systems_of(source: Path, split: str = "train") -> list:
@@ -117,16 +121,16 @@ def test_records_are_what_the_teacher_says(distilled, data, caches):
     assert cache.plan.graph["max_neighbors"] == 8 and cache.plan.graph["cutoff"] == 6.0
     systems = systems_of(data / "train")
     assert len(cache) == len(systems) == 12
-    half = TeacherCache(caches["float16"])
-    for index, system in enumerate(systems):
+    for system, record, half in zip(systems, cache.records(), TeacherCache(caches["float16"]).records()):
         batch = data_list_collater([system], otf_graph=True)
-        online, record = teacher(batch), cache[index]
+        online = teacher(batch)
+        assert record.digest == half.digest == digest_of(system)
         expected = online.node_embedding.numpy()
         np.testing.assert_allclose(record.values["node_embedding"], expected, atol=1e-5 * np.abs(expected).max())
         assert np.array_equal(record.pairs, unordered_pairs(online.edge_index, batch.num_nodes).numpy())
-        assert np.array_equal(half[index].values["node_embedding"], record.values["node_embedding"].astype("f2"))
+        assert np.array_equal(half.values["node_embedding"], record.values["node_embedding"].astype("f2"))
         for name in ("energy", "forces", "atom_energies"):
-            assert np.array_equal(half[index].values[name], record.values[name])
+            assert np.array_equal(half.values[name], record.values[name])
 
 
 @pytest.mark.parametrize("scale", [2.5, 1.0])  # 1: element references without a normalizer of the energy
@@ -146,7 +150,7 @@ def test_energies_and_forces_are_those_of_the_stock_calculator(run, stock, disti
     calculator = OCPCalculator(checkpoint_path=str(checkpoint), cpu=True, seed=0)
     features = attach_features(calculator.trainer._unwrapped_model, "teacher")
     reference = calculator.trainer.elementrefs["energy"].element_references.numpy().reshape(-1)  # eV, of each element
-    for system, record in zip(systems_of(data / "train"), cache):
+    for system, record in zip(systems_of(data / "train"), cache.records()):
         atoms = atoms_of(system)
         atoms.calc = calculator
         assert float(record.values["energy"]) == pytest.approx(atoms.get_potential_energy(), abs=1e-4)
@@ -161,7 +165,7 @@ def test_energies_and_forces_are_those_of_the_stock_calculator(run, stock, disti
 def test_vectors_are_kept_on_demand(distilled, data, caches, tmp_path):
     plain, cache = TeacherCache(caches["float16"]), cache_teacher(distilled, tmp_path / "cache", "--vectors")
     assert cache.plan.vector_width == 16 and "vector_embedding" not in plain.plan.fields
-    for one, other in zip(plain, cache):
+    for one, other in zip(plain.records(), cache.records()):
         assert np.array_equal(one.values["node_embedding"], other.values["node_embedding"])
         assert other.values["vector_embedding"].shape == (one.atoms, 3, 16)
         assert np.abs(other.values["vector_embedding"]).max() > 0.01
@@ -169,7 +173,9 @@ def test_vectors_are_kept_on_demand(distilled, data, caches, tmp_path):
 
 def test_another_split(distilled, data, tmp_path):
     cache = cache_teacher(distilled, tmp_path / "cache", "--split", "val")
-    assert [record.atoms for record in cache] == [int(system.natoms) for system in systems_of(data / "val_id", "val")]
+    assert [record.atoms for record in cache.records()] == [
+        int(system.natoms) for system in systems_of(data / "val_id", "val")
+    ]
 
 
 @pytest.mark.slow
@@ -178,10 +184,10 @@ def test_the_records_do_not_depend_on_the_number_of_ranks(distilled, many, tmp_p
     chunk = ("--chunk", "4")
     one = cache_teacher(distilled, tmp_path / "one", *chunk)
     two = cache_teacher(distilled, tmp_path / "two", *chunk, "--num-gpus", "2")
-    assert len(list((tmp_path / "two").glob("shard.*.lmdb"))) == 2
-    assert len(one) == 60 and content(one) == content(two) and one.dataset == two.dataset
+    assert len(list((tmp_path / "two").glob("shard.*.records"))) == 2
+    assert len(one) == 60 and content(one) == content(two)
     (tmp_path / "two" / "header.json").unlink()
-    (tmp_path / "two" / "shard.0001.lmdb").unlink()
+    (tmp_path / "two" / "shard.0001.records").unlink()
     two.close()
     del two
     again = cache_teacher(distilled, tmp_path / "two", *chunk)  # what is missing, with one
@@ -191,7 +197,7 @@ def test_the_records_do_not_depend_on_the_number_of_ranks(distilled, many, tmp_p
 def test_a_calculator_of_ase(distilled, data, tmp_path):
     cache = cache_teacher(distilled, tmp_path / "cache", "--calculator", "ase.calculators.emt:EMT")
     assert (cache.plan.width, cache.plan.has_pairs, cache.plan.teacher) == (0, False, "ase.calculators.emt:EMT")
-    for system, record in zip(systems_of(data / "train"), cache):
+    for system, record in zip(systems_of(data / "train"), cache.records()):
         atoms = atoms_of(system)
         atoms.calc = EMT()
         assert float(record.values["energy"]) == pytest.approx(atoms.get_potential_energy(), abs=1e-5)
@@ -217,7 +223,7 @@ def test_verify(distilled, caches, tmp_path, capsys):
         assert "5 records recomputed" in capsys.readouterr().out
     cache = TeacherCache(caches["float16"])
     for name, problem in (("energy", "in energy"), ("node_embedding", "in node_embedding"), ("pairs", "other pairs")):
-        records = [dataclasses.replace(record, values=dict(record.values)) for record in cache]
+        records = [dataclasses.replace(record, values=dict(record.values)) for record in cache.records()]
         if name == "pairs":
             records[7] = dataclasses.replace(records[7], pairs=records[7].pairs[:, 1:])
         else:
@@ -236,6 +242,38 @@ def test_a_finished_cache_is_left_alone(distilled, caches, capsys):
     assert {file.name: file.stat().st_mtime_ns for file in caches["float16"].iterdir()} == before
 
 
+def test_a_second_command_on_the_directory_is_refused(distilled, tmp_path):
+    (tmp_path / "cache").mkdir()
+    with Lock(tmp_path / "cache" / module.LOCK):
+        named = f"process {os.getpid()} of {socket.gethostname()} is writing it"
+        with pytest.raises(SystemExit, match=re.escape(named)):
+            cache_teacher(distilled, tmp_path / "cache", "--calculator", "emt")
+    assert len(cache_teacher(distilled, tmp_path / "cache", "--calculator", "emt")) == 12
+
+
+def test_a_damaged_record_is_repaired(distilled, tmp_path, capsys):
+    flags = ("--calculator", "emt", "--repair")
+    expected = content(cache_teacher(distilled, tmp_path / "cache", *flags))  # of nothing, it writes all
+    records = tmp_path / "cache" / "shard.0000.records"
+    records.write_bytes(records.read_bytes()[:-1] + b"\xff")
+    capsys.readouterr()
+    assert content(cache_teacher(distilled, tmp_path / "cache", *flags)) == expected
+    assert "1 of 1 chunks are damaged or missing: 0 (systems 0 to 11)" in capsys.readouterr().out
+
+
+def test_a_calculator_that_has_changed_is_refused(distilled, tmp_path, monkeypatch):
+    """Where its name and the parameters that it says are the same."""
+    source = "from ase.calculators.emt import EMT\n\ndef make():\n    return EMT()  # {}\n"
+    (tmp_path / "changing.py").write_text(source.format("first"))
+    monkeypatch.syspath_prepend(tmp_path)
+    flags = ("--calculator", "changing:make")
+    cache_teacher(distilled, tmp_path / "cache", *flags)
+    cache_teacher(distilled, tmp_path / "cache", *flags)
+    (tmp_path / "changing.py").write_text(source.format("second"))
+    with pytest.raises(SystemExit, match=r"was begun with identity.source \w+, and is now asked for with \w+\. Give"):
+        cache_teacher(distilled, tmp_path / "cache", *flags)
+
+
 def test_another_type_in_the_same_directory(distilled, caches):
     with pytest.raises(SystemExit, match="was begun with dtype float16, and is now asked for with float32"):
         cache_teacher(distilled, caches["float16"], "--dtype", "float32")
@@ -246,7 +284,7 @@ def test_a_disk_that_is_too_small(distilled, tmp_path, monkeypatch):
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage._replace(free=1000))
     with pytest.raises(SystemExit, match=r"are needed and .* are free"):
         cache_teacher(distilled, tmp_path / "cache", "--chunk", "2")
-    assert len(written_chunks(tmp_path / "cache")) == 2 < 6  # the sample by which the size was estimated
+    assert len(list((tmp_path / "cache").glob("header.json"))) == 0  # the sample by which the size was estimated
     monkeypatch.undo()
     assert len(cache_teacher(distilled, tmp_path / "cache", "--chunk", "2")) == 12
 
@@ -289,13 +327,13 @@ def test_killed_at_ten_moments_it_goes_on_where_it_was(distilled, many, tmp_path
     monkeypatch.setattr(module, "SAMPLE_CHUNKS", 1)
     distilled["dataset"] = {"train": many}
     whole = cache_teacher(distilled, tmp_path / "whole")
-    digests = [record.digest.hex() for record in whole]
+    digests = [record.digest.hex() for record in whole.records()]
     directory = tmp_path / "killed"
     directory.mkdir()
     moments, progress = random.Random(1), [0]
     gc.collect()
     for _ in range(10):
-        done = {digests[chunk] for chunk in written_chunks(directory)}
+        done = {digests[chunk] for chunk in written_chunks(directory, whole.plan)}
         log.write_text("")
         pid = os.fork()
         if pid == 0:
@@ -314,7 +352,7 @@ def test_killed_at_ten_moments_it_goes_on_where_it_was(distilled, many, tmp_path
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         assert not done & set(log.read_text().split())
-        progress.append(len(written_chunks(directory)))
+        progress.append(len(written_chunks(directory, whole.plan)))
         assert progress[-1] >= progress[-2]
     assert progress[-1] > 2
     killed = cache_teacher(distilled, directory)
@@ -424,12 +462,27 @@ def test_another_teacher(refused, from_cache):
     refused(from_cache, "was made by another teacher than .*: the fingerprints of their weights differ")
 
 
-def test_another_relation_graph(refused, from_cache, teacher_checkpoint, tmp_path):
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ("max_neighbors", r"graph.max_neighbors 8 \(cache\), 5 \(checkpoint\)"),
+        ("avg_degree", r"config.avg_degree None \(cache\), 7.5 \(checkpoint\)"),
+        ("normalizer", r"normalizers.energy.rmsd .*\[3.0\] \(checkpoint\)"),
+        ("references", r"element_references.energy None \(cache\)"),
+    ],
+)
+def test_a_teacher_with_other_settings(refused, from_cache, teacher_checkpoint, tmp_path, change, message):
+    """Of the same weights: what else decides its outputs."""
     checkpoint = torch.load(teacher_checkpoint, weights_only=False)
-    checkpoint["config"]["model"]["max_neighbors"] = 5
+    if change == "normalizer":
+        checkpoint["normalizers"]["energy"] = {"mean": torch.tensor(0.0), "rmsd": torch.tensor(3.0)}
+    elif change == "references":
+        checkpoint["elementrefs"] = {"energy": {"element_references": torch.ones(119)}}
+    else:
+        checkpoint["config"]["model"][change] = {"max_neighbors": 5, "avg_degree": 7.5}[change]
     torch.save(checkpoint, tmp_path / "other.pt")
     from_cache["task"]["distill"]["teacher"]["checkpoint"] = str(tmp_path / "other.pt")
-    refused(from_cache, "was made with the settings .*'max_neighbors': 8.* has .*'max_neighbors': 5")
+    refused(from_cache, f"was made with other settings than .*: .*{message}")
 
 
 def test_another_precision(refused, run, distilled, from_cache, tmp_path):
@@ -446,14 +499,31 @@ def test_another_precision(refused, run, distilled, from_cache, tmp_path):
 def test_another_dataset(refused, from_cache, data, tmp_path):
     other = copy.deepcopy(from_cache)
     other["dataset"]["train"]["src"] = str(data / "val_ood_ads")
-    refused(other, "holds 12 systems, dataset.train 6")
+    refused(other, "has no record of system 0 of dataset.train")
 
 
-def test_another_order(refused, distilled, data, caches, tmp_path):
-    systems = systems_of(data / "train")[::-1]
-    distilled["dataset"] = {"train": write_database(tmp_path / "turned.db", list(map(atoms_of, systems)), systems)}
+@pytest.mark.parametrize("change", ["position", "tag", "fixed atom"])
+def test_another_system(refused, distilled, data, caches, tmp_path, change):
+    """Whatever of it a model or a calculator reads."""
+    systems = systems_of(data / "train")
+    atoms = list(map(atoms_of, systems))
+    for changed, system in zip(atoms, systems):
+        changed.set_constraint(FixAtoms(mask=system.fixed.numpy() == (0 if change == "fixed atom" else 1)))
+        changed.positions[0, 0] += 0.01 * (change == "position")
+        changed.set_tags(changed.get_tags() + (change == "tag"))
+    distilled["dataset"] = {"train": write_database(tmp_path / "other.db", atoms, systems)}
     distilled["task"]["distill"]["teacher"]["cache"] = str(caches["float32"])
-    refused(distilled, "record 0 (holds|was made of another system)")
+    refused(distilled, "has no record of system 0 of dataset.train. A record belongs to the atoms")
+
+
+def test_another_order_and_a_part_of_the_data_are_served(run, from_cache, caches):
+    whole = run(from_cache, name="whole")
+    from_cache["dataset"]["train"].update(no_shuffle=True)
+    other = run(from_cache, name="other")
+    assert len(other.steps) == 6 and other.losses() != whole.losses()
+    del from_cache["dataset"]["train"]["no_shuffle"]
+    from_cache["dataset"]["train"].update(first_n=4)
+    assert len(run(from_cache, name="part").steps) == 2
 
 
 def test_a_cache_keeps_what_the_terms_of_its_yaml_read(distilled, tmp_path):

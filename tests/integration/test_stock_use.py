@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 import yaml
 from architectures import MODELS, build
-from conftest import STUDENT_MODEL, TEACHER_MODEL, same_weights, stock_config
+from ase.io import write
+from conftest import STUDENT_MODEL, TEACHER_MODEL, Run, distill_config, run_fairchem, same_weights, stock_config
+from fairchem.core.common.relaxation.ase_utils import batch_to_atoms
+from fairchem.core.datasets import LmdbDataset, data_list_collater
+from numpy.lib.npyio import NpzFile
 from tolerances import PREDICTION
+from torch_geometric.data import Data
 
 from fairchem_crack.training.scale_factors import scale_factors
 
@@ -73,29 +80,23 @@ def gemnet_with_scales() -> dict:
 STUDENTS = {"painn": lambda: STUDENT_MODEL, "gemnet_t": gemnet_with_scales, "equiformer_v2": lambda: TEACHER_MODEL}
 
 
-@pytest.fixture(params=STUDENTS)
-def student(request) -> dict:
-    """The student's model, small."""
-    return dict(STUDENTS[request.param]())
+class Used(NamedTuple):
+    """A distilled student, and what stock fairchem made of its checkpoints in a process without this package."""
+
+    trained: Run
+    predictions: NpzFile  # of our trainer
+    system: Data  # which the calculator was given
+    printed: dict[tuple[str, str], str]  # by command and checkpoint
+    directory: Path
 
 
-@pytest.fixture
-def trained(run, distilled, student):
-    distilled["optim"]["max_epochs"] = 2
-    distilled["model"] = student
-    return run(distilled)
-
-
-@pytest.fixture
-def plain_yaml(data, tmp_path, student):
+def plain_config(data: Path, student: dict) -> dict:
     config = {**stock_config(data), "model": student, "logger": "tensorboard"}
     config["optim"]["load_balancing"] = False  # of which fairchem compiles the sampler in every process
     config["outputs"]["energy"]["prediction_dtype"] = config["outputs"]["forces"]["prediction_dtype"] = "float32"
     config["task"] = {"relax_opt": {"maxstep": 0.04, "memory": 5}, "relaxation_steps": 2, "write_pos": True}
     config["dataset"]["relax"] = {"src": str(data / "val_ood_ads")}
-    path = tmp_path / "plain.yml"
-    path.write_text(yaml.safe_dump(config))
-    return path
+    return config
 
 
 def fairchem(mode: str, yaml_file: Path, directory: Path, checkpoint: Path, *more: str) -> list:
@@ -105,49 +106,74 @@ def fairchem(mode: str, yaml_file: Path, directory: Path, checkpoint: Path, *mor
     return ["fairchem", "--mode", mode, *common, "--checkpoint", checkpoint, *more]
 
 
-@pytest.mark.slow
-def test_ocp_calculator_gives_what_the_trainer_gave(run, distilled, trained, data, tmp_path):
-    from ase.io import write
-    from fairchem.core.common.relaxation.ase_utils import batch_to_atoms
-    from fairchem.core.datasets import LmdbDataset, data_list_collater
+@pytest.fixture(scope="module", params=STUDENTS)
+def used(request, data, teacher_checkpoint, tmp_path_factory) -> Used:
+    """Of a small student, trained for two of its epochs."""
+    directory = tmp_path_factory.mktemp(request.param)
+    student = dict(STUDENTS[request.param]())
+    config = {**distill_config(data, teacher_checkpoint), "model": student}
+    config["optim"]["max_epochs"] = 2
+    trained = run_fairchem(directory, copy.deepcopy(config))
+    checkpoints = [trained.checkpoints / name for name in ("best_checkpoint.pt", "checkpoint.pt")]
 
-    best = trained.checkpoints / "best_checkpoint.pt"
+    config["dataset"]["test"]["src"] = config["dataset"]["val"].pop("src")
+    config["outputs"]["energy"]["prediction_dtype"] = config["outputs"]["forces"]["prediction_dtype"] = "float32"
+    results = run_fairchem(directory, config, mode="predict", name="predict", checkpoint=checkpoints[0]).results
+
     gc.collect()  # closes the training's LMDB
     system = LmdbDataset({"src": str(data / "val_id")})[0]
-    write(tmp_path / "system.traj", batch_to_atoms(data_list_collater([system], otf_graph=True))[0])
-    distilled["dataset"]["test"]["src"] = distilled["dataset"]["val"].pop("src")
-    distilled["outputs"]["energy"]["prediction_dtype"] = distilled["outputs"]["forces"]["prediction_dtype"] = "float32"
-    ours = np.load(run(distilled, mode="predict", name="predict", checkpoint=best).results / "ocp_predictions.npz")
-    checkpoints = (best, trained.checkpoints / "checkpoint.pt")
-    printed, training = run_commands(WITHOUT_US, *(["calculator", file, tmp_path / "system.traj"] for file in checkpoints))
-    energy, forces = json.loads(printed.split("RESULT", 1)[1].strip().splitlines()[0])
-    row = list(ours["ids"]).index(f"{system.sid}_{system.fid}")
-    free = system.fixed.numpy() == 0
-    assert training.count("RESULT") == 1
-    assert energy == pytest.approx(float(ours["energy"][row, 0]), abs=PREDICTION)
-    assert np.split(ours["forces"], ours["chunk_idx"])[row] == pytest.approx(np.array(forces)[free], abs=PREDICTION)
+    gc.collect()
+    write(directory / "system.traj", batch_to_atoms(data_list_collater([system], otf_graph=True))[0])
+    file = directory / "plain.yml"
+    file.write_text(yaml.safe_dump(plain_config(data, student)))
+    commands = {
+        (mode, checkpoint.stem): ["calculator", checkpoint, directory / "system.traj"]
+        if mode == "calculator"
+        else fairchem(mode, file, directory, checkpoint, *["--optim.max_epochs=3"] * (mode == "train"))
+        for mode in ("validate", "predict", "run-relaxations", "train", "calculator")  # which leaves fairchem's log off
+        for checkpoint in checkpoints
+    }
+    printed = dict(zip(commands, run_commands(WITHOUT_US, *commands.values())))
+    return Used(trained, np.load(results / "ocp_predictions.npz"), system, printed, directory)
 
 
 @pytest.mark.slow
-def test_stock_fairchem_validates_predicts_and_relaxes_with_it(trained, plain_yaml, tmp_path):
-    best = trained.checkpoints / "best_checkpoint.pt"
-    found = [record["forces_mae"] for record in trained.validations]
+def test_ocp_calculator_gives_what_the_trainer_gave(used):
+    energy, forces = json.loads(used.printed["calculator", "best_checkpoint"].split("RESULT", 1)[1].strip().splitlines()[0])
+    row = list(used.predictions["ids"]).index(f"{used.system.sid}_{used.system.fid}")
+    free = used.system.fixed.numpy() == 0
+    assert used.printed["calculator", "checkpoint"].count("RESULT") == 1
+    assert energy == pytest.approx(float(used.predictions["energy"][row, 0]), abs=PREDICTION)
+    predicted = np.split(used.predictions["forces"], used.predictions["chunk_idx"])[row]
+    assert predicted == pytest.approx(np.array(forces)[free], abs=PREDICTION)
+
+
+@pytest.mark.slow
+def test_stock_fairchem_validates_predicts_and_relaxes_with_it(used):
+    errors = [record["forces_mae"] for record in used.trained.validations]
     # the training checkpoint holds the averaged weights apart; they are those of the last validation
-    expected = {best: min(found), trained.checkpoints / "checkpoint.pt": found[-1]}
-    modes = ("validate", "predict", "run-relaxations")
-    commands = [fairchem(mode, plain_yaml, tmp_path, checkpoint) for checkpoint in expected for mode in modes]
-    validated = run_commands(WITHOUT_US, *commands)[:: len(modes)]
-    for (checkpoint, error), printed in zip(expected.items(), validated):
-        assert float(re.findall(r"forces_mae: ([\d.]+)", printed)[-1]) == pytest.approx(error, abs=2e-4)
-        predictions = np.load(tmp_path / f"results/predict-{checkpoint.stem}/ocp_predictions.npz")
+    for checkpoint, error in {"best_checkpoint": min(errors), "checkpoint": errors[-1]}.items():
+        printed = re.findall(r"forces_mae: ([\d.]+)", used.printed["validate", checkpoint])
+        assert float(printed[-1]) == pytest.approx(error, abs=2e-4)
+        predictions = np.load(used.directory / f"results/predict-{checkpoint}/ocp_predictions.npz")
         assert np.isfinite(predictions["energy"]).all()
-        assert len(np.load(tmp_path / f"results/run-relaxations-{checkpoint.stem}/relaxed_positions.npz")["ids"]) > 0
+        relaxed = np.load(used.directory / f"results/run-relaxations-{checkpoint}/relaxed_positions.npz")
+        assert len(relaxed["ids"]) > 0
+
+
+@pytest.mark.slow
+def test_stock_fairchem_resumes_from_either_checkpoint(used):
+    # the training checkpoint at step 12 of 18; the best one is weights only, to begin another training with
+    for checkpoint, step in {"checkpoint": 13, "best_checkpoint": 1}.items():
+        file = used.directory / f"checkpoints/train-{checkpoint}/checkpoint.pt"
+        assert torch.load(file, map_location="cpu", weights_only=False)["step"] == 18
+        assert float(re.search(r", step: (\S+)", used.printed["train", checkpoint])[1]) == step
 
 
 @pytest.mark.slow
 def test_a_stock_run_is_the_same_with_and_without_this_package(data, tmp_path):
     config = stock_config(data)
-    config["optim"].update(max_epochs=4, load_balancing=False)  # 24 steps; see `plain_yaml`
+    config["optim"].update(max_epochs=4, load_balancing=False)  # 24 steps; see `plain_config`
     config["logger"] = "tensorboard"
     file = tmp_path / "stock.yml"
     file.write_text(yaml.safe_dump(config))
@@ -157,14 +183,3 @@ def test_a_stock_run_is_the_same_with_and_without_this_package(data, tmp_path):
         run_commands(code, ["fairchem", "--mode", "train", *flags])
         weights.append(torch.load(tmp_path / f"checkpoints/{name}/checkpoint.pt", weights_only=False)["state_dict"])
     assert same_weights(*weights)
-
-
-@pytest.mark.slow
-def test_stock_fairchem_goes_on_training_from_either_checkpoint(trained, plain_yaml, tmp_path):
-    # the training checkpoint at step 12 of 18; the best one is weights alone, to begin another training with
-    first = {trained.checkpoints / "checkpoint.pt": 13, trained.checkpoints / "best_checkpoint.pt": 1}
-    commands = [fairchem("train", plain_yaml, tmp_path, checkpoint, "--optim.max_epochs=3") for checkpoint in first]
-    for (checkpoint, step), printed in zip(first.items(), run_commands(WITHOUT_US, *commands)):
-        file = tmp_path / f"checkpoints/train-{checkpoint.stem}/checkpoint.pt"
-        assert torch.load(file, map_location="cpu", weights_only=False)["step"] == 18
-        assert float(re.search(r", step: (\S+)", printed)[1]) == step

@@ -37,6 +37,7 @@ def parser() -> argparse.ArgumentParser:
     )
     own.add_argument("--calculator", help=f"keep its energies and forces in place of a teacher's outputs: {CALCULATOR}")
     own.add_argument("--verify", type=int, metavar="N", help="recompute N records of a finished cache and compare")
+    own.add_argument("--repair", action="store_true", help="read every record, and write anew what is damaged or missing")
     return own
 
 
@@ -47,14 +48,14 @@ def cache_teacher(arguments: list[str]) -> None:
     try:
         given = read_or_refuse(parser(), arguments)
         from fairchem_crack.commands.cache_teacher.job import cache_teacher as write_cache
-        from fairchem_crack.commands.cache_teacher.job import verify
+        from fairchem_crack.commands.cache_teacher.verify import verify
 
         job = job_of(given)
         if given.flags.verify is not None:
             count = given.flags.verify
             print(f"{count} records recomputed: they differ by at most {verify(job, count):.1e} of the largest.")
             return
-        cache = write_cache(job, ranks=given.flags.num_gpus)
+        cache = write_cache(job, ranks=given.flags.num_gpus, is_repair=given.flags.repair)
     except (ValueError, OSError) as error:
         sys.exit(f"fairchem-crack cache-teacher: {error}")
     size = sum(file.stat().st_size for file in job.directory.iterdir())

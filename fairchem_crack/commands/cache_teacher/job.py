@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 import logging
 import multiprocessing
-import random
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -18,7 +17,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Optional
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -26,16 +24,21 @@ from fairchem_crack import keys
 from fairchem_crack.config import TeacherConfig, parse, split_loss_functions
 from fairchem_crack.io.datasets import load_split
 from fairchem_crack.io.named_records import NamedRecords
+from fairchem_crack.io.processes import end_with_parent
 from fairchem_crack.plugins import imports_of, load_plugins
 from fairchem_crack.teacher.cache import (
     HEADER,
+    LOST,
     CacheError,
     CacheWriter,
+    Lock,
     Plan,
-    Record,
+    Sums,
     TeacherCache,
     encode,
+    explained,
     finish,
+    repair,
     start,
     written_chunks,
 )
@@ -44,13 +47,10 @@ from fairchem_crack.teacher.frozen import Teacher, load_teacher
 from fairchem_crack.training.config_checks import check_gpus
 from fairchem_crack.training.terms import teacher_fields
 
+LOCK = "lock"  # file of the cache, held by the command until the cache is finished
+LISTED = 8  # chunks that a message names
 SAMPLE_CHUNKS = 2  # run before the start, to estimate the cache's size
 FREE = 1.1  # of the estimated size must be free on the disk
-
-# Accepted deviation of a recomputed field, of its largest entry: by the type that it is kept or computed in.
-EQUAL = {"float16": 2e-3, "float32": 1e-4, "float64": 1e-4, "bfloat16": 5e-2}
-EQUAL_ROWS = 1e-2  # of the Jacobian: a difference of forces, divided by twice 0.01 A
-SMALLEST_SCALE = {keys.ENERGY: 1.0, keys.FORCES: 1.0, keys.FORCE_JACOBIAN: 1.0}  # eV, eV/A, eV/A^2: rounding does not shrink
 
 
 @dataclass(frozen=True)
@@ -126,6 +126,7 @@ class Job:
             jacobian_rows=self.jacobian_rows,
             precision=precision,
             graph=teacher.graph_settings(),
+            identity=teacher.identity(),
         )
 
 
@@ -140,53 +141,72 @@ def needs_of_terms(config: dict) -> set[str]:
     return set().union(*(teacher_fields(term) for term in terms if term.coefficient > 0))
 
 
-def cache_teacher(job: Job, *, ranks: int = 1) -> TeacherCache:
+def cache_teacher(job: Job, *, ranks: int = 1, is_repair: bool = False) -> TeacherCache:
     """Fill the cache, or what is missing of it, and finish it.
 
+    Args:
+        is_repair: read what is there first, and run the teacher on damaged chunks again.
+
     Raises:
-        CacheError: the directory holds another cache, or a record is not finite.
-        OSError: the disk cannot hold it.
+        CacheError: the directory holds another cache, another process writes it, the disk cannot hold it, or a record is
+            not finite.
         ValueError: there is no such data, or there are fewer GPUs than ranks.
     """
     if job.calculator is None:
         check_gpus(ranks, cpu=job.cpu)
     dataset = job.dataset()
     source, plan = job.source(0, dataset)
-    job.directory.mkdir(parents=True, exist_ok=True)
-    start(job.directory, plan)
-    if (job.directory / HEADER).is_file():
+    with explained(job.directory):
+        job.directory.mkdir(parents=True, exist_ok=True)
+        start(job.directory, plan)
+    if (job.directory / HEADER).is_file() and not is_repair:
         print(f"Teacher cache {job.directory} is complete; nothing to do.")
         return TeacherCache(job.directory)
-    done = written_chunks(job.directory)
-    todo = [chunk for chunk in range(plan.chunks) if chunk not in done]
-    print(f"{plan.systems} systems in {plan.chunks} chunks, {len(done)} of them there. Kept: {plan.contents}.", flush=True)
-    if todo:
-        todo = _write_sample(job.directory, source, plan, todo)
-    there = min((plan.chunks - len(todo)) * plan.chunk, plan.systems)
-    with tqdm(total=plan.systems, initial=there, unit=" systems") as bar:
+    with Lock(job.directory / LOCK):
+        if is_repair:
+            missing = repair(job.directory, plan)
+            print(f"{len(missing)} of {plan.chunks} chunks are damaged or missing{_listed(missing, plan)}.", flush=True)
+        todo = _begin(job.directory, source, plan)
         if ranks == 1 or len(todo) < ranks:
-            for written in write_chunks(job.directory, source, plan, todo, 0):
-                bar.update(written)
+            written = write_chunks(job.directory, source, plan, todo, 0)
         else:
             del dataset, source  # each process opens its own
             gc.collect()  # a teacher's hooks are in cycles with it
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            for written in _in_processes(job, plan, todo, ranks):
-                bar.update(written)
-    finish(job.directory, plan)
+            written = _in_processes(job, plan, todo, ranks)
+        there = min((plan.chunks - len(todo)) * plan.chunk, plan.systems)
+        with tqdm(total=plan.systems, initial=there, unit=" systems") as bar:
+            for systems in written:
+                bar.update(systems)
+        finish(job.directory, plan)
     return TeacherCache(job.directory)
 
 
+def _listed(chunks: list[int], plan: Plan) -> str:
+    """The first few, and their systems."""
+    shown = [f"{chunk} (systems {_chunk(plan, chunk)[0]} to {_chunk(plan, chunk)[-1]})" for chunk in chunks[:LISTED]]
+    return (": " if shown else "") + ", ".join(shown) + (", ..." if len(chunks) > LISTED else "")
+
+
+def _begin(directory: Path, source: Source, plan: Plan) -> list[int]:
+    """Write the sample of what is missing, and return the rest of the missing chunks."""
+    done = written_chunks(directory, plan)
+    todo = [chunk for chunk in range(plan.chunks) if chunk not in done]
+    print(f"{plan.systems} systems in {plan.chunks} chunks, {len(done)} of them there. Kept: {plan.contents}.", flush=True)
+    return _write_sample(directory, source, plan, todo) if todo else []
+
+
 def _write_sample(directory: Path, source: Source, plan: Plan, todo: list[int]) -> list[int]:
-    """Write some chunks, estimate the rest by them, raise OSError unless the disk can hold it; return the rest."""
+    """Write some chunks, estimate the rest by them, raise CacheError unless the disk can hold it; return the rest."""
     chosen = todo[:: max(1, len(todo) // SAMPLE_CHUNKS)][:SAMPLE_CHUNKS]
     writer, written, systems = CacheWriter(directory, plan, 0), 0, 0
     try:
         for chunk in chosen:
             records = source(_chunk(plan, chunk))
             writer.write(chunk, records)
-            written, systems = written + sum(len(encode(record, plan, 0)) for record in records), systems + len(records)
+            written, systems = written + sum(len(encode(record, plan)) for record in records), systems + len(records)
+        _check_resolution(directory, writer.sums, plan)
     finally:
         writer.close()
     rest = [chunk for chunk in todo if chunk not in chosen]
@@ -194,11 +214,20 @@ def _write_sample(directory: Path, source: Source, plan: Plan, todo: list[int]) 
     free = shutil.disk_usage(directory).free
     print(f"About {needed / 2**20:,.1f} MB more to write to {directory}; {free / 2**20:,.0f} MB are free.", flush=True)
     if needed * FREE > free:
-        raise OSError(
+        raise CacheError(
             f"Teacher cache {directory}: about {needed / 2**30:.1f} GB are needed and {free / 2**30:.1f} GB are free. "
             "Give another directory, or make room."
         )
     return rest
+
+
+def _check_resolution(directory: Path, sums: Sums, plan: Plan) -> None:
+    lost = sums.lost_in(plan.dtype)
+    if lost:
+        raise CacheError(
+            f"Teacher cache {directory}: {lost} of the {plan.width} channels of node_embedding vary by less than {LOST} of "
+            "their mean, which float16 hardly resolves. Give --dtype float32, and another directory or delete this one."
+        )
 
 
 def write_chunks(directory: Path, source: Source, plan: Plan, chunks: Sequence[int], shard: int) -> Iterator[int]:
@@ -238,56 +267,11 @@ def _in_processes(job: Job, plan: Plan, todo: list[int], ranks: int) -> Iterator
 
 def _rank(job: Job, chunks: list[int], rank: int, counts: Any) -> None:
     logging.basicConfig(level=logging.WARNING)
+    end_with_parent()
     try:
         load_plugins(imports_of(job.config.get("task")))
         source, plan = job.source(rank, job.dataset())
         for written in write_chunks(job.directory, source, plan, chunks, rank):
             counts.put(written)
-            parent = multiprocessing.parent_process()
-            if parent is not None and not parent.is_alive():  # killed: somebody may start anew beside this rank
-                return
     except (ValueError, OSError) as error:
         counts.put(str(error))
-
-
-def verify(job: Job, count: int, *, seed: int = 0) -> float:
-    """Recompute `count` random records, each without any other; the largest deviation of a field, of its largest entry.
-
-    Raises:
-        CacheError: a record differs by more than its type explains.
-    """
-    if count < 1:
-        raise ValueError(f"--verify {count}: expected at least 1.")
-    cache, dataset = TeacherCache(job.directory), job.dataset()
-    source, plan = job.source(0, dataset)
-    start(job.directory, plan)
-    chosen = random.Random(seed).sample(range(plan.systems), min(count, plan.systems))
-    worst = 0.0
-    for index in tqdm(chosen, unit=" records"):
-        kept = cache[index]
-        fresh = source.alone(index, kept)
-        cache.check_system(index, kept, fresh.atoms, fresh.digest, f"dataset.{job.split}")
-        for name in plan.fields:
-            deviation, limit = _deviation(fresh, kept, name), _limit(plan, name)
-            if deviation > limit:
-                raise CacheError(
-                    f"Teacher cache {job.directory}: record {index} differs from the teacher by {deviation:.1e} in {name}, "
-                    f"expected at most {limit:.0e}. Rebuild it."
-                )
-            worst = max(worst, deviation)
-        if plan.has_pairs and not np.array_equal(fresh.pairs, kept.pairs):
-            raise CacheError(f"Teacher cache {job.directory}: record {index} has other pairs than the teacher. Rebuild it.")
-    return worst
-
-
-def _deviation(fresh: Record, kept: Record, name: str) -> float:
-    """The largest difference of a field, relative to what its rounding goes by."""
-    scale = max(float(np.abs(fresh.values[name]).max()), SMALLEST_SCALE.get(name, 1e-6))
-    if name == keys.ENERGY and keys.ATOM_ENERGIES in fresh.values:  # a sum in which large terms may cancel
-        scale = max(scale, float(np.abs(fresh.values[keys.ATOM_ENERGIES]).sum()))
-    return float(np.abs(fresh.values[name] - kept.values[name].astype(np.float64)).max()) / scale
-
-
-def _limit(plan: Plan, name: str) -> float:
-    limit = EQUAL_ROWS if name == keys.FORCE_JACOBIAN else EQUAL[plan.type_of(name).name]
-    return max(limit, EQUAL.get(plan.precision, 0.0)) if plan.has_pairs else limit

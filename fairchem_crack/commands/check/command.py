@@ -26,9 +26,9 @@ def check(arguments: list[str]) -> None:
         print(f"WARNING: {warning}")
     from fairchem_crack.commands.check.sections import check_config
 
-    problems = [str(fault) for fault in given.problems]
+    faults = [str(fault) for fault in given.problems]
     with trusting(trusts(given.config.get("task"))):
-        problems = check_config(given.config, str(given.flags.config_yml), problems, opens_data=not given.flags.no_data)
+        problems = check_config(given.config, str(given.flags.config_yml), faults, opens_data=not given.flags.no_data)
     if not problems:
         print("\nNo problem found.")
         return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import math
 import sys
@@ -15,8 +14,8 @@ from typing import Optional
 import numpy as np
 from ase.calculators.calculator import Calculator
 
-import fairchem_crack.evaluation.relaxations
 from fairchem_crack.evaluation.relaxations.metrics import METRICS, Relaxed, Row, System, measure
+from fairchem_crack.evaluation.relaxations.options import parser
 from fairchem_crack.evaluation.relaxations.reading import (
     check_ids,
     listed,
@@ -28,40 +27,9 @@ from fairchem_crack.evaluation.relaxations.reading import (
     write_structures,
 )
 from fairchem_crack.evaluation.tables import NO_NUMBER, cell, text_table
-from fairchem_crack.io.arguments import CALCULATOR, named_values
+from fairchem_crack.io.arguments import named_values
 from fairchem_crack.io.calculators import calculator_of
 from fairchem_crack.io.files import csv_text, write_json, write_text
-
-
-def parser() -> argparse.ArgumentParser:
-    """The options of the command."""
-    own = argparse.ArgumentParser(
-        prog="fairchem-crack evaluate-relaxations",
-        description=fairchem_crack.evaluation.relaxations.__doc__,
-        allow_abbrev=False,
-    )
-    own.add_argument(
-        "--positions", nargs="+", required=True, metavar="NAME=FILE", help="relaxed_positions.npz of one or several models"
-    )
-    own.add_argument("--data", type=Path, required=True, help="the LMDBs that they were relaxed from, such as OC20's IS2RE")
-    own.add_argument(
-        "--key-mapping", nargs="+", default=[], metavar="OLD=NEW", help="of its YAML, to y_relaxed, pos_relaxed"
-    )
-    own.add_argument(
-        "--trajectories", nargs="+", default=[], metavar="NAME=DIR", help="task.relax_opt.traj_dir: the relaxed energies"
-    )
-    own.add_argument("--calculator", help=f"of the reference forces: {CALCULATOR}")
-    own.add_argument(
-        "--forces", nargs="+", default=[], metavar="NAME=FILE", help="reference forces: .npz, or a file that ASE reads"
-    )
-    own.add_argument(
-        "--within", type=float, metavar="A", help="count for FbT and AFbT only ends this close to the dataset's on the mean"
-    )
-    own.add_argument("--output", type=Path, help="write OUTPUT.json and OUTPUT.csv")
-    own.add_argument(
-        "--structures", type=Path, metavar="DIR", help="write DIR/NAME.extxyz of each model, for DFT to start from"
-    )
-    return own
 
 
 def evaluate_relaxations(arguments: list[str]) -> None:

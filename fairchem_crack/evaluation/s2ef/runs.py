@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from fairchem_crack.evaluation.s2ef.evaluator import Atoms, CheckpointEvaluator
+from fairchem_crack.io.processes import end_with_parent
 from fairchem_crack.io.progress import Progress
 from fairchem_crack.plugins import load_plugins
 
@@ -99,6 +100,7 @@ _device = 0  # of this process
 def _start_process(devices: Any, cpu: bool, imports: Sequence[str]) -> None:
     """Take a device of its own, import the plugins, and log as little as the parent."""
     global _device
+    end_with_parent()
     _device = devices.get()
     if torch.cuda.is_available() and not cpu:
         torch.cuda.set_device(_device)  # of what names none, and of the context that it opens

@@ -29,7 +29,11 @@ def summary(
             f"atoms/s: median of {REPEATS} interleaved repeats, by systems in a batch; in brackets the memory of a batch."
         )
     return "\n\n".join(
-        [table(rows), models_table(groups, evaluations, throughput), "\n".join(notes + _ratios(groups, throughput))]
+        [
+            table(rows),
+            models_table(groups, evaluations, throughput),
+            "\n".join(notes + _ratios(groups, throughput, short_names(list(evaluations)))),
+        ]
     )
 
 
@@ -70,7 +74,7 @@ def _speed(measured: Throughput) -> str:
     return f"{digits(median(measured['atoms_per_second']))}{memory}"
 
 
-def _ratios(groups: Sequence[Group], throughput: Throughputs) -> list[str]:
+def _ratios(groups: Sequence[Group], throughput: Throughputs, names: Mapping[Path, str]) -> list[str]:
     """How many times as fast as the teacher the students are, at the largest batch size that fits both."""
     lines = []
     teacher = next((throughput.get(group.name, {}) for group in groups if group.role == "teacher"), {})
@@ -78,7 +82,6 @@ def _ratios(groups: Sequence[Group], throughput: Throughputs) -> list[str]:
         student = throughput.get(group.name, {})
         if sizes := [size for size in teacher if teacher[size] and student.get(size)]:
             own, other = (median(speeds[sizes[-1]]["atoms_per_second"]) for speeds in (student, teacher))
-            lines.append(
-                f"{group.name} runs {digits(own / other, 2)} times as many atoms/s as the teacher (batches of {sizes[-1]})."
-            )
+            name, ratio = names[group.checkpoints[0]], digits(own / other, 2)
+            lines.append(f"{name} runs {ratio} times as many atoms/s as the teacher (batches of {sizes[-1]}).")
     return lines

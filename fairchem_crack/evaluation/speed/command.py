@@ -12,7 +12,6 @@ import platform
 import sys
 import warnings
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, Callable
 
 import torch
@@ -25,16 +24,12 @@ from fairchem_crack.evaluation.speed.measure import (
     ratios,
     throughput_by_size,
 )
+from fairchem_crack.evaluation.speed.options import ATOMS, QUANTITIES, parser
 from fairchem_crack.evaluation.speed.runs import RELAXES_IN_BATCHES, Model
 from fairchem_crack.evaluation.speed.systems import make_systems, read_systems
 from fairchem_crack.evaluation.speed.tables import report
-from fairchem_crack.io.arguments import IMPORT_HELP
 from fairchem_crack.io.files import write_json
-from fairchem_crack.io.trust import TRUST_HELP
 from fairchem_crack.plugins import load_plugins
-
-QUANTITIES = ("throughput", "latency", "dynamics", "relaxation")
-ATOMS = 73  # of a generated system: near the mean of OC20
 
 
 def bench(arguments: list[str]) -> None:
@@ -53,34 +48,6 @@ def bench(arguments: list[str]) -> None:
     print(report(content))
     if options.output is not None:
         print(f"\nWritten: {options.output}")
-
-
-def parser() -> argparse.ArgumentParser:
-    """The options of the command."""
-    own = argparse.ArgumentParser(
-        prog="fairchem-crack bench",
-        allow_abbrev=False,
-        description="Speed of checkpoints, ours or any of fairchem's: atoms/s and memory of batches, latency of a single "
-        "point, ns/day of molecular dynamics, relaxations/hour.",
-    )
-    own.add_argument("--checkpoint", type=Path, nargs="+", required=True, metavar="FILE")
-    own.add_argument("--reference", type=Path, metavar="FILE", help="what ratios are to (default: the last checkpoint)")
-    systems = own.add_mutually_exclusive_group()
-    systems.add_argument("--data", type=Path, help="directory of OC20's LMDBs, or a file that ASE reads")
-    systems.add_argument("--atoms", type=int, help=f"of generated slabs, about (default: {ATOMS})")
-    own.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 8, 32], metavar="B", help="systems (1 8 32)")
-    own.add_argument("--cpu", action="store_true", help="even where there is a GPU")
-    own.add_argument("--repeats", type=int, default=5, help="of each measurement (5)")
-    own.add_argument("--only", nargs="+", choices=QUANTITIES, default=list(QUANTITIES), help="measure only these")
-    own.add_argument("--time-step", type=float, default=2.0, help="of molecular dynamics, fs (2)")
-    own.add_argument("--md-steps", type=int, default=20, help="of molecular dynamics that are timed (20)")
-    own.add_argument("--relax-batch-size", type=int, default=8, help="systems relaxed together (8)")
-    own.add_argument("--relax-steps", type=int, default=100, help="of a relaxation, at most (100)")
-    own.add_argument("--fmax", type=float, default=0.05, help="where a relaxation is converged, eV/A (0.05)")
-    own.add_argument("--import", dest="imports", nargs="+", default=[], metavar="MODULE", help=IMPORT_HELP)
-    own.add_argument("--trust", action="store_true", help=TRUST_HELP)
-    own.add_argument("--output", type=Path, metavar="FILE.json", help="write all figures, the single repeats too")
-    return own
 
 
 def _check(options: argparse.Namespace) -> None:

@@ -1,29 +1,42 @@
 """The teacher cache: a teacher's outputs for every system of a dataset, on disk.
 
-A cache is a directory of LMDB shards and two JSON files. `plan.json`, written first, says whose it is; `header.json`,
-written when every system is there, repeats it and lists the shards. A shard maps the number of a chunk (8 bytes, big
-endian) to the records of `chunk` consecutive systems, written in one transaction: a chunk is there whole or not at all.
-docs/cache.md has the bytes. `CacheWriter` and `finish` fill a cache from any source of embeddings, energies and forces.
+A cache is a directory. `plan.json`, written first, says what decides its records. Each writer appends to a shard: records
+one after another, and a row for each that says where it lies. `index` has all rows by the digest of their system, and
+`header.json`, written last, the sizes of all files: from then on the cache can be read. docs/cache.md has the bytes.
+It takes numpy only, and any source of energies, forces and embeddings fills it: `CacheWriter`, `finish`.
 """
 
-from fairchem_crack.teacher.cache.reader import HEADER, PLAN, TeacherCache
-from fairchem_crack.teacher.cache.records import FIELDS, FORMAT, CacheError, Plan, Record, decode, encode, system_digest
+from fairchem_crack.teacher.cache.faults import explained
+from fairchem_crack.teacher.cache.finish import finish
+from fairchem_crack.teacher.cache.lock import Lock
+from fairchem_crack.teacher.cache.reader import TeacherCache
+from fairchem_crack.teacher.cache.records import FIELDS, FORMAT, PAIRS, CacheError, Plan, Record, encode, system_digest
+from fairchem_crack.teacher.cache.repair import repair
+from fairchem_crack.teacher.cache.schema import HEADER, PLAN, read_plan
 from fairchem_crack.teacher.cache.shards import written_chunks
-from fairchem_crack.teacher.cache.writer import CacheWriter, finish, start
+from fairchem_crack.teacher.cache.sums import LOST, Sums
+from fairchem_crack.teacher.cache.writer import CacheWriter, differences, start
 
 __all__ = [
     "FIELDS",
     "FORMAT",
     "HEADER",
+    "LOST",
+    "PAIRS",
     "PLAN",
     "CacheError",
     "CacheWriter",
+    "Lock",
     "Plan",
     "Record",
+    "Sums",
     "TeacherCache",
-    "decode",
+    "differences",
     "encode",
+    "explained",
     "finish",
+    "read_plan",
+    "repair",
     "start",
     "system_digest",
     "written_chunks",

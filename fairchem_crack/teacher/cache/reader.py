@@ -2,148 +2,148 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import struct
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Optional
+from typing import Any, BinaryIO, Optional
 
-import lmdb
 import numpy as np
 
-from fairchem_crack.teacher.cache.records import FORMAT, CacheError, Plan, Record, decode, unpack
-from fairchem_crack.teacher.cache.shards import (
-    IDENTITY,
-    Shard,
-    chunk_key,
-    identity_of,
-    index_digest,
-    open_shard,
-    written_chunks,
-)
+from fairchem_crack.teacher.cache.index import INDEX, INDEX_FILE, PAGE, RECORDS, ROW, Row, every, find
+from fairchem_crack.teacher.cache.records import CacheError, Layout, Plan, Record, decode
+from fairchem_crack.teacher.cache.schema import HEADER, PLAN, read_header, read_plan
+from fairchem_crack.teacher.cache.shards import Shard, check_head, damaged_record
 
-PLAN, HEADER = "plan.json", "header.json"
+NEAR = 4096  # bytes between two parts that are read in one go: a page
 
 
 class TeacherCache:
-    """A finished cache, to read records from; each process opens its own LMDB handles, so that it survives a fork.
+    """A finished cache: records by the digest of their system. Any number of processes read it at the same time.
 
     Raises:
-        CacheError: there is no cache, it is unfinished, incomplete, cut short, or of a newer version.
+        CacheError: there is no cache, it is unfinished, cut short, altered, of another version, or another's in part.
     """
 
-    def __init__(self, directory: Path, header: Optional[dict] = None) -> None:
+    def __init__(self, directory: Path) -> None:
         self.directory = directory
-        header = self._read_header() if header is None else header
-        self.plan = Plan(
-            **{name: header[name] for name in Plan.__dataclass_fields__ if name != "fields"}, fields=tuple(header["fields"])
-        )
-        self.dataset: str = header["dataset"]
+        try:
+            self.plan, self._plan_bytes = read_plan(directory)
+            header = read_header(directory, self.plan, self._plan_bytes)
+        except FileNotFoundError as error:
+            is_begun = (directory / PLAN).is_file()
+            state = "is unfinished" if is_begun else f"does not exist (looked in {Path.cwd()})"
+            raise CacheError(
+                f"Teacher cache {directory} {state}. Run `fairchem-crack cache-teacher --config-yml ...`."
+            ) from error
         self.embedding_mean = np.array(header["embedding_mean"])
         self.embedding_std = np.array(header["embedding_std"])
-        for name, shard in header["shards"].items():
-            self._check_shard(name, shard)
-        self._sizes: dict[str, int] = {name: shard["bytes"] for name, shard in header["shards"].items()}
-        self._shards = written_chunks(directory)
-        if self._shards.keys() != set(range(self.plan.chunks)):
-            raise self._error(f"has not the {self.plan.chunks} chunks that were written")
-        self._environments: dict[str, Shard] = {}
-        self._process = os.getpid()
+        self._pages: int = header["pages"]
+        self._sizes: dict[str, int] = {**header["shards"], INDEX_FILE: header["index_bytes"]}
+        if self._sizes[INDEX_FILE] < (self._pages + 1) * PAGE or self.plan.systems > self._sizes[INDEX_FILE] // ROW.itemsize:
+            raise self._error(f"has a {HEADER} whose index of {self._sizes[INDEX_FILE]} bytes is too small for it")
+        self._opened: dict[str, BinaryIO] = {}
+        for name in self._sizes:
+            self._file(name)
 
     def _error(self, problem: str) -> CacheError:
         return CacheError(
-            f"Teacher cache {self.directory} {problem}. Delete it, and write it anew with `fairchem-crack cache-teacher`."
+            f"Teacher cache {self.directory} {problem}. `fairchem-crack cache-teacher --config-yml ... --repair` writes "
+            "anew what is damaged or missing, and that only."
         )
 
-    def _read_header(self) -> dict:
-        file = self.directory / HEADER
-        if not file.is_file():
-            state = "is unfinished" if (self.directory / PLAN).is_file() else f"does not exist (looked in {Path.cwd()})"
-            raise CacheError(f"Teacher cache {self.directory} {state}. Run `fairchem-crack cache-teacher --config-yml ...`.")
-        try:
-            header = json.loads(file.read_text())
-            if int(header["format"]) <= FORMAT and header.pop("digest") == digest_of_header(header):
-                return header
-        except (ValueError, TypeError, KeyError) as error:
-            raise self._error(f"has a damaged {HEADER} ({type(error).__name__}: {error})") from error
-        if header["format"] <= FORMAT:
-            raise self._error(f"has a damaged {HEADER}")
-        raise CacheError(
-            f"Teacher cache {self.directory} has format {header['format']}; this fairchem-crack knows up to {FORMAT}. "
-            "Update fairchem-crack."
-        )
-
-    def _check_shard(self, name: str, shard: dict) -> None:
-        file = self.directory / name
-        if not file.is_file():
-            raise self._error(f"lacks {name}")
-        if file.stat().st_size != shard["bytes"]:
-            raise self._error(f"has a {name} of {file.stat().st_size} bytes where {shard['bytes']} were written")
-        if index_digest(file, shard["page"], shard["index"]) != shard["index_digest"]:
-            raise self._error(f"has a damaged {name}")
-        try:
-            with open_shard(file).env.begin() as transaction:
-                identity = transaction.get(IDENTITY)
-        except lmdb.Error as error:
-            raise self._error(f"has a damaged {name} ({error})") from error
-        if identity != identity_of(self.plan, name):
-            raise self._error(f"has a {name} that belongs to another cache")
+    def _file(self, name: str) -> int:
+        """The descriptor of a file of the cache, opened once in each process, or before it forked."""
+        if name not in self._opened:
+            path, kind = self.directory / name, INDEX if name == INDEX_FILE else RECORDS
+            try:
+                file = path.open("rb", buffering=0)
+            except OSError as error:
+                raise self._error(f"lacks {name} ({error.strerror})") from error
+            data, size = file.read(64), os.fstat(file.fileno()).st_size
+            if size != self._sizes[name]:
+                raise self._error(f"has a {name} of {size} bytes where {self._sizes[name]} were written")
+            check_head(path, data, kind, self._plan_bytes)
+            if hasattr(os, "posix_fadvise"):  # records are read in any order: the kernel is not to read further
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)
+            self._opened[name] = file
+        return self._opened[name].fileno()
 
     def __len__(self) -> int:
         return self.plan.systems
 
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_environments": {}}
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_opened": {}}
 
-    def _environment(self, name: str) -> lmdb.Environment:
-        if self._process != os.getpid():
-            self._environments, self._process = {}, os.getpid()
-        if name not in self._environments:
-            self._environments[name] = open_shard(self.directory / name)
-        shard = self._environments[name]
-        if os.fstat(shard.file.fileno()).st_size < self._sizes[name]:  # LMDB would die of a page that is not there
-            raise ValueError(f"{name} has been cut short")
-        return shard.env
+    def get(self, digest: bytes, names: Optional[Collection[str]] = None) -> Optional[Record]:
+        """The record of the system with this digest, see `system_digest`; None where the cache has none.
 
-    def __getitem__(self, index: int) -> Record:
-        """The record of one system.
+        Args:
+            names: of the fields to read, and "pairs"; None reads all of them.
 
         Raises:
             CacheError: it cannot be read, or is not what was written.
         """
-        index = int(index)  # with several ranks fairchem's sampler hands out tensors
-        if not 0 <= index < len(self):
-            raise IndexError(f"{index} of {len(self)} records")
-        chunk, slot = divmod(index, self.plan.chunk)
+        index = self._file(INDEX_FILE)
         try:
-            with self._environment(self._shards[chunk]).begin(buffers=True) as transaction:
-                data = bytes(unpack(transaction.get(chunk_key(chunk)), slot))
-            record = decode(memoryview(data), self.plan, index)
-        except (OSError, ValueError, struct.error, lmdb.Error, TypeError, IndexError) as error:
-            raise self._error(f"record {index}: {error}") from error
-        if not all(np.isfinite(value).all() for value in record.values.values()):
-            raise self._error(f"record {index} holds numbers that are not finite")
+            row = find(index, self._pages, digest)
+        except (OSError, ValueError) as error:
+            raise self._error(f"has an index whose record {error}") from error
+        return None if row is None else self._read(row, names)
+
+    def __getitem__(self, digest: bytes) -> Record:
+        """The record of the system with this digest.
+
+        Raises:
+            KeyError: the cache has none.
+            CacheError: see `get`.
+        """
+        record = self.get(digest)
+        if record is None:
+            raise KeyError(digest.hex())
         return record
 
-    def check_system(self, index: int, record: Record, atoms: int, digest: bytes, dataset: str) -> None:
-        """Raise CacheError unless this record was made of the system with this digest."""
-        if record.atoms != atoms:
-            raise self._other_system(f"record {index} holds {record.atoms} atoms, system {index} of {dataset} has {atoms}")
-        if record.digest != digest:
-            raise self._other_system(f"record {index} was made of another system than system {index} of {dataset}")
+    def records(self) -> Iterator[Record]:
+        """All records, in the order of their systems in the data."""
+        index = self._file(INDEX_FILE)
+        try:
+            rows = sorted(every(index, self._sizes[INDEX_FILE]), key=lambda row: row.position)
+        except (OSError, ValueError) as error:
+            raise self._error(f"has an index whose record {error}") from error
+        return (self._read(row, None) for row in rows)
 
-    def _other_system(self, problem: str) -> CacheError:
-        return CacheError(
-            f"Teacher cache {self.directory}: {problem}. It belongs to other data or another order of them: take back what "
-            "has changed in the dataset's options (src, seed, first_n, sample_n, no_shuffle, ...), or write another cache."
-        )
+    def _read(self, row: Row, names: Optional[Collection[str]]) -> Record:
+        name = Shard.of(self.directory, row.shard).records.name
+        if name not in self._sizes or row.offset + row.length > self._sizes[name]:
+            raise self._error(f"has an index whose row of system {row.position} is of no shard")
+        file = self._file(name)
+        try:
+            record = decode(_Parts(file, row, self.plan, names), self.plan, row.atoms, row.length, names)
+            if record.digest != row.digest:
+                raise ValueError("is of another system than its row")
+        except (OSError, ValueError) as error:
+            raise damaged_record(self.directory / name, row.position, error) from error
+        return record
 
     def close(self) -> None:
-        """Let go of the shards."""
-        self._environments = {}
+        """Let go of the files; what is read next opens them again."""
+        self._opened = {}
 
 
-def digest_of_header(header: dict) -> str:
-    """What the header keeps of itself, to be known as damaged."""
-    return hashlib.blake2b(json.dumps(header, sort_keys=True).encode(), digest_size=16).hexdigest()
+class _Parts:
+    """The bytes of a record's parts, those that lie next to each other read in one go."""
+
+    def __init__(self, descriptor: int, row: Row, plan: Plan, names: Optional[Collection[str]]) -> None:
+        layout = Layout(plan, row.atoms, row.length)
+        spans = [[0, layout.head]]
+        for begin, end in (span for name, span in layout.at.items() if names is None or name in names):
+            if begin - spans[-1][1] <= NEAR:
+                spans[-1][1] = end
+            else:
+                spans.append([begin, end])
+        self._read = [(begin, os.pread(descriptor, end - begin, row.offset + begin)) for begin, end in spans]
+        if any(len(data) != end - begin for (begin, end), (_, data) in zip(spans, self._read)):
+            raise ValueError("is cut short")
+
+    def __call__(self, begin: int, end: int) -> bytes:
+        first, data = max((read for read in self._read if read[0] <= begin), key=lambda read: read[0])
+        return data[begin - first : end - first]

@@ -6,14 +6,14 @@ import hashlib
 import math
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 import numpy as np
 
-FORMAT = 2
-# name -> (shape behind N, or None for one number of the system; dtype, None for that of the cache)
+FORMAT = 3
+# name -> (shape after N, or None for one number of the system; dtype, None for that of the cache)
 FIELDS: dict[str, tuple[Optional[str], Optional[str]]] = {
     "energy": (None, "float64"),  # eV
     "forces": ("3", "float32"),  # eV/A
@@ -22,8 +22,8 @@ FIELDS: dict[str, tuple[Optional[str], Optional[str]]] = {
     "vector_embedding": ("3 vector_width", None),
     "force_jacobian": ("jacobian_rows 4", "float32"),  # eV/A^2, see jacobian.to_keep
 }
-_RECORD = struct.Struct("<II16s")  # N, P, digest of the system
-_CHECKSUM = struct.Struct("<I")
+PAIRS = "pairs"  # the last part of a record
+_START = struct.Struct("<II16s")  # N, P, digest of the system
 
 
 class CacheError(ValueError):
@@ -32,22 +32,23 @@ class CacheError(ValueError):
 
 @dataclass(frozen=True)
 class Plan:
-    """Whose a cache is: two caches with equal plans hold the same records."""
+    """What decides the records of a cache: two caches with equal plans hold the same records."""
 
     teacher: str  # its registered name, or where else the records come from
-    fingerprint: str  # of its weights and config
+    fingerprint: str  # of its weights
     systems: int
-    sample: str  # digest of some of the systems, so that a cache begun with others is not gone on with
+    sample: str  # digest of some of the systems, so that a cache begun with others is not resumed with
     width: int  # D; 0 without node embedding
     vector_width: int = 0
     max_atomic_number: int = 118
     dtype: str = "float16"  # of the embeddings
-    chunk: int = 16  # systems
+    chunk: int = 16  # systems that go through the teacher together
     fields: tuple[str, ...] = ("energy", "forces", "atom_energies", "node_embedding")
     jacobian_rows: int = 0
     has_pairs: bool = True
     precision: str = "float32"  # the teacher's own
     graph: dict[str, Any] = field(default_factory=dict)  # what the teacher's edges depend on: cutoff, max_neighbors, ...
+    identity: dict[str, Any] = field(default_factory=dict)  # what else its outputs depend on: config, normalizers, ...
     format: int = FORMAT
 
     @property
@@ -61,9 +62,15 @@ class Plan:
         rows = f" ({self.jacobian_rows} rows of each system, two runs of the teacher each)" if self.jacobian_rows else ""
         return ", ".join(self.fields) + rows
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a field behind N."""
-        return tuple(int(getattr(self, one, one)) for one in (FIELDS[name][0] or "").split())
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts of a record after its head."""
+        return (*self.fields, *([PAIRS] if self.has_pairs else []))
+
+    def shape(self, name: str, atoms: int) -> tuple[int, ...]:
+        """Shape of a field of a system of N atoms."""
+        after = FIELDS[name][0]
+        return () if after is None else (atoms, *(int(getattr(self, word, word)) for word in after.split()))
 
     def type_of(self, name: str) -> np.dtype:
         """Type of a field, little endian."""
@@ -88,91 +95,141 @@ class Record:
 
 
 def system_digest(
-    atomic_numbers: np.ndarray, positions: np.ndarray, cell: np.ndarray, pbc: Optional[np.ndarray] = None
+    atomic_numbers: np.ndarray,
+    positions: np.ndarray,
+    cell: np.ndarray,
+    pbc: Optional[np.ndarray] = None,
+    *,
+    tags: Optional[np.ndarray] = None,
+    fixed: Optional[np.ndarray] = None,
+    **others: Any,
 ) -> bytes:
-    """16 bytes that depend on a system's atoms, positions, cell and pbc, and not on where it is stored.
+    """16 bytes that depend on all that a teacher reads of a system, and not on where it is stored.
 
     Args:
-        pbc: (3,) bool; None is periodic in all directions.
+        pbc: (3,) bool; None is periodic in all directions, as fairchem takes it.
+        tags: (N,) int; None is 0 for every atom.
+        fixed: (N,) bool; None is no fixed atom.
+        others: numbers by name, `charge` and `spin` for example; None and zeros are as if they were not given.
     """
+    count = np.asarray(atomic_numbers).size
     digest = hashlib.blake2b(np.asarray(atomic_numbers).astype("<i2").tobytes(), digest_size=16)
     digest.update(np.asarray(positions).astype("<f4").tobytes())
     digest.update(np.asarray(cell).astype("<f4").tobytes())
-    if pbc is not None and not np.all(pbc):  # those of a system that is periodic in all directions are older than this
-        digest.update(np.asarray(pbc).astype(bool).tobytes())
+    digest.update((np.ones(3, bool) if pbc is None else np.asarray(pbc).astype(bool)).tobytes())
+    digest.update((np.zeros(count) if tags is None else np.asarray(tags)).astype("<i2").tobytes())
+    digest.update((np.zeros(count) if fixed is None else np.asarray(fixed)).astype(bool).tobytes())
+    for name in sorted(others):
+        values = np.zeros(0) if others[name] is None else np.asarray(others[name])
+        if values.any():
+            digest.update(name.encode() + values.astype("<f4").tobytes())
     return digest.digest()
 
 
-def encode(record: Record, plan: Plan, index: int) -> bytes:
-    """The bytes of the record of system `index`, and a checksum of both.
+class Layout:
+    """Where each part of a record lies in its bytes.
+
+    Attributes:
+        head: bytes of N, P, the digest, a CRC-32 of each part, and one of all these.
+        at: begin and end of each part, by name.
+        pairs: P.
+
+    Raises:
+        ValueError: no record of so many atoms has this length.
+    """
+
+    def __init__(self, plan: Plan, atoms: int, length: int) -> None:
+        self.head = _START.size + 4 * len(plan.parts) + 4
+        self.at: dict[str, tuple[int, int]] = {}
+        end = self.head
+        for name in plan.fields:
+            begin, end = end, end + math.prod(plan.shape(name, atoms)) * plan.type_of(name).itemsize
+            self.at[name] = begin, end
+        self.pairs, rest = divmod(length - end, 2 * _pair_type(atoms).itemsize)
+        if rest or self.pairs < 0 or not (self.pairs == 0 or plan.has_pairs):
+            raise ValueError(f"has {length} bytes, which a system of {atoms} atoms does not give")
+        if plan.has_pairs:
+            self.at[PAIRS] = end, length
+
+
+def encode(record: Record, plan: Plan) -> bytes:
+    """The bytes of a record.
 
     Raises:
         ValueError: an array has another shape than the plan says, or holds what cannot be.
     """
-    pairs = record.pairs
-    if pairs.size and not (pairs[0].min() >= 0 and (pairs[0] < pairs[1]).all() and pairs[1].max() < record.atoms):
-        raise ValueError(f"pairs must be 0 <= i < j < {record.atoms}.")
-    if (
-        np.unique(pairs[0].astype(np.int64) * record.atoms + pairs[1]).size < pairs.shape[1]
-    ):  # a training takes them as they are
+    atoms, pairs = record.atoms, record.pairs
+    problem = _problem_of_pairs(pairs, atoms)
+    if problem:
+        raise ValueError(problem)
+    if np.unique(pairs[0].astype(np.int64) * atoms + pairs[1]).size < pairs.shape[1]:  # a training takes them as they are
         raise ValueError("pairs holds a pair twice; expected each once, whatever the number of its periodic images.")
-    parts = [_RECORD.pack(record.atoms, record.pairs.shape[1], record.digest)]
-    for name in plan.fields:
-        shape = () if FIELDS[name][0] is None else (record.atoms, *plan.shape(name))
-        value = np.asarray(record.values[name])
-        if value.shape != shape:
-            raise ValueError(f"{name} has the shape {value.shape}, expected {shape}.")
-        with np.errstate(over="ignore"):
-            value = value.astype(plan.type_of(name))
-        if not np.isfinite(value).all():
-            raise ValueError(f"{name} is not finite in {plan.type_of(name).name}.")
-        parts.append(value.tobytes())
+    parts = [_field_bytes(name, record.values[name], plan, atoms) for name in plan.fields]
     if plan.has_pairs:
-        parts.append(record.pairs.astype(_pair_type(record.atoms)).tobytes())
-    content = b"".join(parts)
-    return content + _CHECKSUM.pack(zlib.crc32(content, index))
+        parts.append(pairs.astype(_pair_type(atoms)).tobytes())
+    head = _START.pack(atoms, pairs.shape[1] if plan.has_pairs else 0, record.digest) + b"".join(map(_checksum, parts))
+    return b"".join([head, _checksum(head), *parts])
 
 
-def decode(data: memoryview, plan: Plan, index: int) -> Record:
-    """The record of system `index`; its arrays are views of them.
+def _checksum(data: bytes) -> bytes:
+    return zlib.crc32(data).to_bytes(4, "little")
+
+
+def _field_bytes(name: str, value: np.ndarray, plan: Plan, atoms: int) -> bytes:
+    value, shape, dtype = np.asarray(value), plan.shape(name, atoms), plan.type_of(name)
+    if value.shape != shape:
+        raise ValueError(f"{name} has the shape {value.shape}, expected {shape}.")
+    with np.errstate(over="ignore"):
+        value = value.astype(dtype)
+    if not np.isfinite(value).all():
+        raise ValueError(f"{name} is not finite in {dtype.name}.")
+    return value.tobytes()
+
+
+def decode(
+    part: Callable[[int, int], bytes], plan: Plan, atoms: int, length: int, names: Optional[Collection[str]] = None
+) -> Record:
+    """A record, or some of its parts; its arrays are views of the bytes.
+
+    Args:
+        part: the bytes of the record from one place to another.
+        atoms: N.
+        length: of the whole record in bytes.
+        names: of `plan.parts`; None takes all.
 
     Raises:
         ValueError: the bytes are not those that were written.
     """
-    content, checksum = data[: -_CHECKSUM.size], data[-_CHECKSUM.size :]
-    if len(data) < _RECORD.size + _CHECKSUM.size or _CHECKSUM.unpack(checksum)[0] != zlib.crc32(content, index):
-        raise ValueError("is damaged: its checksum does not fit")
-    atoms, pairs, digest = _RECORD.unpack_from(content)
-    at, values = _RECORD.size, {}
-    for name in plan.fields:
-        shape = () if FIELDS[name][0] is None else (atoms, *plan.shape(name))
-        values[name] = np.frombuffer(content, plan.type_of(name), math.prod(shape), at).reshape(shape)
-        at += values[name].nbytes
-    joined = np.frombuffer(content, _pair_type(atoms), 2 * pairs if plan.has_pairs else 0, at)
-    return Record(digest, atoms, values, joined.reshape(2, -1))
+    layout = Layout(plan, atoms, length)
+    head = part(0, layout.head)
+    if len(head) < layout.head or _checksum(head[:-4]) != head[-4:]:
+        raise ValueError("is damaged: the checksum of its head does not fit")
+    held, count, digest = _START.unpack_from(head)
+    if (held, count) != (atoms, layout.pairs):
+        raise ValueError("is damaged: its head has other sizes")
+    checksums = {name: head[_START.size + 4 * number :][:4] for number, name in enumerate(plan.parts)}
+    values, pairs = {}, np.zeros((2, 0), _pair_type(atoms))
+    for name in plan.parts if names is None else [name for name in plan.parts if name in names]:
+        data = part(*layout.at[name])
+        if _checksum(data) != checksums[name]:
+            raise ValueError(f"is damaged: the checksum of its {name} does not fit")
+        if name == PAIRS:
+            pairs = np.frombuffer(data, _pair_type(atoms)).reshape(2, -1)
+        else:
+            values[name] = np.frombuffer(data, plan.type_of(name)).reshape(plan.shape(name, atoms))
+            if not np.isfinite(values[name]).all():
+                raise ValueError(f"holds numbers that are not finite, in its {name}")
+    problem = _problem_of_pairs(pairs, atoms)
+    if problem:
+        raise ValueError(f"is damaged: {problem}")
+    return Record(digest, atoms, values, pairs)
+
+
+def _problem_of_pairs(pairs: np.ndarray, atoms: int) -> str:
+    if pairs.size and not (pairs[0].min() >= 0 and (pairs[0] < pairs[1]).all() and pairs[1].max() < atoms):
+        return f"pairs must be 0 <= i < j < {atoms}."
+    return ""
 
 
 def _pair_type(atoms: int) -> np.dtype:
     return np.min_scalar_type(max(atoms - 1, 0)).newbyteorder("<")
-
-
-def pack(records: Sequence[bytes]) -> bytes:
-    """The bytes of a chunk: the number of its records, where each ends, and the records."""
-    ends = np.cumsum([len(record) for record in records]).astype("<u4")
-    return struct.pack("<I", len(records)) + ends.tobytes() + b"".join(records)
-
-
-def unpack(data: memoryview | None, slot: int) -> memoryview:
-    """The record number `slot` of a chunk.
-
-    Raises:
-        ValueError: the chunk is not there, or not whole.
-    """
-    if data is None:
-        raise ValueError("is not where it was")
-    (count,) = struct.unpack_from("<I", data)
-    ends = np.frombuffer(data, "<u4", count, 4)
-    start = 4 + 4 * count
-    if slot >= count or len(data) != start + int(ends[-1]):
-        raise ValueError("is damaged: its chunk has another length")
-    return data[start + (int(ends[slot - 1]) if slot else 0) : start + int(ends[slot])]

@@ -1,106 +1,155 @@
-"""The shards of a teacher cache: LMDB files, opened once per process, and the digest of their index."""
+"""The files of a shard: records one after another, a row for each, and the sums of their embeddings."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import struct
-from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from weakref import WeakValueDictionary
+from typing import Any, NamedTuple
 
-import lmdb
+import numpy as np
 
-from fairchem_crack.teacher.cache.records import CacheError, Plan
+from fairchem_crack.teacher.cache.index import HEAD, ROW, read_rows
+from fairchem_crack.teacher.cache.records import CacheError, Plan, Record, decode
+from fairchem_crack.teacher.cache.schema import SHARD
+from fairchem_crack.teacher.cache.sums import Sums
 
-MAP_SIZE = 1 << 42  # upper limit of a shard in bytes; the file grows with its content
-IDENTITY = b"identity"  # key of a shard's own mark
-
-
-def shard_name(shard: int) -> str:
-    """File name of a shard."""
-    return f"shard.{shard:04d}.lmdb"
+SHARDS = 10_000  # at most, by the four digits of a name
 
 
-class Shard:
-    """A shard open for reading. py-lmdb opens a file once per process, so all caches of a process share it."""
+class Shard(NamedTuple):
+    """Paths of the files of a shard."""
 
-    def __init__(self, file: Path) -> None:
-        self.env = lmdb.open(str(file), subdir=False, readonly=True, lock=False, readahead=False, max_readers=1)
-        self.file = file.open("rb")  # the same one, also when another takes its name
+    number: int
+    records: Path
+    rows: Path
+    sums: Path
+    lock: Path
+
+    @classmethod
+    def of(cls, directory: Path, number: int) -> Shard:
+        """The shard of this number."""
+        if not 0 <= number < SHARDS:
+            raise CacheError(f"Teacher cache {directory}: shard {number}, expected 0 to {SHARDS - 1}.")
+        stem = f"shard.{number:04d}"
+        return cls(number, *(directory / f"{stem}.{kind}" for kind in ("records", "rows", "sums.json", "lock")))
 
 
-open_shards: WeakValueDictionary[tuple, Shard] = WeakValueDictionary()
+def shards_of(directory: Path) -> list[Shard]:
+    """The shards that were begun."""
+    names = sorted(file.name for file in directory.glob("shard.*.records") if SHARD.fullmatch(file.name))
+    return [Shard.of(directory, int(name.split(".")[1])) for name in names]
 
 
-def open_shard(file: Path) -> Shard:
-    """Raise CacheError when the file is not a whole LMDB."""
-    state = file.stat()
-    key = (os.getpid(), str(file.resolve()), state.st_ino, state.st_mtime_ns, state.st_size)
-    shard = open_shards.get(key)
-    if shard is None:
+def mark_of(plan_bytes: bytes, name: str) -> bytes:
+    """What ties a file of this name to a plan: BLAKE2b, 16 bytes, of the bytes of plan.json and the name."""
+    return hashlib.blake2b(plan_bytes + name.encode(), digest_size=16).digest()
+
+
+def check_head(file: Path, data: bytes, kind: bytes, plan_bytes: bytes) -> None:
+    """Raise CacheError unless a file that begins with this is of a kind, and of the cache of a plan."""
+    if data[: HEAD.size] != HEAD.pack(kind, mark_of(plan_bytes, file.name)):
+        raise CacheError(
+            f"Teacher cache {file.parent} has a {file.name} whose head is damaged, or belongs to another cache. "
+            "Put its own one back; or remove it and run `fairchem-crack cache-teacher --config-yml ... --repair`."
+        )
+
+
+class AppendFile:
+    """A binary file that only grows; what is appended is there whole or, where the disk refuses it, not at all."""
+
+    def __init__(self, file: Path, kind: bytes, plan_bytes: bytes, item: int = 1) -> None:
+        self._descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        self.size = os.fstat(self._descriptor).st_size
+        if self.size < HEAD.size:  # a writer was killed before its first bytes
+            self.truncate(0)
+            self.append(HEAD.pack(kind, mark_of(plan_bytes, file.name)))
+        check_head(file, os.pread(self._descriptor, HEAD.size, 0), kind, plan_bytes)
+        self.truncate(self.size - (self.size - HEAD.size) % item)  # a row that was cut short
+
+    def append(self, data: bytes, *, is_synced: bool = True) -> None:
+        """Write at the end; if `is_synced`, it is on the disk when this returns."""
+        begin, view = self.size, memoryview(data)
         try:
-            shard = open_shards[key] = Shard(file)
-        except lmdb.Error as error:
-            raise CacheError(f"{file} cannot be read ({error}). Delete the cache and write it anew.") from error
-    return shard
+            while view:
+                written = os.pwrite(self._descriptor, view, self.size)
+                self.size, view = self.size + written, view[written:]
+            if is_synced:
+                os.fdatasync(self._descriptor)
+        except OSError:
+            self.truncate(begin)
+            raise
+
+    def truncate(self, size: int) -> None:
+        """Take back what was written after `size` bytes."""
+        os.ftruncate(self._descriptor, size)
+        self.size = size
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._descriptor)
 
 
-def written_chunks(directory: Path) -> dict[int, str]:
-    """The chunks that are there, and the shard of each.
+def read_record(descriptor: int, row: Any, plan: Plan) -> Record:
+    """The whole record of a row, from the records open as a file descriptor.
 
     Raises:
-        CacheError: a shard is damaged.
+        ValueError: it is not what was written.
     """
-    found: dict[int, str] = {}
-    for file in sorted(directory.glob("shard.*.lmdb")):
-        if not file.stat().st_size:
-            continue  # a writer was killed before its first byte
-        try:
-            with open_shard(file).env.begin() as transaction:
-                keys = transaction.cursor().iternext(keys=True, values=False)
-                found.update({int.from_bytes(key, "big"): file.name for key in keys if key != IDENTITY})
-        except lmdb.Error as error:
-            raise CacheError(f"{file} is damaged ({error}). Delete the cache and write it anew.") from error
-    return found
+    length, atoms, offset = int(row["length"]), int(row["atoms"]), int(row["offset"])
+    if offset + length > os.fstat(descriptor).st_size:
+        raise ValueError("is cut short")
+    data = os.pread(descriptor, length, offset)
+    record = decode(lambda begin, end: data[begin:end], plan, atoms, length)
+    if record.digest != row["digest"].tobytes():
+        raise ValueError("is of another system than its row")
+    return record
 
 
-def index_of(file: Path) -> dict:
-    """What `_check_shard` compares: LMDB trusts the pages by which it finds a value, and would die of damaged ones.
+def sums_of(shard: Shard, plan: Plan) -> Sums:
+    """Sums of all records of a shard: the kept ones, and the records after those that they cover, read.
 
-    A page begins with its number (8 bytes), 2 unused bytes, flags (2 bytes), and for a value of several pages their number
-    (4 bytes); LMDB's lmdb.h, MDB_page. All pages but such values are the index; they are few.
+    Raises:
+        CacheError: one of these is damaged.
     """
-    page, size = open_shard(file).env.stat()["psize"], file.stat().st_size
-    index, at = [], 0
-    with file.open("rb") as content:
-        while at * page < size:
-            content.seek(at * page)
-            number, _, flags, pages = struct.unpack("<QHHI", content.read(16))
-            is_value = bool(flags & 4) and number == at  # P_OVERFLOW
-            if not is_value:
-                index.append(at)
-            at += pages if is_value else 1
-    return {"bytes": size, "page": page, "index": index, "index_digest": index_digest(file, page, index)}
+    sums, covered = Sums.load(shard.sums, plan.width)
+    size = shard.rows.stat().st_size
+    if not HEAD.size <= covered <= size or (covered - HEAD.size) % ROW.itemsize:
+        sums, covered = Sums(plan.width), HEAD.size
+    if covered + ROW.itemsize > size:
+        return sums
+    with shard.records.open("rb") as records:
+        for row in read_rows(shard.rows, covered):
+            try:
+                sums.add(read_record(records.fileno(), row, plan).values["node_embedding"])
+            except ValueError as error:
+                raise damaged_record(shard.records, int(row["position"]), error) from error
+    return sums
 
 
-def index_digest(file: Path, page: int, index: Sequence[int]) -> str:
-    """Digest of the pages that `index_of` found."""
-    digest = hashlib.blake2b(digest_size=16)
-    with file.open("rb") as content:
-        for number in index:
-            content.seek(number * page)
-            digest.update(content.read(page))
-    return digest.hexdigest()
+def damaged_record(file: Path, position: int, error: Exception) -> CacheError:
+    """What to do about a record that is not what was written."""
+    return CacheError(
+        f"Teacher cache {file.parent}: the record of system {position} in {file.name} {error}. "
+        "`fairchem-crack cache-teacher --config-yml ... --repair` writes anew what is damaged, and that only."
+    )
 
 
-def chunk_key(chunk: int) -> bytes:
-    """Under which a shard keeps a chunk."""
-    return chunk.to_bytes(8, "big")
+def rows_of(directory: Path) -> np.ndarray:
+    """(n,) the rows of all shards, each system once."""
+    of_each = [(shard.number, read_rows(shard.rows)) for shard in shards_of(directory) if shard.rows.is_file()]
+    rows = np.concatenate([np.zeros(0, ROW), *(rows[rows["shard"] == number] for number, rows in of_each)])
+    _, first = np.unique(rows["position"], return_index=True)
+    return rows if len(first) == len(rows) else rows[first]
 
 
-def identity_of(plan: Plan, name: str) -> bytes:
-    """The mark of the shard `name` of a cache of this plan."""
-    return hashlib.blake2b(json.dumps([asdict(plan), name], sort_keys=True).encode(), digest_size=16).digest()
+def written_chunks(directory: Path, plan: Plan) -> set[int]:
+    """The chunks of a cache that are written."""
+    return set(chunks_of(rows_of(directory), plan).tolist())
+
+
+def chunks_of(rows: np.ndarray, plan: Plan) -> np.ndarray:
+    """Numbers of the chunks all of whose systems have a row."""
+    chunks, counts = np.unique(rows["position"][rows["position"] < plan.systems] // plan.chunk, return_counts=True)
+    expected = np.minimum(plan.chunk, plan.systems - chunks.astype(np.int64) * plan.chunk)
+    return chunks[counts == expected]

@@ -2,70 +2,120 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import os
 from collections.abc import Sequence
-from dataclasses import asdict
-from importlib.metadata import version
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
-import lmdb
-import numpy as np
-
-from fairchem_crack.io.files import write_text
-from fairchem_crack.teacher.cache.reader import HEADER, PLAN, TeacherCache, digest_of_header
-from fairchem_crack.teacher.cache.records import CacheError, Plan, Record, encode, pack
+from fairchem_crack.teacher.cache.faults import explained
+from fairchem_crack.teacher.cache.index import HEAD, RECORDS, ROW, ROWS, Row, read_rows, row_bytes
+from fairchem_crack.teacher.cache.lock import Lock
+from fairchem_crack.teacher.cache.records import CacheError, Plan, Record, encode
+from fairchem_crack.teacher.cache.schema import PLAN, plan_text, read_plan
 from fairchem_crack.teacher.cache.shards import (
-    IDENTITY,
-    MAP_SIZE,
-    chunk_key,
-    identity_of,
-    index_of,
-    shard_name,
-    written_chunks,
+    AppendFile,
+    Shard,
+    sums_of,
 )
+from fairchem_crack.teacher.cache.sums import Sums
+
+KEEP_SUMS = 256  # chunks between two times that the sums are kept: what finishing a killed shard has to read again
+SAME = 1e-2  # of an energy's or a force's size: within it two records are the same outputs, rounded
 
 
 class CacheWriter:
-    """Writes chunks to one shard. Any number of writers fill one cache side by side, each its own shard.
+    """Writes chunks to one shard. Any number of writers fill one cache at the same time, each its own shard.
+
+    When `write` returns, a chunk is kept whatever becomes of the process.
 
     Raises:
-        CacheError: the directory holds a cache of another plan.
+        CacheError: the directory holds a cache of another plan, another process writes this shard, or it cannot be written.
     """
 
     def __init__(self, directory: Path, plan: Plan, shard: int = 0) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        start(directory, plan)
-        self.plan = plan
-        self._file = directory / shard_name(shard)
-        self._env = lmdb.open(str(self._file), map_size=MAP_SIZE, subdir=False, meminit=False, readahead=False)
-        with self._env.begin(write=True) as transaction:
-            transaction.put(IDENTITY, identity_of(plan, self._file.name))
+        self.plan, self.directory, self._shard = plan, directory, Shard.of(directory, shard)
+        with explained(directory), ExitStack() as opened:
+            directory.mkdir(parents=True, exist_ok=True)
+            start(directory, plan)
+            data = (directory / PLAN).read_bytes()
+            self._lock = Lock(self._shard.lock)
+            opened.callback(self._lock.release)
+            self._records = AppendFile(self._shard.records, RECORDS, data)
+            opened.callback(self._records.close)
+            self._rows = AppendFile(self._shard.rows, ROWS, data, ROW.itemsize)
+            opened.callback(self._rows.close)
+            self._check_rows()
+            self.sums = sums_of(self._shard, plan) if self._has_sums else Sums(0)
+            self._keep_sums()
+            self._open = opened.pop_all()
+        self._written = 0
+
+    def _check_rows(self) -> None:
+        if self._records.size == HEAD.size:  # a new one, perhaps in the place of one that was removed
+            self._rows.truncate(HEAD.size)
+            self._shard.sums.unlink(missing_ok=True)
+        rows = read_rows(self._shard.rows)
+        if (rows["offset"] + rows["length"] > self._records.size).any():
+            raise CacheError(
+                f"Teacher cache {self.directory}: {self._shard.records.name} is cut short. "
+                "`fairchem-crack cache-teacher --config-yml ... --repair` writes anew what is missing."
+            )
+
+    @property
+    def _has_sums(self) -> bool:
+        return "node_embedding" in self.plan.fields
 
     def write(self, chunk: int, records: Sequence[Record]) -> None:
         """Write the records of chunk `chunk`, the systems from `chunk * plan.chunk` on, all or none.
 
         Raises:
-            CacheError: a record does not fit the plan, or is not finite.
+            CacheError: a record does not fit the plan, or is not finite, or the disk refuses it.
         """
         first = chunk * self.plan.chunk
         expected = min(self.plan.chunk, self.plan.systems - first)
+        name = self._shard.records
         if chunk < 0 or len(records) != expected or expected < 1:
             raise CacheError(
-                f"{self._file}: chunk {chunk} of {self.plan.chunks} came with {len(records)} records for {max(expected, 0)}."
+                f"{name}: chunk {chunk} of {self.plan.chunks} came with {len(records)} records for {max(expected, 0)}."
             )
-        encoded = []
-        for slot, record in enumerate(records):
+        encoded, rows, offset = [], [], self._records.size
+        for position, record in enumerate(records, first):
             try:
-                encoded.append(encode(record, self.plan, first + slot))
+                encoded.append(encode(record, self.plan))
             except ValueError as error:
-                raise CacheError(f"{self._file}: system {first + slot}: {error}") from error
-        with self._env.begin(write=True) as transaction:
-            transaction.put(chunk_key(chunk), pack(encoded))
+                raise CacheError(f"{name}: system {position}: {error}") from error
+            rows.append(row_bytes(Row(record.digest, position, offset, len(encoded[-1]), record.atoms, self._shard.number)))
+            offset += len(encoded[-1])
+        with explained(self.directory):
+            begin = self._records.size
+            self._records.append(b"".join(encoded))
+            try:
+                # a power cut can cost rows, whose chunks are then written again; none comes before its record
+                self._rows.append(b"".join(rows), is_synced=False)
+            except OSError:
+                self._records.truncate(begin)
+                raise
+        if self._has_sums:
+            for record in records:
+                self.sums.add(record.values["node_embedding"])
+        self._written += 1
+        if self._written % KEEP_SUMS == 0:
+            self._keep_sums()
+
+    def _keep_sums(self) -> None:
+        if self._has_sums:
+            with explained(self.directory):
+                self.sums.save(self._shard.sums, self._rows.size)
 
     def close(self) -> None:
-        """Close the shard."""
-        self._env.close()
+        """Close the shard, and let another process write it."""
+        try:
+            if self._written:
+                self._keep_sums()
+        finally:
+            self._open.close()
 
 
 def start(directory: Path, plan: Plan) -> None:
@@ -74,54 +124,30 @@ def start(directory: Path, plan: Plan) -> None:
     Raises:
         CacheError: it is another one.
     """
-    file = directory / PLAN
-    content = json.dumps(asdict(plan), indent=1)
-    if not file.exists():
-        write_text(file, content)
+    try:
+        found, _ = read_plan(directory)
+    except FileNotFoundError:
+        with explained(directory):
+            partial = directory / f"{PLAN}.{os.getpid()}"
+            partial.write_text(plan_text(plan), encoding="utf-8")
+            partial.replace(directory / PLAN)
         return
-    found, expected = json.loads(file.read_text()), json.loads(content)
-    for name in expected:
-        if found.get(name) != expected[name]:
-            raise CacheError(
-                f"Teacher cache {directory} was begun with {name} {found.get(name)}, and is now asked for with "
-                f"{expected[name]}. Give another directory, or delete this one."
-            )
-
-
-def finish(directory: Path, plan: Plan) -> None:
-    """Read every record once, and write the header: from here on the cache can be used.
-
-    Raises:
-        CacheError: a system is missing, or a record is damaged.
-    """
-    chunks = written_chunks(directory)
-    missing = set(range(plan.chunks)) - chunks.keys()
-    if missing:
+    changed = differences(json.loads(plan_text(found)), json.loads(plan_text(plan)))
+    if changed:
+        name, before, now = changed[0]
+        others = f" ({', '.join(name for name, _, _ in changed[1:4])} differ, too)" if changed[1:] else ""
         raise CacheError(
-            f"Teacher cache {directory}: {len(missing)} of {plan.chunks} chunks are missing. Run the command again."
+            f"Teacher cache {directory} was begun with {name} {before}, and is now asked for with {now}{others}. "
+            "Give another directory, or delete this one."
         )
-    names = sorted(set(chunks.values()))
-    header = {
-        **asdict(plan),
-        "shards": {name: index_of(directory / name) for name in names},
-        "versions": {name: version(name) for name in ("fairchem-core", "torch", "numpy", "lmdb")},
-    }
-    header["dataset"], header["embedding_mean"], header["embedding_std"] = "", [], []
-    cache = TeacherCache(directory, header)
-    digest, count = hashlib.blake2b(digest_size=16), 0
-    total, square = np.zeros(plan.width), np.zeros(plan.width)
-    for index in range(plan.systems):
-        record = cache[index]
-        digest.update(record.digest)
-        if plan.width:
-            embedding = record.values["node_embedding"].astype(np.float64)
-            total, square, count = total + embedding.sum(0), square + (embedding**2).sum(0), count + record.atoms
-    cache.close()
-    mean = total / max(count, 1)
-    header["dataset"] = digest.hexdigest()
-    header["embedding_mean"] = mean.tolist()
-    header["embedding_std"] = np.sqrt(np.maximum(square / max(count, 1) - mean**2, 0)).tolist()
-    for lock in directory.glob("shard.*.lmdb-lock"):
-        lock.unlink()
-    header["digest"] = digest_of_header(header)
-    write_text(directory / HEADER, json.dumps(header, indent=1))
+
+
+def differences(one: Any, other: Any, name: str = "") -> list[tuple[str, Any, Any]]:
+    """What differs between two settings: dotted name, value in the one and in the other."""
+    if isinstance(one or other, dict) and isinstance(other or one, dict):
+        one, other = one or {}, other or {}
+        names = [*one, *(key for key in other if key not in one)]
+        return [
+            change for key in names for change in differences(one.get(key), other.get(key), f"{name}.{key}" if name else key)
+        ]
+    return [] if one == other else [(name, one, other)]

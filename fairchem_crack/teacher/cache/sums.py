@@ -1,0 +1,76 @@
+"""Mean and standard deviation of each channel, gathered while records are written and merged over shards."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from fairchem_crack.io.files import write_text
+
+CONSTANT = 1e-6  # of its mean: a channel that varies by less varies by rounding
+LOST = 1e-3  # of its mean: float16 has 11 bits, and rounds a channel that varies by less to a few values
+
+
+class Sums:
+    """Of the atoms seen so far.
+
+    Attributes:
+        count: atoms.
+        mean: (D,).
+        squares: (D,) sum of (x - mean)^2.
+    """
+
+    def __init__(self, width: int) -> None:
+        self.count, self.mean, self.squares = 0, np.zeros(width), np.zeros(width)
+
+    def add(self, values: np.ndarray) -> None:
+        """(N, D) more atoms."""
+        other = Sums(len(self.mean))
+        values = values.astype(np.float64)
+        if len(values):
+            other.count, other.mean = len(values), values.mean(axis=0)
+            other.squares = np.square(values - other.mean).sum(axis=0)
+            self.merge(other)
+
+    def merge(self, other: Sums) -> None:
+        """Those of both. With d = mean' - mean: M = M + M' + d^2 n n' / (n + n') (Chan, Golub, LeVeque 1979)."""
+        count = self.count + other.count
+        if not count:
+            return
+        difference = other.mean - self.mean
+        self.mean = self.mean + difference * other.count / count
+        self.squares = self.squares + other.squares + difference**2 * self.count * other.count / count
+        self.count = count
+
+    @property
+    def std(self) -> np.ndarray:
+        """(D,) standard deviation."""
+        return np.sqrt(self.squares / max(self.count, 1))
+
+    def lost_in(self, dtype: str) -> int:
+        """How many channels vary by less than their type resolves: large constants with a small signal on top."""
+        if dtype != "float16":
+            return 0
+        size = np.abs(self.mean)
+        return int(((self.std < LOST * size) & (self.std > CONSTANT * size)).sum())
+
+    def save(self, file: Path, covered: int) -> None:
+        """Keep them, with how many bytes of the shard's rows they cover."""
+        content = {"covered": covered, "count": self.count, "mean": self.mean.tolist(), "squares": self.squares.tolist()}
+        write_text(file, json.dumps(content))
+
+    @classmethod
+    def load(cls, file: Path, width: int) -> tuple[Sums, int]:
+        """The kept ones, and what they cover; of nothing where there are none or they cannot be read."""
+        sums = cls(width)
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            mean, squares = np.array(content["mean"], dtype=float), np.array(content["squares"], dtype=float)
+            if not mean.shape == squares.shape == (width,):
+                return sums, 0
+            sums.count, sums.mean, sums.squares = int(content["count"]), mean, squares
+            return sums, int(content["covered"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return cls(width), 0

@@ -1,0 +1,44 @@
+"""Processes of a pool end with the process that started them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+POOL = """
+import multiprocessing, os, time
+from concurrent.futures import ProcessPoolExecutor
+from fairchem_crack.io.processes import end_with_parent
+
+def pid(_):
+    return os.getpid()
+
+
+if __name__ == "__main__":
+    pool = ProcessPoolExecutor(2, multiprocessing.get_context("spawn"), end_with_parent)
+    print(*pool.map(pid, range(2)), flush=True)
+    time.sleep(600)
+"""
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is such a process, and it has not ended."""
+    status = Path(f"/proc/{pid}/stat")
+    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_a_pool_ends_with_its_killed_parent(tmp_path):
+    (tmp_path / "pool.py").write_text(POOL)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    command = [sys.executable, str(tmp_path / "pool.py")]
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    workers = [int(word) for word in parent.stdout.readline().split()]
+    assert workers and all(map(is_running, workers))
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+    while any(map(is_running, workers)):
+        time.sleep(0.05)
