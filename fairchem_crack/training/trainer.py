@@ -174,7 +174,11 @@ class CrackDistillTrainer(ResumableTrainer):
         self.config["optim"] = optim
 
     def train(self, disable_eval_tqdm: bool = False) -> None:
-        """Load the teacher, check it against data and student, then train as fairchem does."""
+        """Load the teacher, check it against data and student, then train as fairchem does; the only training of its run."""
+        with self._only_training():
+            self._train(disable_eval_tqdm)
+
+    def _train(self, disable_eval_tqdm: bool) -> None:
         check_optim(self.config["optim"])
         check_outputs(self.output_targets)
         check_length(self.scheduler, self.config["optim"]["max_epochs"] * len(self.train_loader or ()))
