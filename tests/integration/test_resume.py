@@ -64,7 +64,7 @@ def test_an_interruption_during_an_evaluation(run, long, monkeypatch):
 
 
 @pytest.mark.parametrize("which", ["fairchem's file", "ours"])
-def test_an_interruption_during_saving_leaves_the_last_checkpoint(run, long, monkeypatch, which):
+def test_an_interruption_while_saving_leaves_the_last_checkpoint(run, long, monkeypatch, which):
     whole = run(copy.deepcopy(long), name="whole").losses()
     save, count = torch.save, 0
 
