@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from fairchem_crack.io.checkpoints import read, read_checkpoint
 from fairchem_crack.training.continuation import Resumed, foreign_state
 from fairchem_crack.training.identity import of_training, recorded
 from fairchem_crack.training.per_system import PerSystemTrainer
+from fairchem_crack.training.run_files import only_training, writing
 
 LAST = "checkpoint.pt"  # of a run, where it resumes
 
@@ -44,6 +45,10 @@ class ResumableTrainer(PerSystemTrainer):
     _last_update = 0  # the last step whose update is complete
     _saved_step: int | None = None  # of the run's checkpoint.pt
     _validation: tuple[int, dict] | None = None  # the last step that was validated while training, and its metrics
+
+    def _only_training(self) -> AbstractContextManager:
+        """Within it no other training writes the files of this run."""
+        return nullcontext() if self.is_debug else only_training(self._checkpoint(LAST).parent)
 
     def _own_state(self) -> dict | None:
         """What a training checkpoint keeps under `keys.CHECKPOINT_KEY`; None for a stock one."""
@@ -168,20 +173,21 @@ class ResumableTrainer(PerSystemTrainer):
     def _save(self, metrics: dict | None, checkpoint_file: str, training_state: bool) -> str | None:
         if training_state and self._validation is not None and self._validation[0] == self.step:
             metrics = self._validation[1]  # which also tell a resumed run that this step has been validated
-        path = super().save(metrics, f"{checkpoint_file}.partial", training_state)
+        file = self._checkpoint(checkpoint_file)
+        with writing(file, self.step):
+            path = super().save(metrics, f"{checkpoint_file}.partial", training_state)
+            if path is not None:
+                if entry := self._entry(training_state):
+                    # fairchem has written it just now, whatever it holds
+                    checkpoint = read(Path(path), trust=True, map_location="cpu", mmap=True)
+                    checkpoint[keys.CHECKPOINT_KEY] = entry
+                    merged = f"{path}.merged"
+                    torch.save(checkpoint, merged)
+                    os.replace(merged, path)
+                os.replace(path, file)
         if training_state and checkpoint_file == LAST:
             self._saved_step = self.step  # on every rank; rank 0 alone writes
-        if path is None:
-            return None
-        if entry := self._entry(training_state):
-            checkpoint = read(Path(path), trust=True, map_location="cpu", mmap=True)  # written above
-            checkpoint[keys.CHECKPOINT_KEY] = entry
-            merged = f"{path}.merged"
-            torch.save(checkpoint, merged)
-            os.replace(merged, path)
-        final = path.removesuffix(".partial")
-        os.replace(path, final)
-        return final
+        return None if path is None else str(file)
 
     def _entry(self, training_state: bool) -> dict | None:
         """What a checkpoint has under `keys.CHECKPOINT_KEY`."""

@@ -102,7 +102,11 @@ class CrackDistillTrainer(CheckedTrainer):
         )
 
     def train(self, disable_eval_tqdm: bool = False) -> None:
-        """Load the teacher, check it against data and student, then train as fairchem does."""
+        """Load the teacher, check it against data and student, then train as fairchem does; the only training of its run."""
+        with self._only_training():
+            self._train(disable_eval_tqdm)
+
+    def _train(self, disable_eval_tqdm: bool) -> None:
         self.check_training()
         if self._distill_config is None:
             self._compare_with_checkpoint(of_training(self.config, ranks=distutils.get_world_size()))

@@ -105,7 +105,7 @@ def goes_on(run, config: dict, whole: list[float], rel: float = 1e-6) -> None:
 def last_step(directory: Path) -> int:
     """Of the checkpoint, which is the only training state there."""
     checkpoints = directory / "checkpoints" / "run"
-    assert [file.name for file in checkpoints.iterdir()] == ["checkpoint.pt"]
+    assert sorted(file.name for file in checkpoints.iterdir()) == ["checkpoint.pt", "training.lock"]
     state = torch.load(checkpoints / "checkpoint.pt", map_location="cpu", weights_only=False)
     assert keys.CHECKPOINT_KEY in state
     return state["step"]

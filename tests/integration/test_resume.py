@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import errno
 import gc
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -84,19 +86,25 @@ def test_an_interrupted_save_leaves_the_last_checkpoint(run, long, monkeypatch, 
     resumes(run, long, whole)
 
 
-def test_a_full_disk_while_saving_leaves_the_last_checkpoint(run, long, monkeypatch):
+@pytest.mark.parametrize("which", ["fairchem's file", "ours"])
+def test_a_full_disk_leaves_the_last_checkpoint_and_says_so(run, long, monkeypatch, which):
     whole = run(copy.deepcopy(long), name="whole").losses()
     save, count = torch.save, 0
 
     def full(content, file, *more, **options):
         nonlocal count
-        count += str(file).endswith(".partial")
+        count += str(file).endswith(".partial.merged" if which == "ours" else ".partial")
         if count == 3:
-            raise OSError(28, "No space left on device")
+            Path(file).write_bytes(b"half a checkpoint")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         save(content, file, *more, **options)
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="No space left"):
+    said = (
+        r"checkpoint\.pt: the checkpoint of step 4 could not be written \(No space left on device\)\. [\d,.]+ MB were free\."
+    )
+    said += r" The one before it is whole \(step 2, epoch 0.3333\): make room, .*, and the same command resumes from it"
+    with pytest.raises(OSError, match=said):
         run(copy.deepcopy(long), name="cut")
     monkeypatch.undo()
     resumes(run, long, whole)

@@ -106,7 +106,11 @@ def test_a_checkpoint_has_one_key_beyond_a_stock_one(run, stock, distilled):
     assert len(other.get("optimizer", one)) and len(load(ours.checkpoints / "checkpoint.pt")["ema"]["shadow_params"]) == len(
         load(plain.checkpoints / "checkpoint.pt")["ema"]["shadow_params"]
     )
-    assert sorted(path.name for path in ours.checkpoints.iterdir()) == ["best_checkpoint.pt", "checkpoint.pt"]
+    assert sorted(path.name for path in ours.checkpoints.iterdir()) == [
+        "best_checkpoint.pt",
+        "checkpoint.pt",
+        "training.lock",
+    ]
 
 
 def test_validation_and_prediction_need_no_teacher(run, distilled):

@@ -1,0 +1,93 @@
+"""One training writes a run, and says where its files cannot be written."""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from conftest import run_fairchem
+from test_locks import holder
+
+from fairchem_crack.training.run_files import LOCK, only_training, writing
+
+
+def test_a_second_training_of_a_run_is_refused_by_name(stock, tmp_path):
+    stock["trainer"] = "fairchem_crack.CrackDistillTrainer"
+    checkpoints = run_fairchem(tmp_path, stock).checkpoints
+    before = {file.name: file.read_bytes() for file in checkpoints.iterdir()}
+    stock["optim"]["max_epochs"] = 2
+    with holder(checkpoints / LOCK) as other:
+        refusal = (
+            rf"checkpoints/run is being written by another training, process {other.pid} on .*--timestamp-id.*--run-dir"
+        )
+        with pytest.raises(RuntimeError, match=refusal):
+            run_fairchem(tmp_path, stock)
+        run_fairchem(tmp_path, stock, mode="validate", checkpoint=checkpoints / "checkpoint.pt")
+        run_fairchem(tmp_path, stock, name="another")
+        assert {name: (checkpoints / name).read_bytes() for name in before if name != LOCK} == {
+            name: content for name, content in before.items() if name != LOCK
+        }
+        other.kill()
+        other.wait()
+        assert len(run_fairchem(tmp_path, stock).steps) == 6  # it resumes
+
+
+def rank_of_two(rank: int, directory: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{directory}/meet", rank=rank, world_size=2)
+    try:
+        with only_training(directory):
+            said = "it trains"
+    except RuntimeError as refusal:
+        said = str(refusal)
+    (directory / f"rank{rank}.txt").write_text(said)
+    dist.destroy_process_group()
+
+
+def on_two_ranks(directory: Path) -> list[str]:
+    context = multiprocessing.get_context("fork")
+    ranks = [context.Process(target=rank_of_two, args=(rank, directory)) for rank in (0, 1)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(60)
+    return [(directory / f"rank{rank}.txt").read_text() for rank in (0, 1)]
+
+
+def test_every_rank_of_a_second_training_is_refused(tmp_path):
+    with holder(tmp_path / LOCK) as other:
+        refusals = on_two_ranks(tmp_path)
+        assert refusals[0] == refusals[1] and f"another training, process {other.pid}" in refusals[0]
+    assert on_two_ranks(tmp_path) == ["it trains", "it trains"]
+    (tmp_path / LOCK).unlink()
+    (tmp_path / LOCK).mkdir()
+    assert {text.partition(": ")[0] for text in on_two_ranks(tmp_path)} == {
+        f"{tmp_path / LOCK} cannot be written (Is a directory)"
+    }
+
+
+@pytest.fixture
+def limited():
+    """No file of this process can be larger than 100 kB: what torch then meets is what it meets on a full disk."""
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_what_torch_says_of_a_full_disk_is_translated(tmp_path, limited):
+    file, partial = tmp_path / "checkpoint.pt", tmp_path / "checkpoint.pt.partial"
+    said = r"checkpoint\.pt: the checkpoint of step 7 could not be written \(is the disk.*\?\)\. .*There is no earlier one"
+    with pytest.raises(OSError, match=said), writing(file, 7):
+        torch.save(torch.zeros(1_000_000), partial)
+    assert not list(tmp_path.iterdir())
+
+
+def test_other_errors_while_saving_stay_as_they_are(tmp_path):
+    with pytest.raises(RuntimeError, match=r"^CUDA error$"), writing(Path(tmp_path / "checkpoint.pt"), 7):
+        raise RuntimeError("CUDA error")
