@@ -7,11 +7,10 @@ import itertools
 import json
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Union
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails
 
 from fairchem_crack.config.faults import Fault, refuse, suggestion
 from fairchem_crack.config.words import advice, hint_at, options_of, takes, without_null
@@ -69,7 +68,7 @@ def _reader(hint: Any) -> TypeAdapter:
     return TypeAdapter(dict[str, hint], config=STRICT)
 
 
-def _explained(error: ErrorDetails, hint: Any, given: dict[str, Any]) -> tuple[Location, str]:
+def _explained(error: Mapping[str, Any], hint: Any, given: dict[str, Any]) -> tuple[Location, str]:
     """Where an error of pydantic's is, and what to say of it.
 
     Args:
