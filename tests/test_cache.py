@@ -53,8 +53,8 @@ def assert_holds(record: Record, expected: Record, plan: Plan) -> None:
     assert (record.digest, record.atoms) == (expected.digest, expected.atoms)
     assert tuple(record.values) == plan.fields
     for name, value in record.values.items():
-        wanted = np.asarray(expected.values[name]).astype(plan.type_of(name))
-        assert value.dtype == wanted.dtype and value.shape == wanted.shape and value.tobytes() == wanted.tobytes(), name
+        cast = np.asarray(expected.values[name]).astype(plan.type_of(name))
+        assert value.dtype == cast.dtype and value.shape == cast.shape and value.tobytes() == cast.tobytes(), name
     if plan.has_pairs:
         assert np.array_equal(record.pairs, expected.pairs)
 
