@@ -13,7 +13,6 @@ from typing import Any, Optional
 
 import numpy as np
 
-from fairchem_crack import __version__
 from fairchem_crack.io.files import whole, write_text
 from fairchem_crack.teacher.cache.faults import explained
 from fairchem_crack.teacher.cache.index import HEAD, INDEX_FILE, RECORDS, ROW, ROWS, write_index
@@ -33,7 +32,7 @@ from fairchem_crack.teacher.cache.shards import (
 from fairchem_crack.teacher.cache.sums import LOST, Sums
 from fairchem_crack.teacher.cache.writer import start
 
-PACKAGES = ("fairchem-core", "torch", "numpy")  # whose versions the header has
+PACKAGES = ("fairchem-crack", "fairchem-core", "torch", "numpy")  # whose versions the header has
 SAME = 1e-2  # of an energy's or a force's size: within it two records are the same outputs, rounded
 
 
@@ -99,7 +98,7 @@ def finish(directory: Path, plan: Optional[Plan] = None) -> None:
             "index_bytes": (directory / INDEX_FILE).stat().st_size,
             "embedding_mean": sums.mean.tolist(),
             "embedding_std": sums.std.tolist(),
-            "versions": {"fairchem-crack": __version__, **{name: _version(name) for name in PACKAGES}},
+            "versions": {name: _version(name) for name in PACKAGES},
         }
         header["digest"] = digest_of(json.dumps(header, sort_keys=True).encode())
         write_text(directory / HEADER, json.dumps(header, indent=1))
