@@ -53,8 +53,8 @@ def assert_holds(record: Record, expected: Record, plan: Plan) -> None:
     assert (record.digest, record.atoms) == (expected.digest, expected.atoms)
     assert tuple(record.values) == plan.fields
     for name, value in record.values.items():
-        wanted = np.asarray(expected.values[name]).astype(plan.type_of(name))
-        assert value.dtype == wanted.dtype and value.shape == wanted.shape and value.tobytes() == wanted.tobytes(), name
+        cast = np.asarray(expected.values[name]).astype(plan.type_of(name))
+        assert value.dtype == cast.dtype and value.shape == cast.shape and value.tobytes() == cast.tobytes(), name
     if plan.has_pairs:
         assert np.array_equal(record.pairs, expected.pairs)
 
@@ -295,7 +295,7 @@ cache = write_cache(Path({str(tmp_path)!r}) / "cache", make_plan(), make_records
 print(len(list(cache.records())), json.loads((cache.directory / "header.json").read_text())["versions"])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
-    assert done.stdout.startswith("10 {'fairchem-crack': '0.1.0', 'fairchem-core': None, 'torch': None"), done.stderr
+    assert done.stdout.startswith("10 {'fairchem-crack': None, 'fairchem-core': None, 'torch': None"), done.stderr
 
 
 @pytest.mark.parametrize(

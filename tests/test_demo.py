@@ -128,7 +128,7 @@ def test_a_split_draws_what_its_name_says(split):
 @pytest.fixture
 def in_process(monkeypatch):
     """`prepare_demo` in this process, where its functions can be replaced."""
-    monkeypatch.setattr(prepare, "ProcessPoolExecutor", lambda workers, _: ThreadPoolExecutor(1))
+    monkeypatch.setattr(prepare, "ProcessPoolExecutor", lambda workers, *_: ThreadPoolExecutor(1))
     monkeypatch.setattr(prepare, "CHUNK", 2)
 
 

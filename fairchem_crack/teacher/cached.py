@@ -137,9 +137,9 @@ class CachedTeacher:
             wanted: fields of `TeacherOutputs`, of those that `CachedDataset` has attached.
             seed: chooses which of the kept rows of `force_jacobian` each system gets.
         """
-        said = {name: batch[keys.TEACHER_PREFIX + name] for name in wanted}
-        fields: dict[str, Any] = {name: value.float() for name, value in said.items()}
-        if keys.FORCE_JACOBIAN in said:
+        held = {name: batch[keys.TEACHER_PREFIX + name] for name in wanted}
+        fields: dict[str, Any] = {name: value.float() for name, value in held.items()}
+        if keys.FORCE_JACOBIAN in held:
             fields[keys.FORCE_JACOBIAN] = choose_rows(batch, fields[keys.FORCE_JACOBIAN], seed)
         fields.setdefault(keys.NODE_EMBEDDING, batch.pos.new_zeros((batch.num_nodes, 0)))
         has_pairs = self.cache.plan.has_pairs  # else the student's graph must do, and the preflight says so

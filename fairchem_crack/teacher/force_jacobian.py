@@ -47,12 +47,12 @@ def draw_coordinates(batch: Batch, seed: int) -> Tensor:
     return torch.where(count > 0, 3 * atom + chosen % 3, -1)
 
 
-def to_keep(said: JacobianRows, batch: Batch) -> Tensor:
+def to_keep(rows: JacobianRows, batch: Batch) -> Tensor:
     """(N, 4) as a teacher cache keeps a row: its values, and in the row of the atom of k 1 + its component."""
-    marks = torch.zeros(batch.num_nodes, device=said.values.device)
-    chosen = said.coordinates[said.coordinates >= 0]
+    marks = torch.zeros(batch.num_nodes, device=rows.values.device)
+    chosen = rows.coordinates[rows.coordinates >= 0]
     marks[chosen // 3] = (1 + chosen % 3).to(marks.dtype)
-    return torch.cat((said.values, marks[:, None]), dim=1)
+    return torch.cat((rows.values, marks[:, None]), dim=1)
 
 
 def kept_coordinates(kept: Tensor) -> list[Tensor]:

@@ -298,10 +298,10 @@ def _outputs(checkpoint: dict, path: Path, device: torch.device) -> ModelOutputs
 def _check_ema(model: nn.Module, ema: dict, path: Path) -> None:
     """Raise ValueError unless the EMA has one tensor for each trainable parameter: fairchem would take what there is."""
     expected = [parameter.shape for parameter in model.parameters() if parameter.requires_grad]
-    found = [value.shape for value in ema["shadow_params"]]
-    if found != expected:
+    shapes = [value.shape for value in ema["shadow_params"]]
+    if shapes != expected:
         raise ValueError(
-            f"Teacher {path}: its EMA has {len(found)} tensors that do not fit the model's {len(expected)} parameters. "
+            f"Teacher {path}: its EMA has {len(shapes)} tensors that do not fit the model's {len(expected)} parameters. "
             "Take its own weights with `use_ema: false`, or another checkpoint."
         )
 

@@ -28,8 +28,8 @@ def of_teacher(config: Mapping[str, Any], outputs: ModelOutputs, features: Featu
     return {
         "config": plain({name: value for name, value in config.items() if name not in WITHOUT_EFFECT}),
         "outputs": plain(outputs.declared or {}),
-        "normalizers": {name: plain(one.state_dict()) for name, one in sorted(outputs.normalizers.items())},
-        "element_references": {name: _digest(one.state_dict()) for name, one in sorted(outputs.references.items())},
+        "normalizers": {name: plain(outputs.normalizers[name].state_dict()) for name in sorted(outputs.normalizers)},
+        "element_references": {name: _digest(outputs.references[name].state_dict()) for name in sorted(outputs.references)},
         "adapter": f"{type(features).__qualname__}, version {features.version}",
         "code": CODE,
     }

@@ -13,7 +13,6 @@ from typing import Any, Optional
 
 import numpy as np
 
-from fairchem_crack import __version__
 from fairchem_crack.io.files import whole, write_text
 from fairchem_crack.teacher.cache.faults import explained
 from fairchem_crack.teacher.cache.index import HEAD, INDEX_FILE, RECORDS, ROW, ROWS, write_index
@@ -33,7 +32,7 @@ from fairchem_crack.teacher.cache.shards import (
 from fairchem_crack.teacher.cache.sums import LOST, Sums
 from fairchem_crack.teacher.cache.writer import start
 
-PACKAGES = ("fairchem-core", "torch", "numpy")  # whose versions the header has
+PACKAGES = ("fairchem-crack", "fairchem-core", "torch", "numpy")  # whose versions the header has
 SAME = 1e-2  # of an energy's or a force's size: within it two records are the same outputs, rounded
 
 
@@ -99,7 +98,7 @@ def finish(directory: Path, plan: Optional[Plan] = None) -> None:
             "index_bytes": (directory / INDEX_FILE).stat().st_size,
             "embedding_mean": sums.mean.tolist(),
             "embedding_std": sums.std.tolist(),
-            "versions": {"fairchem-crack": __version__, **{name: _version(name) for name in PACKAGES}},
+            "versions": {name: _version(name) for name in PACKAGES},
         }
         header["digest"] = digest_of(json.dumps(header, sort_keys=True).encode())
         write_text(directory / HEADER, json.dumps(header, indent=1))
@@ -115,18 +114,18 @@ def _version(package: str) -> Optional[str]:
 
 def _check_repeated(directory: Path, rows: np.ndarray, plan: Plan) -> None:
     """Raise CacheError for systems that no digest tells apart, and whose outputs differ."""
-    first = np.ascontiguousarray(rows.view("u1").reshape(len(rows), ROW.itemsize)[:, :8]).view("<u8")[:, 0]
-    order = np.argsort(first, kind="stable")
-    same = np.diff(first[order]) == 0
-    for one, other in zip(order[:-1][same], order[1:][same]):
-        if rows[one]["digest"] != rows[other]["digest"]:
+    begins = np.ascontiguousarray(rows.view("u1").reshape(len(rows), ROW.itemsize)[:, :8]).view("<u8")[:, 0]
+    order = np.argsort(begins, kind="stable")
+    same = np.diff(begins[order]) == 0
+    for first, second in zip(order[:-1][same], order[1:][same]):
+        if rows[first]["digest"] != rows[second]["digest"]:
             continue
-        records = [_record_at(directory, rows[index], plan) for index in (one, other)]
+        records = [_record_at(directory, rows[index], plan) for index in (first, second)]
         for name in (name for name in ("energy", "forces") if name in plan.fields):
             values = [record.values[name].astype(np.float64) for record in records]
             if np.abs(values[0] - values[1]).max() > SAME * max(1.0, np.abs(values[0]).max()):
                 raise CacheError(
-                    f"Teacher cache {directory}: systems {rows[one]['position']} and {rows[other]['position']} are the "
+                    f"Teacher cache {directory}: systems {rows[first]['position']} and {rows[second]['position']} are the "
                     f"same to a training, and the teacher's {name} differ. What tells them apart, a charge for example, "
                     "must be in the records of the dataset (fairchem's r_data_keys), or one of them left out."
                 )

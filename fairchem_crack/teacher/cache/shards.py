@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fairchem_crack.teacher.cache.index import HEAD, ROW, read_rows
+from fairchem_crack.teacher.cache.index import HEAD, ROW, read_rows, those
 from fairchem_crack.teacher.cache.records import CacheError, Plan, Record, decode
 from fairchem_crack.teacher.cache.schema import SHARD
 from fairchem_crack.teacher.cache.sums import Sums
@@ -137,9 +137,13 @@ def damaged_record(file: Path, position: int, error: Exception) -> CacheError:
 
 def rows_of(directory: Path) -> np.ndarray:
     """(n,) the rows of all shards, each system once."""
-    of_each = [(shard.number, read_rows(shard.rows)) for shard in shards_of(directory) if shard.rows.is_file()]
-    rows = np.concatenate([np.zeros(0, ROW), *(rows[rows["shard"] == number] for number, rows in of_each)])
-    _, first = np.unique(rows["position"], return_index=True)
+    parts = []
+    for shard in shards_of(directory):
+        rows = read_rows(shard.rows) if shard.rows.is_file() else np.zeros(0, ROW)
+        parts.append(those(rows, rows["shard"] == shard.number))
+    rows = parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, ROW), *parts])
+    del parts
+    first = np.unique(rows["position"], return_index=True)[1]
     return rows if len(first) == len(rows) else rows[first]
 
 

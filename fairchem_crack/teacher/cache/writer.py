@@ -125,14 +125,14 @@ def start(directory: Path, plan: Plan) -> None:
         CacheError: it is another one.
     """
     try:
-        found, _ = read_plan(directory)
+        begun, _ = read_plan(directory)
     except FileNotFoundError:
         with explained(directory):
             partial = directory / f"{PLAN}.{os.getpid()}"
             partial.write_text(plan_text(plan), encoding="utf-8")
             partial.replace(directory / PLAN)
         return
-    changed = differences(json.loads(plan_text(found)), json.loads(plan_text(plan)))
+    changed = differences(json.loads(plan_text(begun)), json.loads(plan_text(plan)))
     if changed:
         name, before, now = changed[0]
         others = f" ({', '.join(name for name, _, _ in changed[1:4])} differ, too)" if changed[1:] else ""
@@ -142,12 +142,12 @@ def start(directory: Path, plan: Plan) -> None:
         )
 
 
-def differences(one: Any, other: Any, name: str = "") -> list[tuple[str, Any, Any]]:
-    """What differs between two settings: dotted name, value in the one and in the other."""
-    if isinstance(one or other, dict) and isinstance(other or one, dict):
-        one, other = one or {}, other or {}
-        names = [*one, *(key for key in other if key not in one)]
-        return [
-            change for key in names for change in differences(one.get(key), other.get(key), f"{name}.{key}" if name else key)
-        ]
-    return [] if one == other else [(name, one, other)]
+def differences(before: Any, now: Any, name: str = "") -> list[tuple[str, Any, Any]]:
+    """What differs between two settings: dotted name, value before and now; None where it is not given."""
+    both = [{} if value is None else value for value in (before, now)]
+    if all(isinstance(value, dict) for value in both):
+        changes = []
+        for key in dict.fromkeys((*both[0], *both[1])):
+            changes += differences(both[0].get(key), both[1].get(key), f"{name}.{key}" if name else key)
+        return changes
+    return [] if before == now else [(name, before, now)]
