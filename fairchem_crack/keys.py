@@ -58,4 +58,5 @@ VECTOR_PROJECTION: Final = "vector_projection"  # state_dict of the l=1 embeddin
 PROJECTION_OPTIMIZER: Final = "projection_optimizer"  # state_dict of their optimizer
 CHANNEL_STATISTICS: Final = "channel_statistics"  # dict, by which the teacher's embeddings are standardised
 TEACHER_FINGERPRINT: Final = "teacher_fingerprint"  # str, see teacher.Teacher.fingerprint
+TEACHER_SETTINGS: Final = "teacher_settings"  # dict of plain values, see teacher.Teacher.settings
 DISTILL_CONFIG: Final = "config"  # dict of plain values, what decides the result, see `identity`

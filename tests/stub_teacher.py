@@ -48,6 +48,9 @@ class StubTeacher:
     def fingerprint(self) -> str:
         return "stub"
 
+    def settings(self) -> dict:
+        return {"graph": {"cutoff": self.cutoff}}
+
     def close(self) -> None:
         pass
 

@@ -48,9 +48,7 @@ def open_cache(config: TeacherConfig, device: torch.device) -> TeacherCache:
             f"Teacher cache {config.cache} was made by another teacher than {config.checkpoint}: the fingerprints of their "
             "weights differ. Give its own checkpoint or none, or write another cache with `fairchem-crack cache-teacher`."
         )
-    changed = differences(
-        {"graph": cache.plan.graph, **cache.plan.identity}, {"graph": teacher.graph_settings(), **teacher.identity()}
-    )
+    changed = differences(settings_of(cache), teacher.settings())
     if changed:
         named = "; ".join(f"{name} {before} (cache), {now} (checkpoint)" for name, before, now in changed[:NAMED])
         raise CacheError(
@@ -58,6 +56,11 @@ def open_cache(config: TeacherConfig, device: torch.device) -> TeacherCache:
             "checkpoint it was made with, or write another cache with `fairchem-crack cache-teacher`."
         )
     return cache
+
+
+def settings_of(cache: TeacherCache) -> dict[str, Any]:
+    """What decided the outputs of the teacher that filled a cache, besides its weights; see `Teacher.settings`."""
+    return {"graph": cache.plan.graph, **cache.plan.identity}
 
 
 class CachedDataset(Dataset):
@@ -149,6 +152,10 @@ class CachedTeacher:
     def fingerprint(self) -> str:
         """The teacher's own."""
         return self.cache.plan.fingerprint
+
+    def settings(self) -> dict[str, Any]:
+        """The teacher's own."""
+        return settings_of(self.cache)
 
     def close(self) -> None:
         """Close the cache's files in this process."""

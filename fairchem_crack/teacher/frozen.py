@@ -190,6 +190,10 @@ class Teacher:
         """What decides its outputs besides its weights and its graph."""
         return of_teacher(self.config, self.outputs, self.features)
 
+    def settings(self) -> dict[str, Any]:
+        """What decides its outputs besides its weights, by name."""
+        return {"graph": self.graph_settings(), **self.identity()}
+
     def close(self) -> None:
         """Take the hooks off the model."""
         self.features.close()

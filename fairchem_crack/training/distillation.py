@@ -17,8 +17,10 @@ from fairchem_crack import keys
 from fairchem_crack.adapters import architecture, attach_features
 from fairchem_crack.adapters.outputs import ModelOutputs
 from fairchem_crack.config import DistillConfig, TermConfig
+from fairchem_crack.io.named_records import NAMED
 from fairchem_crack.loss.gather import Gathering
 from fairchem_crack.loss.relations import unordered_pairs
+from fairchem_crack.teacher.cache import differences
 from fairchem_crack.teacher.cached import CachedTeacher
 from fairchem_crack.teacher.frozen import Teacher, TeacherOutputs, own
 from fairchem_crack.training import preflight
@@ -245,7 +247,11 @@ class Distillation:
 
     def state_dict(self) -> dict[str, Any]:
         """What a training checkpoint keeps under `keys.CHECKPOINT_KEY`."""
-        return {**self.projection_training.state_dict(), keys.TEACHER_FINGERPRINT: self.teacher.fingerprint()}
+        of_teacher = {
+            keys.TEACHER_FINGERPRINT: self.teacher.fingerprint(),
+            keys.TEACHER_SETTINGS: self.teacher.settings(),
+        }
+        return {**self.projection_training.state_dict(), **of_teacher}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume the projections, and the scale in which embeddings are compared, after `preflight`.
@@ -257,6 +263,14 @@ class Distillation:
             raise ValueError(
                 f"The checkpoint to resume was distilled from another teacher than {self.teacher.checkpoint}: the "
                 f"fingerprints of their weights differ. Give the teacher it started with. {RESUME_STUDENT}"
+            )
+        settings = self.teacher.settings()
+        changed = differences(state.get(keys.TEACHER_SETTINGS, settings), settings)  # earlier versions kept none
+        if changed:
+            named = "; ".join(f"{name} {before} (before), {now} (now)" for name, before, now in changed[:NAMED])
+            raise ValueError(
+                f"The checkpoint to resume was distilled from a teacher with other settings than {self.teacher.checkpoint}: "
+                f"{named}. Give the teacher it started with. {RESUME_STUDENT}"
             )
         self.projection_training.load_state_dict(state, self.device)
 

@@ -90,6 +90,11 @@ def test_resuming_with_another_teacher_is_refused(run, distilled, teacher_checkp
     distilled["task"]["distill"]["teacher"]["checkpoint"] = str(tmp_path / "other.pt")
     with pytest.raises(ValueError, match=r"another teacher.*task.distill.resume: student"):
         run(distilled)
+    same_weights_of_another_model = load(teacher_checkpoint)
+    same_weights_of_another_model["config"]["model"]["avg_degree"] = 7.5
+    torch.save(same_weights_of_another_model, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match=r"other settings than .*config\.avg_degree \S+ \(before\), 7\.5 \(now\)\. Give"):
+        run(distilled)
     distilled["task"]["distill"]["resume"] = "student"
     distilled["optim"]["max_epochs"] = 2
     assert [record["step"] for record in run(distilled).steps] == list(range(7, 13))
