@@ -296,6 +296,5 @@ class CrackDistillTrainer(CheckedTrainer):
         if self.train_loader is None:
             raise ValueError("dataset.train.src: missing; training needs data.")
         dataset = self.train_loader.dataset  # with the records of the teacher's cache, if there is one
-        chosen = evenly_spaced(len(dataset), SAMPLE_SYSTEMS)
-        otf_graph = self.config["model"].get("otf_graph", False)
-        return data_list_collater([dataset[index] for index in chosen], otf_graph=otf_graph)
+        systems = [dataset[index] for index in evenly_spaced(len(dataset), SAMPLE_SYSTEMS)]
+        return data_list_collater(systems, otf_graph=self.config["model"].get("otf_graph", False))
