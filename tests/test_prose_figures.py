@@ -286,7 +286,7 @@ CLAIMS = [
         "relative to the undistilled student, # steps, seed #; lower is better; n2n has #",
         [tuned_steps("painn"), TUNING["seed"], *criteria("n2n", 1000)],
     ),
-    Claim(PAGE, "| CRACK alone, coefficient 40 / 80 / 160 / 320 | # / **#** / # / # |", criteria("crack", 40, 80, 160, 320)),
+    Claim(PAGE, "| CRACK only, coefficient 40 / 80 / 160 / 320 | # / **#** / # / # |", criteria("crack", 40, 80, 160, 320)),
     Claim(PAGE, "| temperature 0.05 (coefficients 27, 80) | # / # |", criteria("crack_sharp", 27, 80)),
     Claim(PAGE, "| temperature 0.5 (80, 240) | # / # |", criteria("crack_soft", 80, 240)),
     Claim(PAGE, "| a projection of two layers (80, 160) | # / # |", criteria("crack_mlp", 80, 160)),
