@@ -37,7 +37,7 @@ demo: venv
 	$(BIN)/fairchem-crack cache-teacher --config-yml $(CONFIGS)/$(STUDENT)_crack.yml --cpu $(DISTILL) --vectors --jacobian-rows 8
 	@mkdir -p $(RUN)
 	@for seed in $(SEEDS); do \
-	  echo; echo "== 3/5  $(STUDENT) student on the labels alone, with fairchem's own trainer, seed $$seed"; \
+	  echo; echo "== 3/5  $(STUDENT) student on the labels only, with fairchem's own trainer, seed $$seed"; \
 	  $(call train,$(STUDENT).yml,undistilled-$$seed) || exit 1; \
 	  echo; echo "== 4/5  The same student distilled from a frozen $(TEACHER) teacher, from its cache, seed $$seed"; \
 	  $(call train,$(STUDENT)_crack.yml,crack-$$seed,$(DISTILL)) || exit 1; \

@@ -240,7 +240,7 @@ def test_a_model_without_forces_is_named(models, data, tmp_path):
     checkpoint = torch.load(models["student"], map_location="cpu", weights_only=False)
     del checkpoint["config"]["outputs"]["forces"]
     torch.save(checkpoint, tmp_path / "energy.pt")
-    with pytest.raises(SystemExit, match="expected a model of energy and forces; it predicts energy"):
+    with pytest.raises(SystemExit, match="expected a model that predicts energy and forces; it predicts energy"):
         evaluate(["--checkpoint", str(tmp_path / "energy.pt"), "--cpu", "--data", f"a={data / 'val_id'}"])
 
 

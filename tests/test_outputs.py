@@ -196,7 +196,7 @@ def test_what_a_model_returns_is_read_by_name_then_by_property():
     assert predicted({"energy": one, "oc20_energy": other}, "energy", "oc20_energy") is other
     assert predicted({"oc20_energy": {"energy": one}, "omat_energy": {"energy": other}}, "energy", "oc20_energy") is one
     assert predicted({"efs": {"energy": one, "forces": other}}, "forces", "forces") is other
-    with pytest.raises(ValueError, match="returns 2 `energy`, and none under the name `energy`; it returns `a`, `b`"):
+    with pytest.raises(ValueError, match="returns 2 `energy`, but none under the name `energy`; it returns `a`, `b`"):
         predicted({"a": {"energy": one}, "b": {"energy": other}}, "energy", "energy")
     with pytest.raises(ValueError, match="returns no `forces`"):
         predicted({"energy": one}, "forces", "forces")

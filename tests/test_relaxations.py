@@ -322,14 +322,14 @@ def test_trajectories_and_forces_of_elsewhere_are_refused(ends, tmp_path):
     moved = {sid: atoms.positions + np.array([0.5, 0, 0]) for sid, atoms in ends.atoms.items()}
     write_npz(tmp_path / "moved.npz", moved)
     flags = ["--data", str(ends.data), "--positions", f"s={tmp_path / 'moved.npz'}"]
-    with pytest.raises(SystemExit, match="ends elsewhere than the relaxed positions"):
+    with pytest.raises(SystemExit, match="its last frame differs from the relaxed positions"):
         evaluate_relaxations([*flags, "--trajectories", f"s={ends.trajectories}"])
     frames = [atoms.copy() for atoms in ends.atoms.values()]
     for sid, frame in zip(ends.atoms, frames):
         frame.info["sid"], frame.calc = sid, EMT()
         frame.get_forces()
     write(tmp_path / "dft.extxyz", frames)
-    with pytest.raises(SystemExit, match="lies elsewhere than relaxed"):
+    with pytest.raises(SystemExit, match="is not at its relaxed positions"):
         evaluate_relaxations([*flags, "--forces", f"s={tmp_path / 'dft.extxyz'}"])
     write(tmp_path / "dft.extxyz", Atoms("H"))
     with pytest.raises(SystemExit, match=re.escape('frame 0 has no info["sid"]')):

@@ -518,7 +518,7 @@ def test_bad_arguments_are_refused_with_what_to_do(run_dir, data, teacher_checkp
     crack = ("--name", "crack")
     assert "expected the --run-dir" in refused(directory=tmp_path / "nowhere")
     assert "it has none" in refused(directory=tmp_path)
-    assert "holds crack, undistilled. Say which one with --name" in refused()
+    assert "holds crack, undistilled. Choose one with --name" in refused()
     assert "--name carck" in refused("--name", "carck") and "holds crack, undistilled" in refused("--name", "carck")
     assert "--systems: expected at least 1, found 0" in refused(*crack, "--systems", 0)
     assert "is given twice" in refused(*crack, "--data", f"val={data / 'val_id'}", f"val={data / 'train'}")

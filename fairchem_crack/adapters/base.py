@@ -237,8 +237,8 @@ def attach_features(model: nn.Module, role: str, energies: Sequence[str] = ("ene
         nearest = difflib.get_close_matches(name, _ADAPTERS, n=1)
         hint = f" Did you mean `{nearest[0]}`?" if nearest else ""
         raise ValueError(
-            f"The {role} is a `{name}`, whose node embeddings fairchem-crack does not know; it knows "
+            f"The {role} is a `{name}`, for which fairchem-crack has no adapter; it has those of "
             f"{', '.join(f'`{known}`' for known in sorted(_ADAPTERS))}.{hint} "
-            "An adapter of your own needs a few lines: see fairchem_crack.adapters.Features."
+            "For an adapter of your own see fairchem_crack.adapters.Features."
         )
     return _ADAPTERS[name](model, energies)

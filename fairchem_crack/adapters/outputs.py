@@ -149,7 +149,7 @@ def predicted(raw: Mapping[str, Any], property_: str, name: str) -> Tensor:
     }
     if len(heads) != 1:
         raise ValueError(
-            f"the model returns {len(heads) or 'no'} `{property_}`, and none under the name `{name}`; it returns "
+            f"the model returns {len(heads) or 'no'} `{property_}`, but none under the name `{name}`; it returns "
             f"{', '.join(f'`{key}`' for key in heads or raw)}."
         )
     return next(iter(heads.values()))

@@ -14,11 +14,11 @@ from fairchem_crack.training.compiled import check_built_for_cuda, check_install
 COMMANDS = {  # of each: where it is, and what it does
     "train": (
         "fairchem_crack.commands.train:train",
-        "fairchem --mode train, with `trainer: crack_distill` known; takes fairchem's flags",
+        "fairchem --mode train, which then knows `trainer: crack_distill`; takes fairchem's flags",
     ),
     "check": (
         "fairchem_crack.commands.check.command:check",
-        "say what training would do, and every problem at once; takes fairchem's flags",
+        "print what training would do, and list all problems; takes fairchem's flags",
     ),
     "cache-teacher": (
         "fairchem_crack.commands.cache_teacher.command:cache_teacher",
@@ -30,11 +30,11 @@ COMMANDS = {  # of each: where it is, and what it does
     ),
     "evaluate": (
         "fairchem_crack.evaluation.s2ef.command:evaluate",
-        "the S2EF leaderboard of checkpoints, side by side; a submission to OC20's",
+        "S2EF metrics of checkpoints side by side; a submission to OC20's leaderboard",
     ),
     "evaluate-relaxations": (
         "fairchem_crack.evaluation.relaxations.command:evaluate_relaxations",
-        "IS2RE and IS2RS metrics of what run-relaxations wrote",
+        "IS2RE and IS2RS metrics of relaxations made by run-relaxations",
     ),
     "report": (
         "fairchem_crack.evaluation.report.command:report",

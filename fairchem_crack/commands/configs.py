@@ -29,7 +29,7 @@ def configs(arguments: list[str]) -> None:
         allow_abbrev=False,
     )
     own.add_argument("name", nargs="?", metavar="NAME", help="print this YAML; with --copy, copy only it and its includes")
-    own.add_argument("--copy", type=Path, metavar="DIR", help="copy into DIR, where no file may be in the way")
+    own.add_argument("--copy", type=Path, metavar="DIR", help="copy into DIR; no existing file is overwritten")
     options = own.parse_args(arguments)
     try:
         if options.copy is not None:

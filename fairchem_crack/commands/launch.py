@@ -31,7 +31,7 @@ def launch_ranks(config: dict[str, Any], ranks: int) -> None:
     training dies when the first ends.
     """
     setup_logging()
-    logging.info(f"{ranks} ranks on this machine; they load their data without worker processes, as fairchem has it.")
+    logging.info(f"{ranks} ranks on this machine; they load their data without worker processes, as fairchem requires.")
     launch = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=ranks, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0
     )

@@ -33,11 +33,11 @@ class TeacherConfig:
     """Where the frozen teacher, or its outputs for the training data, come from."""
 
     checkpoint: Optional[str] = None  # a fairchem checkpoint file, or a name in fairchem's registry of pretrained models
-    cache: Optional[str] = None  # directory of a teacher cache; with it the teacher is not run, and its file may be gone
+    cache: Optional[str] = None  # directory of a teacher cache; with it, the teacher is not run and not needed
     local_cache: str = "pretrained_models"  # where a pretrained checkpoint is downloaded to
     use_ema: bool = True  # take the checkpoint's EMA weights when it has them
-    precision: Precision = "auto"  # auto: the training's, float16 autocast with --amp; bfloat16: autocast
-    trust: bool = False  # read checkpoints and other files of torch even where that can run code
+    precision: Precision = "auto"  # auto: the training's (float16 autocast with --amp); bfloat16: autocast
+    trust: bool = False  # read torch files without restriction, which can run code: only for files that you trust
 
     def __post_init__(self) -> None:
         if not self.checkpoint and not self.cache:
@@ -53,10 +53,10 @@ class TeacherConfig:
 class RelationsConfig:
     """Which relations are formed, and what each is contrasted with."""
 
-    graph: RelationGraph = "teacher"  # whose edges make the pairs
-    negatives: Negatives = "batch"  # what is contrasted: relations of the rank's batch, of the system, of all ranks
-    anchor: Anchor = "student"  # as in the published code; teacher: as in the paper's text; symmetric: mean of both
-    max_pairs: Optional[Count] = None  # anchors of a step, a random subset; null takes all; every relation stays a negative
+    graph: RelationGraph = "teacher"  # whose edges define the pairs
+    negatives: Negatives = "batch"  # negatives of an anchor: relations of the rank's batch, of its system, of all ranks
+    anchor: Anchor = "student"  # student: as in the published code; teacher: as in the paper's text; symmetric: mean of both
+    max_pairs: Optional[Count] = None  # random subset of anchors per step; null: all; every relation stays a negative
     false_negative_threshold: Optional[Fraction] = None  # leave out negatives whose absolute cosine to the anchor exceeds it
 
 
@@ -82,19 +82,19 @@ class DistillConfig:
     relations: RelationsConfig = field(default_factory=RelationsConfig)
     projection: ProjectionConfig = field(default_factory=ProjectionConfig)
     init_from_teacher: Optional[InitConfig] = None
-    labels: Literal["data", "teacher"] = "data"  # teacher: the student's own terms train on its energies and forces
-    resume: Literal["all", "student"] = "all"  # from a checkpoint: its projection too, or only its student
-    max_skipped_steps: Count = 10  # steps in a row, not finite, that stop the run; of --amp, at a loss scale below 1
-    imports: tuple[str, ...] = ()  # modules of your own, with terms, losses, adapters: imported before anything is parsed
+    labels: Literal["data", "teacher"] = "data"  # teacher: its energies and forces are the labels of the student's own terms
+    resume: Literal["all", "student"] = "all"  # what is read from a checkpoint: student and projection, or only the student
+    max_skipped_steps: Count = 10  # non-finite steps in a row that stop the run; with --amp, counted at a loss scale below 1
+    imports: tuple[str, ...] = ()  # your own modules with terms, losses or adapters; imported before the options are read
 
 
 @dataclass(frozen=True)
 class ScheduleConfig:
     """How a coefficient changes during training: by a factor that goes from 1 to `final`."""
 
-    kind: Literal["constant", "linear", "cosine", "off"] = "constant"  # off: 1, and `final` from `until` on
+    kind: Literal["constant", "linear", "cosine", "off"] = "constant"  # off: 1 before `until`, `final` after it
     until: Fraction = 1.0  # fraction of the training after which the factor is `final`
-    final: Weight = 0.0  # the coefficient's factor at the end
+    final: Weight = 0.0  # factor of the coefficient at the end
 
     def factor(self, progress: float) -> float:
         """The factor at `progress`, the fraction of the training that is over."""
@@ -111,11 +111,11 @@ class TermConfig:
     """One distillation term of `loss_functions`: coefficient * fn(student's, teacher's)."""
 
     key: str = field(metadata=HIDDEN)  # the term's name in loss_functions
-    fn: str  # `crack`, `info_nce`, or an elementwise loss of fairchem; each term says what it takes
+    fn: str  # `crack`, `info_nce`, or an elementwise loss of fairchem; see the table of the terms
     coefficient: Weight  # weight of the term; 0 leaves it out
-    reduction: Optional[Reduction] = None  # fairchem's; null is its default, the mean
+    reduction: Optional[Reduction] = None  # as in fairchem; null: its default, the mean
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    temperature: Temperature = 0.15  # of `relations`, `node_contrast`; Lim et al. 2025: 0.05 to 0.2 makes no difference
-    lmax: Annotated[int, Field(ge=0, le=1)] = 0  # of `relations`; 1: of the invariant and the l=1 embedding together
-    standardize: bool = True  # of the terms of embeddings: each channel of the teacher standardised; else in its own units
+    temperature: Temperature = 0.15  # of `relations` and `node_contrast`; in Lim et al. 2025, 0.05 to 0.2 made no difference
+    lmax: Annotated[int, Field(ge=0, le=1)] = 0  # of `relations`; 0: invariant embedding; 1: invariant and l=1 together
+    standardize: bool = True  # of embedding terms: standardise each channel of the teacher; False: its own units
     options: Any = field(default=None, metadata=HIDDEN)  # of a term of your own: the dataclass that it registered, read

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-IMPORT_HELP = "modules of your own, with models or adapters; where a YAML has task.distill.imports"
+IMPORT_HELP = "modules of your own with models or adapters, as task.distill.imports in a YAML"
 CALCULATOR = "a name that ASE knows (emt), or package.module:function that takes no argument and returns an ASE calculator"
 
 

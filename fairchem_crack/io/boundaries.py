@@ -92,9 +92,9 @@ class OwnBoundaries:
         before = getattr(self._backbone, OPTION, None)
         if before is None:
             raise ValueError(
-                f"A batch has systems of several pbc ({', '.join(kinds(pbc))}), and {type(self._backbone).__name__} has no "
-                f"option `{OPTION}`, with which fairchem's models build the graph of each system by itself. Keep systems of "
-                "one pbc in a dataset, or take another model."
+                f"A batch has systems with several pbc ({', '.join(kinds(pbc))}), and {type(self._backbone).__name__} has "
+                f"no option `{OPTION}`, with which fairchem builds the graph of each system separately. Use a dataset with "
+                "one pbc, or another model."
             )
         self.has_met_several = True
         setattr(self._backbone, OPTION, True)

@@ -60,7 +60,7 @@ def energy_and_forces(calculator: Any, atoms: Atoms) -> tuple[np.ndarray, np.nda
     forces = np.array(atoms.get_forces(), dtype=np.float64)  # a copy: some calculators write to the same array again
     for name, value, shape in (("energy", energy, ()), ("forces", forces, (len(atoms), 3))):
         if value.shape != shape:
-            raise ValueError(f"its {name} has the shape {value.shape}, expected {shape}")
+            raise ValueError(f"{name} of shape {value.shape}, expected {shape}")
         if not np.isfinite(value).all():
-            raise ValueError(f"its {name} is not finite")
+            raise ValueError(f"{name} not finite")
     return energy, forces

@@ -43,7 +43,7 @@ def trained_progress(checkpoint: dict[str, Any], path: Path) -> Progress:
     progress = progress_of(checkpoint)
     if progress.step == 0:
         raise ValueError(
-            f"{path} is of step 0: its model is untrained. Has its run ended before it saved? Start that again, or give the "
-            "checkpoint of another."
+            f"{path} is of step 0: its model is untrained. Did its run end before it saved? Start the run again, or give "
+            "another checkpoint."
         )
     return progress

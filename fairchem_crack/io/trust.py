@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-TRUST_HELP = "read files that can run code, too; give it only where you trust their origin"
+TRUST_HELP = "also read files that can run code: only if you trust their origin"
 TRUSTED = "FAIRCHEM_CRACK_TRUST"  # in the environment of a command with --trust, and so of the processes that it starts
 
 

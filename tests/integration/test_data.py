@@ -325,8 +325,8 @@ calculator, makes, returns_none, not_callable = EMT(), lambda: EMT(), lambda: No
         ("returns_none", "it returned NoneType, which has no get_potential_energy"),
         ("not_callable", "TypeError: 'int' object is not callable"),
         ("Fails", "system 1 of dataset.train, Cu9: KeyError: 'Cu'"),
-        ("Infinite", "system 0 of dataset.train, Cu4: ValueError: its energy is not finite"),
-        ("Shapeless", r"system 0 of dataset.train, Cu4: ValueError: its forces has the shape \(3,\), expected \(4, 3\)"),
+        ("Infinite", "system 0 of dataset.train, Cu4: ValueError: energy not finite"),
+        ("Shapeless", r"system 0 of dataset.train, Cu4: ValueError: forces of shape \(3,\), expected \(4, 3\)"),
         ("EMT.no.such", "AttributeError"),
     ],
 )

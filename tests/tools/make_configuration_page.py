@@ -17,18 +17,18 @@ from fairchem_crack.config.words import options_of, takes, without_null
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
 HEAD = """# Configuration
-What this package reads of a YAML; everything else is fairchem's. A misspelt option is refused by its dotted path, with the
-nearest valid name, before any data is read. `fairchem-crack check --config-yml ...` lists every problem at once. This page
-is generated from `fairchem_crack/config/options.py`.
+The options that this package adds to a YAML; all others are fairchem's. A misspelt option is refused before any data are
+read, with its dotted path and the nearest valid name. `fairchem-crack check --config-yml ...` lists all problems at once.
+This page is generated from `fairchem_crack/config/options.py`.
 
-The trainer is `trainer: fairchem_crack.CrackDistillTrainer`. `evaluation_metrics.primary_metric` must be given: the OCP
-trainer has no default for it.
+Set `trainer: fairchem_crack.CrackDistillTrainer`, and `evaluation_metrics.primary_metric`, for which the OCP trainer has no
+default.
 """
 SECTIONS = {
     "task.distill": config.DistillConfig,
     "loss_functions[].<term>": config.TermConfig,
 }
-TERMS = "A distillation term; what the terms compare is in [terms](terms.md).\n"
+TERMS = "A distillation term. [Terms](terms.md) has a table of all terms and what they compare.\n"
 
 
 def options(cls: type, path: str) -> Iterator[tuple[str, str, str, str]]:

@@ -51,7 +51,8 @@ def examine_training(check: Check) -> str:
         trainer.load_optimizer()
         trainer.load_extras()
         check.optimizer = None if check.student is None else trainer.optimizer
-    line = f"{config.get('max_epochs')} epochs, batches of {check.batch_size} systems on each of {check.ranks} ranks"
+    ranks = f"{check.ranks} rank{'s'[: check.ranks > 1]}"
+    line = f"{config.get('max_epochs')} epochs, batches of {check.batch_size} systems per rank, {ranks}"
     line += (", mixed precision" if trainer.scaler else "") + _end(check)
     if check.optimizer is None or check.steps is None:
         return line

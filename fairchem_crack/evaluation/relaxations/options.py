@@ -21,17 +21,24 @@ def parser() -> argparse.ArgumentParser:
     )
     own.add_argument("--data", type=Path, required=True, help="the LMDBs that they were relaxed from, such as OC20's IS2RE")
     own.add_argument(
-        "--key-mapping", nargs="+", default=[], metavar="OLD=NEW", help="of its YAML, to y_relaxed, pos_relaxed"
+        "--key-mapping",
+        nargs="+",
+        default=[],
+        metavar="OLD=NEW",
+        help="fields to rename to y_relaxed, pos_relaxed, as in the YAML",
     )
     own.add_argument(
-        "--trajectories", nargs="+", default=[], metavar="NAME=DIR", help="task.relax_opt.traj_dir: the relaxed energies"
+        "--trajectories", nargs="+", default=[], metavar="NAME=DIR", help="task.relax_opt.traj_dir, for the relaxed energies"
     )
-    own.add_argument("--calculator", help=f"of the reference forces: {CALCULATOR}")
+    own.add_argument("--calculator", help=f"calculator of the reference forces: {CALCULATOR}")
     own.add_argument(
         "--forces", nargs="+", default=[], metavar="NAME=FILE", help="reference forces: .npz, or a file that ASE reads"
     )
     own.add_argument(
-        "--within", type=float, metavar="A", help="count for FbT and AFbT only ends this close to the dataset's on the mean"
+        "--within",
+        type=float,
+        metavar="A",
+        help="in FbT and AFbT, accept only systems this close to the dataset's, on average",
     )
     own.add_argument("--output", type=Path, help="write OUTPUT.json and OUTPUT.csv")
     own.add_argument(

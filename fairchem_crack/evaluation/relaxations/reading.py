@@ -38,14 +38,14 @@ def read_systems(source: Path, key_mapping: Mapping[str, str]) -> dict[str, Syst
     if not source.exists() or (source.is_dir() and not any(source.glob("*.lmdb"))):
         raise FileNotFoundError(f"--data {source}: no .lmdb file (looked in {Path.cwd()}). Give OC20's IS2RE LMDBs.")
     if source.suffix in ASE_SUFFIXES:
-        raise ValueError(f"--data {source}: an ASE database. Expected LMDBs with pos_relaxed and y_relaxed, as OC20's.")
+        raise ValueError(f"--data {source}: an ASE database. Expected LMDBs with pos_relaxed and y_relaxed, as in OC20.")
     systems: dict[str, System] = {}
     with Records({"src": str(source), "key_mapping": dict(key_mapping)}) as records:
         for index in range(len(records)):
             sid, system = _system(records[index], f"--data {source}: system {index}")
             if sid in systems:
                 raise ValueError(
-                    f"--data {source}: sid {sid} is there twice. Expected one start of each system, as in IS2RE's LMDBs."
+                    f"--data {source}: sid {sid} occurs twice. Expected one initial structure per system, as in IS2RE."
                 )
             systems[sid] = system
     return systems
@@ -54,11 +54,11 @@ def read_systems(source: Path, key_mapping: Mapping[str, str]) -> dict[str, Syst
 def _system(record: Data, where: str) -> tuple[str, System]:
     """A record's id and system; ValueError, beginning with `where`, for one that cannot have been relaxed."""
     if lacking := [name for name in ("sid", "fixed", "tags") if name not in record]:
-        raise ValueError(f"{where} has no {', '.join(lacking)}, without which fairchem relaxes none.")
+        raise ValueError(f"{where} has no {', '.join(lacking)}, which fairchem needs for a relaxation.")
     sid = str(record.sid.item() if hasattr(record.sid, "item") else record.sid)
     free = record.fixed.numpy() == 0
     if not free.any():
-        raise ValueError(f"{where} (sid {sid}) has no free atom; nothing of it can relax.")
+        raise ValueError(f"{where} (sid {sid}) has no free atom, so it cannot relax.")
     energy = getattr(record, "y_relaxed", None)
     energy = getattr(record, "energy_relaxed", None) if energy is None else energy
     positions = getattr(record, "pos_relaxed", None)
@@ -123,7 +123,7 @@ def read_energies(directory: Path, positions: Mapping[str, np.ndarray]) -> dict[
         last = frames[0]
         if len(last) != len(ends) or largest_distance(last.positions, ends, last.cell.array, last.pbc) > ONE_STEP:
             raise ValueError(
-                f"{file} ends elsewhere than the relaxed positions of system {sid}. Give the trajectories of that run."
+                f"{file}: its last frame differs from the relaxed positions of {sid}. Give the trajectories of that run."
             )
         energies[sid] = float(last.get_potential_energy())
     return energies
@@ -176,9 +176,9 @@ def read_forces(file: Path, positions: Mapping[str, np.ndarray], systems: Mappin
     for sid, frame in ((sid, frame) for sid, frame in by_sid.items() if sid in positions):
         atoms = systems[sid].atoms
         if largest_distance(frame.positions, positions[sid], atoms.cell.array, atoms.pbc) > SAME_PLACE:
-            raise ValueError(f"{file}: system {sid} lies elsewhere than relaxed. Give forces at the relaxed positions.")
+            raise ValueError(f"{file}: system {sid} is not at its relaxed positions. Give the forces there.")
         if frame.calc is None or "forces" not in frame.calc.results:
-            raise ValueError(f"{file}: no forces of system {sid}. Write it when they have been calculated.")
+            raise ValueError(f"{file}: no forces of system {sid}. Calculate them before you write the file.")
         forces[sid] = frame.get_forces(apply_constraint=False)
     return forces
 

@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
         "references to other files, its pictures as PNG beside it, and its numbers as JSON.",
     )
     made.add_argument("run_dir", type=Path, help="the --run-dir of the training")
-    made.add_argument("--name", help="of the run, the folder below checkpoints/ (default: the only one)")
+    made.add_argument("--name", help="name of the run, its folder below checkpoints/ (default: the only one)")
     made.add_argument("--teacher", required=True, help="its checkpoint, or a name of fairchem's pretrained models")
     made.add_argument(
         "--data",
@@ -46,9 +46,9 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="further fairchem checkpoints, or names of runs, for the tables and the pictures of speed and accuracy",
     )
-    made.add_argument("--systems", type=int, default=200, help="at most so many of each split (default: 200)")
-    made.add_argument("--batch-size", type=int, default=16, help="systems of a forward (default: 16)")
-    made.add_argument("--cpu", action="store_true", help="stay on the CPU where there is a GPU")
+    made.add_argument("--systems", type=int, default=200, help="maximum number of systems of each split (default: 200)")
+    made.add_argument("--batch-size", type=int, default=16, help="systems per batch (default: 16)")
+    made.add_argument("--cpu", action="store_true", help="run on the CPU even if there is a GPU")
     made.add_argument("--import", dest="imports", nargs="+", default=[], metavar="MODULE", help=IMPORT_HELP)
     made.add_argument("--trust", action="store_true", help=TRUST_HELP)
     made.add_argument("--output", type=Path, help="directory to write to (default: RUN_DIR/reports/NAME)")

@@ -127,7 +127,7 @@ def _run_name(run_dir: Path, name: str | None) -> str:
     if name is not None:
         raise FileNotFoundError(f"--name {name}: {folder} has no checkpoint of such a run; it holds {listed}.")
     if len(runs) != 1:
-        raise FileNotFoundError(f"{folder} holds {listed}. Say which one with --name." if runs else f"{folder}: {listed}.")
+        raise FileNotFoundError(f"{folder} holds {listed}. Choose one with --name." if runs else f"{folder}: {listed}.")
     return runs[0]
 
 

@@ -66,7 +66,7 @@ def evaluate(arguments: list[str]) -> None:
             )
             print(f"Written: {write_submission(evaluator, test, options.submission)}")
     except BrokenProcessPool:
-        sys.exit("fairchem-crack evaluate: a process was killed, for want of memory? Give less --num-gpus, --batch-size.")
+        sys.exit("fairchem-crack evaluate: a process was killed; did memory run out? Lower --num-gpus or --batch-size.")
     except (ValueError, OSError) as error:
         sys.exit(f"fairchem-crack evaluate: {error}")
     finally:

@@ -124,4 +124,4 @@ def given_options(entries: Iterable[str]) -> dict[str, Any]:
     try:
         return {name: yaml.safe_load(value) for name, value in named.items()}
     except yaml.YAMLError as error:
-        raise ValueError(f"--dataset: a value is no YAML: {error}") from error
+        raise ValueError(f"--dataset: a value is not valid YAML: {error}") from error

@@ -134,7 +134,7 @@ def evaluated_outputs(config: dict, checkpoint: Path) -> tuple[dict[str, str], d
         called = [name for name, options in outputs.items() if (options or {}).get("property", name) == quantity]
         if quantity not in called and len(called) != 1:
             reason = f"{', '.join(called)} have the property `{quantity}`" if called else f"it predicts {', '.join(outputs)}"
-            raise ValueError(f"{checkpoint}: expected a model of energy and forces; {reason}.")
+            raise ValueError(f"{checkpoint}: expected a model that predicts energy and forces; {reason}.")
         names[quantity] = quantity if quantity in called else called[0]
     return names, {
         quantity: {**OUTPUTS[quantity], **(outputs[name] or {}), "property": quantity} for quantity, name in names.items()
@@ -152,7 +152,7 @@ def check_errors(errors: dict[str, np.ndarray], where: str) -> None:
     if len(spoiled):
         shown = ", ".join(map(str, spoiled[:NAMED])) + (", ..." if len(spoiled) > NAMED else "")
         raise ValueError(
-            f"{where}: the errors of {len(spoiled)} systems (number {shown}) are not finite, for their labels or for the "
+            f"{where}: the errors of {len(spoiled)} systems (number {shown}) are not finite, because of their labels or the "
             "model's predictions. Leave such systems out, or take another checkpoint."
         )
 

@@ -15,38 +15,44 @@ from fairchem_crack.io.trust import TRUST_HELP
 def parser() -> argparse.ArgumentParser:
     """The options of the command."""
     own = argparse.ArgumentParser(prog="fairchem-crack evaluate", description=__doc__, allow_abbrev=False)
-    own.add_argument("--checkpoint", type=Path, nargs="+", required=True, help="students: any checkpoints of fairchem")
+    own.add_argument("--checkpoint", type=Path, nargs="+", required=True, help="students: any fairchem checkpoints")
     own.add_argument("--teacher", type=Path)
     own.add_argument(
-        "--undistilled", type=Path, nargs="+", default=[], help="with --teacher: the gap closed is measured from it"
+        "--undistilled",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="students trained on labels only: with --teacher, for the gap closed",
     )
     own.add_argument(
         "--seeds",
         action="store_true",
         help="the checkpoints are one student with several seeds, and so are the undistilled ones, in the same order: print "
-        "their means, and intervals of the gap closed over the seeds too",
+        "means over the seeds; the interval of the gap closed then covers the seeds too",
     )
     own.add_argument("--data", nargs="+", required=True, metavar="SPLIT=PATH", help="labelled splits")
     own.add_argument(
-        "--format", help="of the data, as in dataset.val.format (default: ase_db of files *.db, *.aselmdb, else lmdb)"
+        "--format", help="of the data, as in dataset.val.format (default: ase_db for *.db and *.aselmdb, otherwise lmdb)"
     )
     own.add_argument(
         "--dataset",
         nargs="+",
         default=[],
         metavar="OPTION=VALUE",
-        help="options of the data, such as a2g_args, key_mapping; the values are YAML (default: those with which the first "
-        "checkpoint was trained, where its data are of this format)",
+        help="options of the data, such as a2g_args, key_mapping; the values are YAML (default: those of the first "
+        "checkpoint's training, if its data had this format)",
     )
     own.add_argument(
-        "--atoms", choices=("free", "all"), help="whose forces are compared (default: each checkpoint's eval_on_free_atoms)"
+        "--atoms",
+        choices=("free", "all"),
+        help="atoms whose forces are compared (default: each checkpoint's eval_on_free_atoms)",
     )
     own.add_argument("--import", dest="imports", nargs="+", default=[], metavar="MODULE", help=IMPORT_HELP)
     own.add_argument("--trust", action="store_true", help=TRUST_HELP)
-    own.add_argument("--batch-size", type=int, default=32, help="of the evaluation (default: 32)")
-    own.add_argument("--batch-sizes", type=int, nargs="*", default=[1, 8, 32], help="at which speed and memory are measured")
-    own.add_argument("--num-gpus", type=int, default=1, help="models and splits are evaluated side by side, one on each")
-    own.add_argument("--cpu", action="store_true", help="--num-gpus is then a number of processes")
+    own.add_argument("--batch-size", type=int, default=32, help="systems per batch (default: 32)")
+    own.add_argument("--batch-sizes", type=int, nargs="*", default=[1, 8, 32], help="for speed and memory (default: 1 8 32)")
+    own.add_argument("--num-gpus", type=int, default=1, help="evaluate models and splits in parallel, one on each GPU")
+    own.add_argument("--cpu", action="store_true", help="run on the CPU; --num-gpus is then the number of processes")
     own.add_argument("--output", type=Path, help="write OUTPUT.json, OUTPUT.csv and OUTPUT.png")
     own.add_argument("--submission", type=Path, metavar="FILE", help="of the first checkpoint, for the OC20 leaderboard")
     own.add_argument("--test", nargs=4, metavar="SPLIT=PATH", help="with --submission: id, ood_ads, ood_cat, ood_both")
