@@ -9,7 +9,7 @@ BEST, LAST = "best_checkpoint.pt", "checkpoint.pt"  # of a run, in a directory o
 
 
 def short_names(checkpoints: Sequence[Path], taken: Collection[str] = ()) -> dict[Path, str]:
-    """The shortest unique name of each checkpoint: its run, or else its file, after the directories that tell it apart.
+    """The shortest unique name of each checkpoint: its run, or else its file, with the directories that make it unique.
 
     Args:
         checkpoints: different files.

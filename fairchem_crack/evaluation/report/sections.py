@@ -163,7 +163,11 @@ def _groups(findings: Findings) -> Section:
 def _curves(findings: Findings) -> Section:
     known = {tag: curve for role in reversed(findings.curves) for tag, curve in findings.curves[role].items()}
     validations = validation_tags(known)
-    zero = [tag for tag in validations if not any(one[tag].values.any() for one in findings.curves.values() if tag in one)]
+    zero = [
+        tag
+        for tag in validations
+        if not any(curves[tag].values.any() for curves in findings.curves.values() if tag in curves)
+    ]
     tags = [*training_tags(findings.curves["student"]), *(tag for tag in validations if tag not in zero)]
     pictures = {tag: figures.curve(tag, _comparable(tag, findings)) for tag in tags}
     first = [tag for tag in FIRST_CURVES if tag in pictures] or tags[:3]

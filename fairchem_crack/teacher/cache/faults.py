@@ -18,7 +18,7 @@ MEANINGS = {
     errno.EROFS: "its file system is read-only. Mount it for writing, or give another directory by --output",
     errno.ENOMEM: "there is no memory left. Raise `ulimit -v`, or take a machine with more",
     errno.EMFILE: "too many files are open. Raise `ulimit -n`",
-    errno.EIO: "the disk failed. See the kernel's log, and take another one if need be",
+    errno.EIO: "the disk failed. See the kernel's log, and replace the disk if need be",
 }
 
 

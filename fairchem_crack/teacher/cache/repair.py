@@ -19,7 +19,7 @@ from fairchem_crack.teacher.cache.writer import start
 def repair(directory: Path, plan: Plan) -> list[int]:
     """Read every record of a cache, and take the rows of damaged chunks out; returns the chunks that are missing now.
 
-    Killed at any moment, the same call begins anew. A training that has the cache open goes on: records are only added.
+    Killed at any moment, the same call starts over. A training that has the cache open continues: records are only added.
 
     Raises:
         CacheError: it is another plan's, or a process writes it.
