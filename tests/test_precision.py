@@ -71,13 +71,13 @@ def test_only_auto_follows_the_trainings_precision(batch, name, precision):
 def test_rows_of_the_jacobian_are_always_in_float32(batch, precision):
     """A difference of bfloat16 forces over 0.02 A has an error of 10 %."""
     rows = {}
-    for asked in ("float32", precision):
-        model = teacher("equiformer_v2", asked)
-        with torch.autocast("cpu", torch.bfloat16, enabled=asked == "auto"):
-            rows[asked] = model(batch, [keys.FORCE_JACOBIAN]).force_jacobian
-    exact, found = rows["float32"], rows[precision]
-    assert torch.equal(found.coordinates, exact.coordinates) and exact.values.abs().max() > 0
-    assert torch.equal(found.values, exact.values)
+    for setting in ("float32", precision):
+        model = teacher("equiformer_v2", setting)
+        with torch.autocast("cpu", torch.bfloat16, enabled=setting == "auto"):
+            rows[setting] = model(batch, [keys.FORCE_JACOBIAN]).force_jacobian
+    exact, computed = rows["float32"], rows[precision]
+    assert torch.equal(computed.coordinates, exact.coordinates) and exact.values.abs().max() > 0
+    assert torch.equal(computed.values, exact.values)
 
 
 def test_full_precision_leaves_the_settings_as_they_were():

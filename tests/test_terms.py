@@ -86,7 +86,7 @@ def targets_on(device) -> ModelOutputs:
 
 
 def step_of(sizes: tuple[int, ...], seed: int = 0, device="cpu") -> TermContext:
-    """A student and a teacher of random outputs; each system's are those it would have alone."""
+    """A student and a teacher of random outputs; each system's are those that it has in a batch by itself."""
     parts = []
     for number, size in enumerate(sizes):
         generator = torch.Generator().manual_seed(1000 * seed + number)
@@ -214,9 +214,9 @@ def test_atom_energies_sum_to_the_energy_in_the_students_unit(device):
     torch.testing.assert_close(student, step.student.atom_energies.float())
     first = 0
     for size, energy in zip(SIZES, step.teacher.energy):
-        own, said = teacher[first : first + size, 0], step.teacher.atom_energies[first : first + size]
+        own, in_ev = teacher[first : first + size, 0], step.teacher.atom_energies[first : first + size]
         torch.testing.assert_close(own.sum(), (energy - MEAN["energy"]) / SCALE["energy"])
-        torch.testing.assert_close(own - own[0], (said - said[0]) / SCALE["energy"])
+        torch.testing.assert_close(own - own[0], (in_ev - in_ev[0]) / SCALE["energy"])
         first += size
 
 
@@ -330,12 +330,12 @@ def rank_main(rank: int, directory: str) -> None:
 def test_a_terms_weight_is_the_same_on_any_number_of_ranks(tmp_path):
     """Ranks of unequal size: the average over the ranks is the mean over the elements of both."""
     multiprocessing.spawn(rank_main, (str(tmp_path),), nprocs=2)
-    found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    of_ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     steps = [step_of(SIZES[:1], seed=0), step_of(SIZES[1:], seed=1)]
     for key, fn in ELEMENTWISE.items():
         loss = loss_function(TermConfig(key, fn, 1.0)).elements
         values = [loss(*compared(step, key), LossContext(step.batch.natoms)).values.flatten() for step in steps]
-        assert (found[0][key] + found[1][key]) / 2 == pytest.approx(float(torch.cat(values).mean())), key
+        assert (of_ranks[0][key] + of_ranks[1][key]) / 2 == pytest.approx(float(torch.cat(values).mean())), key
         assert len(values[0]) != len(values[1])
 
 
@@ -355,8 +355,8 @@ def test_info_nce_leaves_out_atoms_without_a_direction(device):
     student.requires_grad_(True)
     loss_fn = loss_function(TermConfig(keys.NODE_CONTRAST, "info_nce", 1.0))
     loss = loss_fn(student, teacher, LossContext(torch.tensor([4])))
-    one = torch.exp(torch.tensor(1 / 0.15, device=device)).double()
-    torch.testing.assert_close(loss, torch.log((one + 1) / one), rtol=1e-5, atol=1e-9)
+    own = torch.exp(torch.tensor(1 / 0.15, device=device)).double()
+    torch.testing.assert_close(loss, torch.log((own + 1) / own), rtol=1e-5, atol=1e-9)
     loss.backward()
     assert student.grad.isfinite().all()
     nothing = loss_fn(student[:0], teacher[:0], LossContext(torch.tensor([0])))

@@ -1,6 +1,6 @@
 """Mixed precision, as far as a machine without a GPU shows it: fairchem's autocast and loss scaling, on the CPU.
 
-fairchem has both for CUDA alone. Here `torch.autocast("cuda")` is the CPU's in bfloat16, and the trainer has a CPU scaler.
+fairchem has both for CUDA only. Here `torch.autocast("cuda")` is the CPU's in bfloat16, and the trainer has a CPU scaler.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class _CpuAutocast(torch.autocast):
 
 @pytest.fixture
 def amp(distilled, monkeypatch):
-    """A training in mixed precision, 6 steps, a checkpoint behind each."""
+    """A training in mixed precision, 6 steps, a checkpoint after each."""
     load = CrackDistillTrainer.load
 
     def with_scaler(trainer, inference_only):
@@ -84,8 +84,8 @@ def test_finite_gradients_update_the_student_and_the_projection(run, amp):
     two, three = (state(run(amp, name=f"until {stop}", stop_at=stop)) for stop in (3, 4))
     assert (two["step"], three["step"]) == (2, 3) and three["amp"]["scale"] == SCALE
     assert not same_weights(two["state_dict"], three["state_dict"])
-    one, other = (found[keys.CHECKPOINT_KEY][keys.PROJECTION] for found in (two, three))
-    assert not same_weights(one, other)
+    before, after = (checkpoint[keys.CHECKPOINT_KEY][keys.PROJECTION] for checkpoint in (two, three))
+    assert not same_weights(before, after)
 
 
 def test_the_scale_of_the_loss_does_not_reach_the_weights(run, amp, monkeypatch):
@@ -104,9 +104,9 @@ def test_an_overflow_updates_neither_and_lowers_the_scale(run, amp, overflow, ca
     assert (two["step"], three["step"]) == (2, 3)
     assert (two["amp"]["scale"], three["amp"]["scale"]) == (SCALE, SCALE if what == "loss" else SCALE / 2)
     assert same_weights(two["state_dict"], three["state_dict"])
-    one, other = (found[keys.CHECKPOINT_KEY] for found in (two, three))
-    assert same_weights(one[keys.PROJECTION], other[keys.PROJECTION])
-    steps = [found[keys.PROJECTION_OPTIMIZER]["state"][0]["step"] for found in (one, other)]
+    before, after = (file[keys.CHECKPOINT_KEY] for file in (two, three))
+    assert same_weights(before[keys.PROJECTION], after[keys.PROJECTION])
+    steps = [entry[keys.PROJECTION_OPTIMIZER]["state"][0]["step"] for entry in (before, after)]
     assert steps[0] == steps[1]
     rest = "; 9 more in a row stop the run" if what == "loss" else ", and the loss scale of --amp lowered to 32768"
     assert f"The step is skipped{rest}." in caplog.text
