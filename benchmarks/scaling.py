@@ -45,7 +45,7 @@ from fairchem_crack.demo.prepare import METADATA_FILE, prepare_demo
 CONFIGS = ROOT / "configs/oc20/demo"
 TEACHER = CONFIGS / "teacher_equiformer_v2.pt"
 STUDENTS = {"painn": 40, "gemnet_dT": 20}  # and how many rounds it is measured for
-PLAIN, AGAIN = "undistilled", "undistilled again"  # the second shows what the measurement says of no difference
+PLAIN, AGAIN = "undistilled", "undistilled again"  # the second shows what is measured where there is no difference
 DISTILLED = ("cached", "online", "world")
 KINDS = {
     PLAIN: "undistilled",
@@ -74,7 +74,7 @@ class Rank:
         end.close()
 
     def result(self) -> Any:
-        """What the process has to say; exits where it failed."""
+        """The result of the process; exits where it failed."""
         try:
             return self.pipe.recv()
         except EOFError:
@@ -175,7 +175,7 @@ def take_turn(ranks: Sequence[Rank], kind: str) -> float:
 
 
 def measure(student: str, directory: Path, rounds: int) -> list[dict[str, dict[str, float]]]:
-    """Seconds of a step by mode and kind, one for each round; kinds and modes turn their order from round to round."""
+    """Seconds of a step by mode and kind, one for each round; the order of kinds and modes changes from round to round."""
     modes, seconds_of_rounds = start_ranks(student, directory), []
     for number in range(rounds):
         direction = -1 if number % 2 else 1

@@ -332,7 +332,7 @@ def test_every_block_of_a_page_works(page, workplace, monkeypatch, caplog):
 
 
 def write_named(content: str) -> None:
-    """Write a YAML block under the name that its first line says, if it says one."""
+    """Write a YAML block under the name in its first line, if there is one."""
     named = re.match(r"# (\S+\.yml)\n", content)
     assert isinstance(yaml.safe_load(content), (dict, list))
     if named:

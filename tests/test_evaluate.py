@@ -114,7 +114,7 @@ def test_several_processes_give_the_same_metrics(written, models, data, tmp_path
 
 
 class Killer:
-    """Ends the process that unpickles it, as the kernel does one that takes too much memory; the parent reads it not."""
+    """Ends the process that unpickles it, as the kernel does one that takes too much memory; the parent does not read it."""
 
     def __reduce__(self) -> tuple:
         return os._exit, (9,)

@@ -49,21 +49,21 @@ def test_forces_in_bfloat16_are_close_to_those_in_float32(name):
 def test_distances_and_rotations_of_edges_are_in_float32(batch):
     seen: list[list[torch.Tensor]] = []
     for precision in ("float32", "bfloat16"):
-        asked = teacher("equiformer_v2", precision)
+        model = teacher("equiformer_v2", precision)
         seen.append([])
-        asked.model.distance_expansion.register_forward_pre_hook(lambda _, args: seen[-1].append(args[0]))
-        asked(batch)
-        seen[-1].append(asked.model.SO3_rotation[0].wigner)
+        model.model.distance_expansion.register_forward_pre_hook(lambda _, args: seen[-1].append(args[0]))
+        model(batch)
+        seen[-1].append(model.model.SO3_rotation[0].wigner)
     assert all(torch.equal(exact, rough) for exact, rough in zip(*seen)) and len(seen[0]) == 2
 
 
 @pytest.mark.parametrize("name", ["equiformer_v2", "escn"])
 @pytest.mark.parametrize("precision", ["float32", "auto"])
 def test_only_auto_follows_the_trainings_precision(batch, name, precision):
-    asked = teacher(name, precision)
-    exact = asked(batch).node_embedding
+    model = teacher(name, precision)
+    exact = model(batch).node_embedding
     with torch.autocast("cpu", torch.bfloat16):
-        within = asked(batch).node_embedding
+        within = model(batch).node_embedding
     assert torch.equal(within, exact) is (precision == "float32")
 
 

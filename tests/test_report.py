@@ -291,8 +291,8 @@ def test_tiles_and_table_give_the_same_interval(collected):
     gaps = {"energy_mae": Interval(0.5, -0.1, 0.8), "forces_mae": Interval(math.nan)}
     shown = dataclasses.replace(collected, gaps={split: gaps for split in SPLITS}, average_gap=gaps)
     tile = tiles(shown)[0]
-    assert (tile.value, tile.interval, "energy MAE" in tile.what) == ("50%", "[-10%, 80%]", True)
-    assert not any("force MAE" in tile.what for tile in tiles(shown))
+    assert (tile.value, tile.interval, "energy MAE" in tile.caption) == ("50%", "[-10%, 80%]", True)
+    assert not any("force MAE" in tile.caption for tile in tiles(shown))
     closed = {heading: rows[-1].cells for heading, rows in tables(shown).items()}
     assert [(cell.value, cell.interval) for cell in closed["energy MAE [eV]"]] == 3 * [(tile.value, tile.interval)]
     assert [cell.value for cell in closed["force MAE [eV/Å]"]] == 3 * ["no gap"]
@@ -381,7 +381,7 @@ def test_no_element_hides_another(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("tag", "what"),
+    ("tag", "caption"),
     [
         ("train/loss_node_embeddings", "Loss of the node embeddings term, before its weight,"),
         ("train/relation_top1", "Fraction of relations nearest to their own teacher relation"),
@@ -389,8 +389,8 @@ def test_no_element_hides_another(monkeypatch):
         ("val/my_metric", "My metric"),
     ],
 )
-def test_captions_are_words(tag, what):
-    assert figures.described(tag)[1] == what
+def test_captions_are_words(tag, caption):
+    assert figures.described(tag)[1] == caption
 
 
 # ---- numbers ----------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""One training writes a run, and says where its files cannot be written."""
+"""Only one training writes a run, and files that cannot be written are named."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_every_rank_of_a_second_training_is_refused(tmp_path):
 
 @pytest.fixture
 def limited():
-    """No file of this process can be larger than 100 kB: what torch then meets is what it meets on a full disk."""
+    """No file of this process can be larger than 100 kB: torch then fails as on a full disk."""
     before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
     yield

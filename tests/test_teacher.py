@@ -264,17 +264,17 @@ def test_a_painn_can_teach(save, batch):
 
 
 def test_a_pretrained_name_is_looked_up_in_the_local_cache(teacher_checkpoint, tmp_path, monkeypatch):
-    asked = []
+    lookups = []
 
     def local_file(name, local_cache):
-        asked.append((name, local_cache))
+        lookups.append((name, local_cache))
         return str(teacher_checkpoint)
 
     monkeypatch.setattr(teacher_module, "model_name_to_local_file", local_file)
     monkeypatch.chdir(tmp_path)
     name = "EquiformerV2-31M-S2EF-OC20-All+MD"
     teacher = load(Path(name), local_cache="cache")
-    assert asked == [(name, "cache")]
+    assert lookups == [(name, "cache")]
     assert teacher.fingerprint() == load(teacher_checkpoint).fingerprint()
 
 

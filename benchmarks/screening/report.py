@@ -43,7 +43,7 @@ def report(content: dict[str, Any]) -> str:
 
 
 def verdicts(content: dict[str, Any]) -> list[str]:
-    """What the figures say, the unwelcome too."""
+    """What the figures show, unwelcome results included."""
     sentences = []
     if "demo" in content:
         demo = content["demo"]

@@ -263,7 +263,7 @@ def test_a_damaged_record_is_repaired(distilled, tmp_path, capsys):
 
 
 def test_a_calculator_that_has_changed_is_refused(distilled, tmp_path, monkeypatch):
-    """Where its name and the parameters that it says are the same."""
+    """Where its name and the parameters that it reports are the same."""
     source = "from ase.calculators.emt import EMT\n\ndef make():\n    return EMT()  # {}\n"
     (tmp_path / "changing.py").write_text(source.format("first"))
     monkeypatch.syspath_prepend(tmp_path)

@@ -1,4 +1,4 @@
-"""A run that is started again with other options says so, or refuses."""
+"""A run that is started again with other options warns, or is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every YAML under configs/ loads, validates, has a student of the size it says, and at toy size takes two steps."""
+"""Every YAML under configs/ loads, validates, has a student of the size in its name, and at toy size takes two steps."""
 
 from __future__ import annotations
 

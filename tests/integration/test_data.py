@@ -84,7 +84,7 @@ def write_lmdb(directory: Path, records: list) -> str:
 
 
 def bulks_and_slabs(count: int) -> list[Atoms]:
-    """By turns, rattled: T T T and T T F, with so little vacuum that the difference shows."""
+    """Alternating and rattled: T T T and T T F, with so little vacuum that the difference shows."""
     systems = []
     for seed in range(count):
         system = fcc111("Cu", (2, 2, 2), vacuum=1.0) if seed % 2 else bulk("Cu", cubic=True) * (2, 1, 1)

@@ -188,13 +188,13 @@ def test_without_labels_the_student_trains_on_the_teachers(run, data, distilled,
 
 
 def test_a_term_whose_schedule_is_over_costs_no_teacher(run, distilled, monkeypatch):
-    asked = []
+    runs = []
     call = Teacher.__call__
-    monkeypatch.setattr(Teacher, "__call__", lambda self, *args: asked.append(1) or call(self, *args))
+    monkeypatch.setattr(Teacher, "__call__", lambda self, *args: runs.append(1) or call(self, *args))
     schedule = {"kind": "off", "until": 0.5}
     finished = run(with_terms(distilled, {"relations": {**TERMS["relations"], "schedule": schedule}}))
     assert ["loss_relations" in step for step in finished.steps] == [True] * 3 + [False] * 3
-    assert len(asked) == 1 + 3  # the sample before the first step
+    assert len(runs) == 1 + 3  # the sample before the first step
 
 
 def test_the_coefficient_follows_its_schedule(run, distilled):

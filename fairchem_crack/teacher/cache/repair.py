@@ -1,4 +1,4 @@
-"""Find the damaged records of a cache, and forget them: what is missing is then written as after an interruption."""
+"""Find the damaged records of a cache, and drop them: what is missing is then written as after an interruption."""
 
 from __future__ import annotations
 
