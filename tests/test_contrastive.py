@@ -103,11 +103,11 @@ def test_differentiating_twice_raises(anchor, of_loss):
 
 
 @pytest.mark.parametrize("tile", [1, 7, 64])
-@pytest.mark.parametrize("slab", [1, 7, 64])
+@pytest.mark.parametrize("block", [1, 7, 64])
 @pytest.mark.parametrize("max_pairs", [None, 5])
 @all_negatives
 @all_anchors
-def test_any_tile_size_gives_the_same_result(anchor, negatives, max_pairs, slab, tile, monkeypatch):
+def test_any_tile_size_gives_the_same_result(anchor, negatives, max_pairs, block, tile, monkeypatch):
     batch = make_batch()
 
     def run():
@@ -118,7 +118,7 @@ def test_any_tile_size_gives_the_same_result(anchor, negatives, max_pairs, slab,
 
     expected = run()
     monkeypatch.setitem(tiles.TILE_ENTRIES, "cpu", tile)
-    monkeypatch.setitem(tiles.COLUMN_BLOCK, "cpu", slab)
+    monkeypatch.setitem(tiles.COLUMN_BLOCK, "cpu", block)
     torch.testing.assert_close(run(), expected, **FLOAT64)
 
 

@@ -58,12 +58,12 @@ def close(ours, dense):
     [(None, None, True, True), (None, None, True, False), (ROWS, None, True, False), (None, COLUMNS, False, True)],
     ids=["rows and columns", "rows", "some rows", "some columns"],
 )
-@pytest.mark.parametrize("tile, slab", [(1, 1), (7, 3), (64, 64)])
+@pytest.mark.parametrize("tile, block", [(1, 1), (7, 3), (64, 64)])
 def test_sums_and_gradients_equal_dense_logsumexp(
-    problem, rows, columns, over_columns, over_rows, by_system, threshold, tile, slab, monkeypatch
+    problem, rows, columns, over_columns, over_rows, by_system, threshold, tile, block, monkeypatch
 ):
     monkeypatch.setitem(tiles.TILE_ENTRIES, "cpu", tile)
-    monkeypatch.setitem(tiles.COLUMN_BLOCK, "cpu", slab)
+    monkeypatch.setitem(tiles.COLUMN_BLOCK, "cpu", block)
     system_of_pair = torch.tensor([0] * 10 + [2] * 10) if by_system else None
     of_rows, of_columns = partition_sums(
         *problem,

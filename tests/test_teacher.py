@@ -200,7 +200,7 @@ def test_a_forward_leaves_nothing_to_chance(name):
         assert torch.equal(outputs[field], whole[field]), field
 
 
-@pytest.mark.parametrize("wanted", [ALL_FIELDS, (keys.NODE_EMBEDDING,)], ids=["all", "embeddings"])
+@pytest.mark.parametrize("fields", [ALL_FIELDS, (keys.NODE_EMBEDDING,)], ids=["all", "embeddings"])
 @pytest.mark.parametrize("name", MODELS)
 def test_messages_are_passed_at_the_models_own_speed(name, fields):
     """Without the mode through which each call of torch takes a detour in Python."""

@@ -294,19 +294,19 @@ def test_a_kept_row_is_the_row_that_was_kept(device):
 @pytest.mark.parametrize("key, fn", ELEMENTWISE.items())
 def test_a_terms_weight_is_the_same_at_any_batch_size(key, fn):
     """The mean over a batch of equal systems is that of one of them."""
-    alone, together = step_of((5,)), step_of((5,))
-    loss = loss_of(alone, key, fn)
-    together.batch = Batch.from_data_list(alone.batch.to_data_list() * 3)
-    raise_to = {name: torch.cat([getattr(alone.student, name)] * 3) for name in vars(alone.student)}
+    single, together = step_of((5,)), step_of((5,))
+    loss = loss_of(single, key, fn)
+    together.batch = Batch.from_data_list(single.batch.to_data_list() * 3)
+    raise_to = {name: torch.cat([getattr(single.student, name)] * 3) for name in vars(single.student)}
     together.student = SimpleNamespace(**raise_to)
-    coordinates = torch.cat([alone.teacher.force_jacobian.coordinates + 15 * number for number in range(3)])
+    coordinates = torch.cat([single.teacher.force_jacobian.coordinates + 15 * number for number in range(3)])
     together.batch.pos = together.batch.pos.detach().requires_grad_(True)
-    together.outputs = {"energy": torch.cat([alone.outputs["energy"]] * 3), "forces": harmonic(together.batch)}
+    together.outputs = {"energy": torch.cat([single.outputs["energy"]] * 3), "forces": harmonic(together.batch)}
     fields = ("node_embedding", "vector_embedding", "atom_energies", "energy", "forces")
     together.teacher = TeacherOutputs(
-        alone.teacher.edge_index,
-        **{name: torch.cat([getattr(alone.teacher, name)] * 3) for name in fields},
-        force_jacobian=JacobianRows(coordinates, torch.cat([alone.teacher.force_jacobian.values] * 3)),
+        single.teacher.edge_index,
+        **{name: torch.cat([getattr(single.teacher, name)] * 3) for name in fields},
+        force_jacobian=JacobianRows(coordinates, torch.cat([single.teacher.force_jacobian.values] * 3)),
     )
     torch.testing.assert_close(loss_of(together, key, fn), loss)
     assert loss > 0

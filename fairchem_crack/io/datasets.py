@@ -37,7 +37,7 @@ def dataset_key(split: str) -> str:
 def only_split(config: dict, split: str) -> dict:
     """A trainer's config in which only one split has a source. The training's settings stay: other splits use them."""
     without_source = {name: value for name, value in config["dataset"].items() if name != "src"}
-    kept = {**config, **{dataset_key(other): {} for other in SPLITS}, "dataset": without_source}
+    kept = {**config, **{dataset_key(name): {} for name in SPLITS}, "dataset": without_source}
     return {**kept, dataset_key(split): config[dataset_key(split)]}
 
 

@@ -93,7 +93,7 @@ class CalculatorSource:
         system, atoms = self.dataset[index], atoms_at(self.dataset, index)
         try:
             energy, forces = energy_and_forces(self.calculator, atoms)
-        except Exception as error:  # a calculator raises what it likes
+        except Exception as error:  # a calculator can raise anything
             raise CacheError(
                 f"--calculator {self.name}: system {index} of {self.dataset.name}, {atoms.get_chemical_formula()}: "
                 f"{type(error).__name__}: {error}"

@@ -215,7 +215,7 @@ def own(batch: Batch) -> Batch:
 
 
 class _BatchIndependent(TorchFunctionMode):
-    """Within it a model's outputs for a system do not depend on the rest of the batch, and so neither do a cache's records.
+    """Context in which a model's outputs for a system, and so a cache's records, do not depend on the rest of the batch.
 
     EquiformerV2, eSCN and eSEN draw a random frame for each edge, which their grids make visible in the third digit: here
     all edges draw the same numbers. Among equally distant neighbors beyond `max_neighbors` the first ones are kept. Both

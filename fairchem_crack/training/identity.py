@@ -50,7 +50,7 @@ def of_training(config: dict[str, Any], *, ranks: Optional[int], content: Option
 
 
 def of_distillation(config: DistillConfig, terms: list[TermConfig], *, cache: Optional[str]) -> dict[str, Any]:
-    """What distillation adds to it. The teacher itself has a fingerprint of its own, wherever it lies.
+    """What distillation adds to the identity. A teacher is identified by its fingerprint, wherever its file lies.
 
     Args:
         cache: the type of the numbers in the teacher's cache; None for a teacher that is run.

@@ -47,7 +47,7 @@ class ResumableTrainer(PerSystemTrainer):
     _validation: tuple[int, dict] | None = None  # the last step that was validated while training, and its metrics
 
     def _only_training(self) -> AbstractContextManager:
-        """Within it no other training writes the files of this run."""
+        """Context in which no other training writes the files of this run."""
         return nullcontext() if self.is_debug else only_training(self._checkpoint(LAST).parent)
 
     def _own_state(self) -> dict | None:
@@ -125,7 +125,7 @@ class ResumableTrainer(PerSystemTrainer):
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
-        """Within it, the model's weights are the average's from when the EMA has collected the student's own."""
+        """Context in which the model's weights are the average's, once the EMA has collected the student's own."""
         if self.ema is not None:
             self.ema.collected_params = []  # those of the last time
         self._is_averaged = True

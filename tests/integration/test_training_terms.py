@@ -159,10 +159,10 @@ def test_without_labels_the_student_trains_on_the_teachers(run, data, distilled,
     systems = [dataset[index] for index in range(len(dataset))]
     del dataset
     gc.collect()
-    outputs = [teacher(data_list_collater([system], otf_graph=True), ["energy", "forces"]) for system in systems]
+    said = [teacher(data_list_collater([system], otf_graph=True), ["energy", "forces"]) for system in systems]
 
     def with_answers(index, record):
-        record.y, record.force = float(outputs[index].energy), outputs[index].forces
+        record.y, record.force = float(said[index].energy), said[index].forces
 
     def without(_, record):
         del record.y, record.force
@@ -175,9 +175,9 @@ def test_without_labels_the_student_trains_on_the_teachers(run, data, distilled,
     expected = run(config, name="labelled")
     config["dataset"]["train"]["src"] = str(bare)
     config["task"]["distill"]["labels"] = "teacher"
-    trained = run(config, name="bare")
-    assert trained.losses() == pytest.approx(expected.losses(), rel=REORDERED)
-    assert [step["energy_mae"] for step in trained.steps] == pytest.approx(
+    found = run(config, name="bare")
+    assert found.losses() == pytest.approx(expected.losses(), rel=REORDERED)
+    assert [step["energy_mae"] for step in found.steps] == pytest.approx(
         [step["energy_mae"] for step in expected.steps], 1e-5
     )
     file = tmp_path / "bare.yml"

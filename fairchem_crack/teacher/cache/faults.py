@@ -24,7 +24,7 @@ MEANINGS = {
 
 @contextmanager
 def explained(directory: Path) -> Iterator[None]:
-    """Raise what the system refuses as a CacheError that says what to do."""
+    """Raise an error of the operating system as a CacheError that says what to do."""
     try:
         yield
     except (OSError, MemoryError) as error:
