@@ -138,12 +138,12 @@ def report(content: dict) -> str:
                 hours = [training(content, teacher, frames, epochs, is_cached=is_cached) for is_cached in (False, True)]
                 cells = [name, teacher, f"{labelling(content, teacher, frames):,.0f}", str(epochs)]
                 lines.append(f"| {' | '.join([*cells, *(f'{value:,.0f}' for value in hours)])} |")
-    alone = gpu_hours(whole, rates["undistilled"])
+    epoch = gpu_hours(whole, rates["undistilled"])
     once = labelling(content, MEASURED_TEACHER, whole)
     lines += [
         "",
-        f"An epoch of the undistilled student on all frames takes {alone:,.0f} GPU hours. Labels and one epoch take a week "
-        f"on {math.ceil((once + alone) / WEEK)} GPUs.",
+        f"An epoch of the undistilled student on all frames takes {epoch:,.0f} GPU hours. Labels and one epoch take a week "
+        f"on {math.ceil((once + epoch) / WEEK)} GPUs.",
         "",
         "## Disk",
         "",

@@ -91,7 +91,7 @@ def report(content: dict) -> str:
         cells = [name, str(len(rounds))]
         cells += [_quartiles([1000 * epoch[part] for epoch in rounds]) for part in ("waiting", "step")]
         cells.append(_quartiles([100 * epoch["waiting"] / epoch["step"] for epoch in rounds]))
-        cells.append(_quartiles([epoch["step"] / other["step"] for epoch, other in zip(rounds, base)], digits=3))
+        cells.append(_quartiles([epoch["step"] / base_epoch["step"] for epoch, base_epoch in zip(rounds, base)], digits=3))
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",

@@ -45,7 +45,7 @@ from fairchem_crack.demo.prepare import METADATA_FILE, prepare_demo
 CONFIGS = ROOT / "configs/oc20/demo"
 TEACHER = CONFIGS / "teacher_equiformer_v2.pt"
 STUDENTS = {"painn": 40, "gemnet_dT": 20}  # and how many rounds it is measured for
-PLAIN, AGAIN = "undistilled", "undistilled again"  # the second shows what the measurement says of no difference
+PLAIN, AGAIN = "undistilled", "undistilled again"  # the second shows what is measured where there is no difference
 DISTILLED = ("cached", "online", "world")
 KINDS = {
     PLAIN: "undistilled",
@@ -74,7 +74,7 @@ class Rank:
         end.close()
 
     def result(self) -> Any:
-        """What the process has to say; exits where it failed."""
+        """The result of the process; exits where it failed."""
         try:
             return self.pipe.recv()
         except EOFError:
@@ -155,11 +155,11 @@ def start_ranks(student: str, directory: Path) -> dict[str, list[Rank]]:
     """The processes of each mode, warmed up: torch.jit, which PaiNN uses, compiles in its first runs."""
     cores = sorted(os.sched_getaffinity(0))[:2]
     given: dict[str, Any] = {"student": student, "directory": directory}
-    alone = [Rank(f"alone-{number}", 0, 1, core=core, **given) for number, core in enumerate(cores)]
+    single = [Rank(f"single-{number}", 0, 1, core=core, **given) for number, core in enumerate(cores)]
     together = [Rank("together", rank, 2, core=core, **given) for rank, core in enumerate(cores)]
-    for rank in (*alone, *together):
+    for rank in (*single, *together):
         rank.result()
-    modes = {ONE: alone[:1], TWO: together, APART: alone}
+    modes = {ONE: single[:1], TWO: together, APART: single}
     for kind in KINDS:
         for mode in (TWO, APART):
             take_turn(modes[mode], kind)
@@ -175,7 +175,7 @@ def take_turn(ranks: Sequence[Rank], kind: str) -> float:
 
 
 def measure(student: str, directory: Path, rounds: int) -> list[dict[str, dict[str, float]]]:
-    """Seconds of a step by mode and kind, one for each round; kinds and modes turn their order from round to round."""
+    """Seconds of a step by mode and kind, one for each round; the order of kinds and modes changes from round to round."""
     modes, seconds_of_rounds = start_ranks(student, directory), []
     for number in range(rounds):
         direction = -1 if number % 2 else 1
@@ -214,8 +214,8 @@ def summary(rounds: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, An
     kinds = {}
     for kind in KINDS:
         of: dict[str, list[float]] = {f"seconds, {mode}": [row[mode][kind] for row in rounds] for mode in (ONE, TWO, APART)}
-        for suffix, alone in (("", ONE), ("_busy", APART)):
-            efficiency = [{name: row[alone][name] / row[TWO][name] for name in (PLAIN, kind)} for row in rounds]
+        for suffix, mode in (("", ONE), ("_busy", APART)):
+            efficiency = [{name: row[mode][name] / row[TWO][name] for name in (PLAIN, kind)} for row in rounds]
             of[f"efficiency{suffix}"] = [row[kind] for row in efficiency]
             of[f"lost{suffix}"] = [1 - row[kind] / row[PLAIN] for row in efficiency]
         kinds[kind] = {name: statistics_of(values) for name, values in of.items()}
@@ -275,8 +275,8 @@ def report(content: dict) -> str:
     ]
     for kind in (AGAIN, *DISTILLED):
         low, high = (f"{100 * value:.1f}" for value in kinds[kind]["lost"]["spread"])
-        judged = content["verdicts"].get(kind, "")
-        row = [KINDS[kind], cell(kind, "lost", "interval", 100, 2), f"{low} to {high}", judged]
+        verdict = content["verdicts"].get(kind, "")
+        row = [KINDS[kind], cell(kind, "lost", "interval", 100, 2), f"{low} to {high}", verdict]
         lines.append("| " + " | ".join(row) + " |")
     lines += [
         "",
@@ -303,7 +303,7 @@ def _sentences(content: dict) -> list[str]:
     kinds, verdicts = content["kinds"], content["verdicts"]
     if set(verdicts.values()) == {"met"}:
         return [f"Met by every kind: distillation loses at most {MOST_LOST:.0%} of the efficiency."]
-    return [f"- {KINDS[kind]}: {kinds[kind]['lost']['median']:.1%} lost: {judged}." for kind, judged in verdicts.items()]
+    return [f"- {KINDS[kind]}: {kinds[kind]['lost']['median']:.1%} lost: {verdict}." for kind, verdict in verdicts.items()]
 
 
 def main() -> None:

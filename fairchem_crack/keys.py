@@ -22,7 +22,7 @@ DISTILLATION_TERMS: Final = [  # and those that `terms.register_term` adds
     *(ATOM_ENERGIES, TEACHER_ENERGY, TEACHER_FORCES, FORCE_JACOBIAN),
 ]
 
-# What a teacher can be asked for: fields of `teacher.TeacherOutputs` and of a teacher cache. ATOM_ENERGIES and
+# Fields that can be requested of a teacher: those of `teacher.TeacherOutputs` and of a teacher cache. ATOM_ENERGIES and
 # FORCE_JACOBIAN are called as their terms; they are in eV and eV/A^2.
 NODE_EMBEDDING: Final = "node_embedding"  # (N, D) dimensionless
 VECTOR_EMBEDDING: Final = "vector_embedding"  # (N, 3, D_v) dimensionless

@@ -27,7 +27,7 @@ def loss_misfit(fn: str, shape: Optional[Shape], compared: str) -> Optional[str]
     """Why a loss of fairchem does not take what is compared, and which ones do; fairchem ends in an empty AssertionError.
 
     Args:
-        fn: the name of the loss. One that this table does not know, for example one of your own, takes everything.
+        fn: the name of the loss. One that is not in this table, for example one of your own, takes everything.
         shape: of the two tensors; None where it is not known.
         compared: what they are, for the message.
 

@@ -44,15 +44,15 @@ def slabs() -> list[Atoms]:
 
 
 def collate(systems: list[Atoms], device: torch.device | str = "cpu") -> Batch:
-    """The systems as fairchem's trainer hands them to a model."""
+    """The systems as fairchem's trainer passes them to a model."""
     convert = AtomsToGraphs(r_edges=False, r_pbc=True)
     batch = data_list_collater([convert.convert(system, sid=sid) for sid, system in enumerate(systems)], otf_graph=True)
     return batch.to(device)
 
 
-def deviation(one: Tensor, other: Tensor) -> float:
+def deviation(expected: Tensor, actual: Tensor) -> float:
     """Largest difference over the largest entry."""
-    return float((one - other).abs().max() / one.abs().max())
+    return float((expected - actual).abs().max() / expected.abs().max())
 
 
 def hooks(model: nn.Module) -> int:
@@ -161,8 +161,8 @@ class FeaturesConformance:
         assert deviation(self.embedding(systems)[rows], self.embedding(permuted)) < self.tolerance
 
     def test_embeddings_depend_only_on_their_own_system(self) -> None:
-        one, other = slabs()
-        assert deviation(self.embedding([other]), self.embedding([one, other])[len(one) :]) < self.tolerance
+        first, second = slabs()
+        assert deviation(self.embedding([second]), self.embedding([first, second])[len(first) :]) < self.tolerance
 
     def test_embeddings_change_with_a_small_move(self) -> None:
         rattled = slabs()
@@ -218,7 +218,7 @@ class FeaturesConformance:
         whole = adapter.node_embedding, adapter.edge_index
         with adapter.stopping_after("node_embedding", "edge_index"):
             self.forward(model, slabs())
-            raise AssertionError("the forward went on")
+            raise AssertionError("the forward did not stop")
         assert torch.equal(adapter.node_embedding, whole[0]) and torch.equal(adapter.edge_index, whole[1])
         assert "energy" in self.forward(model, slabs())
 
@@ -245,9 +245,9 @@ class FeaturesConformance:
             loss = adapter.node_embedding.square().mean() + outputs["energy"].square().mean()
             loss = loss + outputs["forces"].square().mean()
             loss.backward()
-            return {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
+            return {name: value.grad for name, value in model.named_parameters() if value.grad is not None}
 
-        alone = gradients(wrap=False)
+        unwrapped = gradients(wrap=False)
         with tempfile.TemporaryDirectory() as directory:
             store = torch.distributed.FileStore(os.path.join(directory, "store"), 1)
             torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
@@ -255,13 +255,13 @@ class FeaturesConformance:
                 parallel = gradients(wrap=True)
             finally:
                 torch.distributed.destroy_process_group()
-        reached = [name for name, value in alone.items() if value.any()]
+        reached = [name for name, value in unwrapped.items() if value.any()]
         assert any("emb" in name for name in reached), (
             "no gradient reaches a parameter with 'emb' in its name, as every fairchem model calls its elements' embedding; "
             f"reached are {', '.join(reached)}"
         )
-        assert alone.keys() <= parallel.keys()
-        for name, value in alone.items():
+        assert unwrapped.keys() <= parallel.keys()
+        for name, value in unwrapped.items():
             torch.testing.assert_close(parallel[name], value, rtol=1e-4, atol=1e-6 * float(value.abs().max()))
 
     def test_embeddings_under_autocast(self) -> None:

@@ -65,12 +65,12 @@ def read_all(directory: Path, expected: list[bytes]) -> int:
     code = 0
     try:
         cache = TeacherCache(directory)
-        for wanted in expected:
+        for encoded in expected:
             try:
-                record = cache.get(wanted[8:24])
+                record = cache.get(encoded[8:24])
                 if record is None:
                     code = 1
-                elif encode(record, cache.plan) != wanted:
+                elif encode(record, cache.plan) != encoded:
                     return 2
             except CacheError:
                 code = 1

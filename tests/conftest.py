@@ -307,6 +307,6 @@ def run_fairchem(
     return Run(directory, name, recorder.records())
 
 
-def same_weights(one: dict, other: dict) -> bool:
+def same_weights(first: dict, second: dict) -> bool:
     """Whether two state dicts are bit-equal."""
-    return one.keys() == other.keys() and all(np.array_equal(one[key].numpy(), other[key].numpy()) for key in one)
+    return first.keys() == second.keys() and all(np.array_equal(first[key].numpy(), second[key].numpy()) for key in first)

@@ -30,7 +30,7 @@ class DigestTrainer(CrackDistillTrainer):
         super().train(disable_eval_tqdm)
         weights = {f"student.{key}": value for key, value in self._unwrapped_model.state_dict().items()}
         weights.update({f"projection.{key}": value for key, value in self._projection.state_dict().items()})
-        found = {"losses": self._losses, "pairs": self._pairs, "first_sids": self._first_sids}
+        results = {"losses": self._losses, "pairs": self._pairs, "first_sids": self._first_sids}
         directory = Path(self.config["cmd"]["checkpoint_dir"]).parents[1]
         file = directory / f"rank{distutils.get_rank()}.pt"
-        torch.save({"weights": weights, "initial_projection": self._initial, **found}, file)
+        torch.save({"weights": weights, "initial_projection": self._initial, **results}, file)

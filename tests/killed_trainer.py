@@ -1,4 +1,4 @@
-"""The trainer under test, which writes each rank's losses to a file and meets a fault in the middle of a step on rank 0.
+"""The trainer under test, which writes each rank's losses to a file and fails in the middle of a step on rank 0.
 
 The fault is a signal to this process, SIGKILL or that of $SIGNAL, or the loss of all bytes of the file $TRUNCATE.
 """

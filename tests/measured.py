@@ -45,7 +45,7 @@ def errors(method: str, group: Run = MAIN, split: str = "val_id") -> list[float]
 
 
 def gaps(method: str, group: Run = MAIN, split: str = "val_id", *, ends: bool = False) -> list[float]:
-    """Of energy and forces the gap closed in percent, each with the ends of its interval if asked for."""
+    """Of energy and forces the gap closed in percent, each with the ends of its interval if requested."""
     row = FIGURES[group, method, split]
     intervals = [row[f"gap_{name}"] for name in ("energy", "forces")]
     return [100 * value for interval in intervals for value in (interval if ends else interval[:1])]

@@ -188,8 +188,8 @@ class PretendCuda(TorchDispatchMode):
             since: a copy of `stalls` from before what the table is about.
         """
         stalls = self.stalls - (since or Counter())
-        chosen = [(count, what, lines) for (what, lines), count in stalls.items() if lines[0].startswith(package)]
-        return [f"{count:4d}  {what:<22} {' < '.join(lines)}" for count, what, lines in sorted(chosen, reverse=True)]
+        chosen = [(count, stall, lines) for (stall, lines), count in stalls.items() if lines[0].startswith(package)]
+        return [f"{count:4d}  {stall:<22} {' < '.join(lines)}" for count, stall, lines in sorted(chosen, reverse=True)]
 
     @contextlib.contextmanager
     def uncounted(self) -> Iterator[None]:
@@ -244,24 +244,24 @@ class PretendCuda(TorchDispatchMode):
 
     def _count(self, name: str, args: tuple, kwargs: dict, stays: bool, on_gpu: bool) -> None:
         self.calls[name] += 1
-        what = ""
+        stall = ""
         if name == "_local_scalar_dense":
-            what = "item"
+            stall = "item"
         elif name in SHAPED_BY_VALUES or (name == "repeat_interleave" and kwargs.get("output_size") is None):
-            what = name
+            stall = name
         elif name == "_to_copy" and not kwargs.get("non_blocking"):
-            what = "cpu()" if not stays else "" if on_gpu else "to(cuda)"
+            stall = "cpu()" if not stays else "" if on_gpu else "to(cuda)"
         elif name == "copy_" and isinstance(args[0], PretendTensor) is not isinstance(args[1], PretendTensor):
-            what = "copy_ between devices"
+            stall = "copy_ between devices"
         elif name in INDEXING:
             indices = [index for index in args[1] if index is not None]
             is_fill = name != "index" and isinstance(args[2], Tensor) and args[2].numel() == 1  # becomes masked_fill
             if any(index.dtype in (torch.bool, torch.uint8) for index in indices):
-                what = "" if is_fill else "boolean index"
+                stall = "" if is_fill else "boolean index"
             elif not all(isinstance(index, PretendTensor) for index in indices):
-                what = "index on the CPU"
-        if what:
-            self.stalls[what, self._where()] += 1
+                stall = "index on the CPU"
+        if stall:
+            self.stalls[stall, self._where()] += 1
 
     def _where(self) -> tuple[str, ...]:
         in_backward = threading.get_ident() != self._main

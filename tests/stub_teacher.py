@@ -29,7 +29,7 @@ class StubTeacher:
         self.mean, self.std = mean, std
         self.width = self.vector_width = len(std)
 
-    def __call__(self, batch, wanted=(), seed: int = 0) -> TeacherOutputs:
+    def __call__(self, batch, requested=(), seed: int = 0) -> TeacherOutputs:
         generator = torch.Generator().manual_seed(batch.num_nodes)
         atoms, systems, device = batch.num_nodes, len(batch.natoms), batch.pos.device
 

@@ -205,14 +205,14 @@ def test_a_run_begun_with_other_settings_is_refused(tmp_path):
     here, there = Workspace(tmp_path / "here"), Workspace(tmp_path / "there")
     config = training_config(CRACK, PLAN, here, steps=1140)
     write_config(CRACK, config, here)
-    other = training_config(CRACK, PLAN, here, steps=570)
-    write_config(CRACK, other, here)  # it has not begun
+    shorter = training_config(CRACK, PLAN, here, steps=570)
+    write_config(CRACK, shorter, here)  # it has not begun
     assert yaml.safe_load(here.file(CRACK, "yml").read_text())["optim"]["max_epochs"] == 30
     here.checkpoint(CRACK, "checkpoint.pt").parent.mkdir(parents=True)
     here.checkpoint(CRACK, "checkpoint.pt").touch()
     with pytest.raises(ValueError, match="painn-escn-crack-3-300-steps began with other settings"):
         write_config(CRACK, config, here)
-    assert training_config(CRACK, PLAN, there, steps=570) == other  # a directory that moved has the same settings
+    assert training_config(CRACK, PLAN, there, steps=570) == shorter  # a directory that moved has the same settings
 
 
 # One process, and several
@@ -427,7 +427,7 @@ def test_only_shared_seeds_make_a_gap(results):
     assert crack["gap_energy"][0] == pytest.approx((1.2 - 0.7) / (1.2 - 0.2))
 
 
-def test_a_report_of_nothing_says_so(tmp_path):
+def test_a_report_without_runs_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no row of a distilled student"):
         summary.figures(Workspace(tmp_path))
     Table(tmp_path / "accuracy.csv").append([row_of(CRACK, "val_id", 0.1, 0.05)])

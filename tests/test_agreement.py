@@ -55,21 +55,23 @@ def left_out(values: np.ndarray, features: np.ndarray) -> float:
 
 def test_a_fit_is_evaluated_on_systems_that_it_has_not_seen():
     batch, labels, teacher = systems(12, (1, 8, 29)), energies(12), energies(12, 2)
-    found = energy_agreement(labels, teacher, batch)
+    agreement = energy_agreement(labels, teacher, batch)
     counts = np.array([[int((batch.atomic_numbers[batch.batch == n] == z).sum()) for z in (1, 8, 29)] for n in range(12)])
     difference, constant = (labels - teacher).numpy().astype(float), np.ones((12, 1))
-    assert found.error == pytest.approx(np.abs(difference).mean()) and found.offset == pytest.approx(difference.mean())
-    assert found.after_constant == pytest.approx(left_out(difference, constant))
-    assert found.after_elements == pytest.approx(left_out(difference, counts.astype(float)))
+    assert agreement.error == pytest.approx(np.abs(difference).mean()) and agreement.offset == pytest.approx(
+        difference.mean()
+    )
+    assert agreement.after_constant == pytest.approx(left_out(difference, constant))
+    assert agreement.after_elements == pytest.approx(left_out(difference, counts.astype(float)))
     deviations = [left_out(labels.numpy().astype(float), features) for features in (constant, counts.astype(float))]
-    assert found.label_deviation == pytest.approx(min(deviations))
+    assert agreement.label_deviation == pytest.approx(min(deviations))
 
 
 def test_a_constant_is_recognised():
     batch, labels = systems(16, (1, 8, 29)), energies(16)
-    found = energy_agreement(labels - 52.5, labels + 0.03 * energies(16, 3), batch)
-    assert not found.is_plausible and found.error == pytest.approx(52.5, abs=0.1) and found.after_constant < 0.1
-    text = explanation(found, [keys.ATOM_ENERGIES])
+    agreement = energy_agreement(labels - 52.5, labels + 0.03 * energies(16, 3), batch)
+    assert not agreement.is_plausible and agreement.error == pytest.approx(52.5, abs=0.1) and agreement.after_constant < 0.1
+    text = explanation(agreement, [keys.ATOM_ENERGIES])
     assert re.search(
         r"off by 52\.5 eV .* differ among themselves by 0\.\d+ eV .*A constant \(-52\.\d+ eV\) .*leaves 0\.0", text
     )
@@ -78,23 +80,23 @@ def test_a_constant_is_recognised():
 
 def test_total_against_adsorption_energies_are_recognised():
     batch, teacher = systems(16, (1, 8, 29, 46)), energies(16)
-    found = energy_agreement(teacher + totals(batch), teacher + 0.03 * energies(16, 3), batch)
-    assert not found.is_plausible and found.after_constant > 1000 and found.after_elements < 0.1
-    assert "another reference energy for each element" in explanation(found, [])
+    agreement = energy_agreement(teacher + totals(batch), teacher + 0.03 * energies(16, 3), batch)
+    assert not agreement.is_plausible and agreement.after_constant > 1000 and agreement.after_elements < 0.1
+    assert "another reference energy for each element" in explanation(agreement, [])
 
 
 def test_total_energies_of_two_codes_are_recognised():
     """Both are total energies, spread by 10^4 eV; the codes differ by 1 % of each reference."""
     batch, residual = systems(16, (1, 8, 29, 46)), energies(16)
-    found = energy_agreement(residual + totals(batch), residual + 0.99 * totals(batch), batch)
-    assert not found.is_plausible and found.error > 100 and found.after_elements < 0.1
+    agreement = energy_agreement(residual + totals(batch), residual + 0.99 * totals(batch), batch)
+    assert not agreement.is_plausible and agreement.error > 100 and agreement.after_elements < 0.1
 
 
 def test_more_elements_than_systems_determine_no_fit():
     batch, teacher = systems(6, tuple(range(1, 60))), energies(6)
-    found = energy_agreement(teacher - 50 * torch.bincount(batch.batch), teacher, batch)
-    assert found.after_elements is None and not found.is_plausible
-    text = explanation(found, [])
+    agreement = energy_agreement(teacher - 50 * torch.bincount(batch.batch), teacher, batch)
+    assert agreement.after_elements is None and not agreement.is_plausible
+    text = explanation(agreement, [])
     assert (
         "for a constant of each element the systems are too few" in text
         and "They may have another reference energy for each element" in text
@@ -102,8 +104,8 @@ def test_more_elements_than_systems_determine_no_fit():
 
 
 def test_a_bad_teacher_is_explained_by_no_reference():
-    found = energy_agreement(energies(16), 10 * energies(16, 2), systems(16, (1, 8)))
-    assert not found.is_plausible and "No reference energy explains it" in explanation(found, [])
+    agreement = energy_agreement(energies(16), 10 * energies(16, 2), systems(16, (1, 8)))
+    assert not agreement.is_plausible and "No reference energy explains it" in explanation(agreement, [])
 
 
 @pytest.mark.parametrize("count, error", [(16, 0.05), (1, 50.0)], ids=["a good teacher", "a single system"])
@@ -181,5 +183,7 @@ def test_the_advice_for_ase_data_works(tmp_path):
 
 
 def test_the_explanation_depends_only_on_the_numbers():
-    found = EnergyAgreement(systems=5, error=1.0, label_deviation=0.5, offset=-1.0, after_constant=0.05, after_elements=0.5)
-    assert "They differ by a constant." in explanation(found, [])
+    agreement = EnergyAgreement(
+        systems=5, error=1.0, label_deviation=0.5, offset=-1.0, after_constant=0.05, after_elements=0.5
+    )
+    assert "They differ by a constant." in explanation(agreement, [])

@@ -17,7 +17,7 @@ def system(fixed: list[int], pbc: tuple[bool, bool, bool]) -> Data:
 
 
 @pytest.mark.parametrize("second, differ", [((True, True, False), True), ((True, True, True), False)])
-def test_a_batch_knows_its_free_atoms_and_pbc(second, differ, device):
+def test_a_batch_holds_its_free_atoms_and_pbc(second, differ, device):
     systems = [system([1, 0, 0], (True,) * 3), system([1, 1], (True,) * 3), system([0], second)]
     batch = to_device(Batch.from_data_list(systems), device)
     assert batch.pos.device.type == torch.device(device).type

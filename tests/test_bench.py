@@ -52,7 +52,7 @@ def test_ns_per_day_follow_from_the_seconds_of_a_step():
     assert ns_per_day(0.5, 1.0) == pytest.approx(0.1728)
 
 
-def test_ratios_say_how_many_times_as_fast():
+def test_ratios_are_how_many_times_as_fast():
     fast = {
         "throughput": {"1": {"atoms_per_second": [20.0, 30.0]}, "8": {}},
         "latency": {"seconds": [0.1, 0.2]},
@@ -65,10 +65,10 @@ def test_ratios_say_how_many_times_as_fast():
         "dynamics": {"ns_per_day": [2.0, 4.0]},
         "relaxation": {"per_hour": [2.0, 2.0]},
     }
-    found = ratios(fast, slow)
-    assert found["throughput"] == {"1": [2.0, 3.0], "8": []}  # a batch that did not fit has none
-    assert found["latency"] == pytest.approx([4.0, 2.0])
-    assert found["dynamics"] == [4.0, 2.0] and found["relaxation"] == [3.0, 1.0]
+    quotients = ratios(fast, slow)
+    assert quotients["throughput"] == {"1": [2.0, 3.0], "8": []}  # a batch that did not fit has none
+    assert quotients["latency"] == pytest.approx([4.0, 2.0])
+    assert quotients["dynamics"] == [4.0, 2.0] and quotients["relaxation"] == [3.0, 1.0]
     assert ratios({"latency": {"seconds": [1.0]}}, {"latency": {"seconds": [1.0]}}) == {"latency": [1.0]}
 
 
@@ -109,7 +109,7 @@ def test_made_slabs_have_the_requested_size(atoms):
         assert set(system.get_tags()) == {0, 1, 2} and system.get_tags()[-1] == 2
         assert set(system.constraints[0].index) == set(np.flatnonzero(system.get_tags() == 0))
     again = make_systems(atoms, 9)
-    assert all(np.array_equal(one.positions, other.positions) for one, other in zip(systems, again))
+    assert all(np.array_equal(system.positions, same.positions) for system, same in zip(systems, again))
 
 
 def test_systems_are_taken_round_the_list():
@@ -146,23 +146,23 @@ def test_relaxing_counts_the_steps_of_each_system(published):
     model = Model(published[0], cpu=True)
     systems = make_systems(13, 3)
     forces = [model.forward(model.batch([system]))["forces"][system.get_tags() > 0] for system in systems]
-    largest = sorted(float(one.norm(dim=1).max()) for one in forces)
+    largest = sorted(float(of_system.norm(dim=1).max()) for of_system in forces)
     fmax = (largest[0] + largest[1]) / 2  # eV/A: one of them is converged before it starts
     together = relax(model, systems, fmax=fmax, most_steps=5)
-    alone = [relax(model, [system], fmax=fmax, most_steps=5) for system in systems]
-    assert together.steps.tolist() == [int(one.steps[0]) for one in alone] and 0 in together.steps
-    assert together.converged.tolist() == [bool(one.converged[0]) for one in alone]
-    assert together.energy == pytest.approx([float(one.energy[0]) for one in alone], abs=1e-3)
+    singly = [relax(model, [system], fmax=fmax, most_steps=5) for system in systems]
+    assert together.steps.tolist() == [int(relaxed.steps[0]) for relaxed in singly] and 0 in together.steps
+    assert together.converged.tolist() == [bool(relaxed.converged[0]) for relaxed in singly]
+    assert together.energy == pytest.approx([float(relaxed.energy[0]) for relaxed in singly], abs=1e-3)
     for system, positions in zip(systems, together.positions):
         moved = find_mic(positions - system.positions, system.cell)[1]  # A; fairchem wraps atoms into the cell
         assert moved[system.get_tags() == 0].max() < 1e-5 and moved.max() <= 5 * 0.04 + 1e-5
 
 
-def test_one_by_one_gives_the_same_kind_of_answer(published, monkeypatch):
+def test_one_by_one_gives_the_same_kind_of_result(published, monkeypatch):
     monkeypatch.setattr(runs, "RELAXES_IN_BATCHES", False)
-    found = relax(Model(published[0], cpu=True), make_systems(13, 2), fmax=1e-6, most_steps=2)
-    assert found.steps.tolist() == [2, 2] and not found.converged.any() and found.energy.shape == (2,)
-    assert [one.shape for one in found.positions] == [(13, 3)] * 2 and found.seconds > 0
+    relaxed = relax(Model(published[0], cpu=True), make_systems(13, 2), fmax=1e-6, most_steps=2)
+    assert relaxed.steps.tolist() == [2, 2] and not relaxed.converged.any() and relaxed.energy.shape == (2,)
+    assert [positions.shape for positions in relaxed.positions] == [(13, 3)] * 2 and relaxed.seconds > 0
 
 
 def test_bench_measures_two_checkpoints(published, tmp_path, capsys):
@@ -172,11 +172,11 @@ def test_bench_measures_two_checkpoints(published, tmp_path, capsys):
     assert content["reference"] == "teacher" and list(content["checkpoints"]) == ["student", "teacher"]
     student, teacher = content["checkpoints"].values()
     assert (student["architecture"], teacher["architecture"]) == ("painn", "equiformer_v2")
-    for one in (student, teacher):
-        assert set(one["throughput"]) == {"1", "2"}
-        assert all(len(found["atoms_per_second"]) == 2 for found in one["throughput"].values())
-        assert len(one["latency"]["seconds"]) == len(one["dynamics"]["ns_per_day"]) == 2
-        assert max(one["relaxation"]["steps"]) <= 3 and min(one["relaxation"]["per_hour"]) > 0
+    for checkpoint in (student, teacher):
+        assert set(checkpoint["throughput"]) == {"1", "2"}
+        assert all(len(throughput["atoms_per_second"]) == 2 for throughput in checkpoint["throughput"].values())
+        assert len(checkpoint["latency"]["seconds"]) == len(checkpoint["dynamics"]["ns_per_day"]) == 2
+        assert max(checkpoint["relaxation"]["steps"]) <= 3 and min(checkpoint["relaxation"]["per_hour"]) > 0
     assert teacher["ratios"]["dynamics"] == [1.0, 1.0]
     printed = capsys.readouterr().out
     assert all(word in printed for word in ("atoms/s", "ns/day", "per hour", "MiB", "student", "at most 3 steps"))

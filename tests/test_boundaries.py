@@ -43,9 +43,9 @@ def test_a_teacher_keeps_each_systems_pbc_in_a_batch(name):
     teacher, systems = Teacher("model", build(name), Path("model")), several()
     batch = collate(systems)
     together = teacher(batch, FIELDS)
-    alone = [teacher(collate([system]), FIELDS) for system in systems]
+    singly = [teacher(collate([system]), FIELDS) for system in systems]
     for field in FIELDS:
-        expected = torch.cat([outputs[field] for outputs in alone])
+        expected = torch.cat([outputs[field] for outputs in singly])
         torch.testing.assert_close(together[field], expected, rtol=0, atol=5e-5 * float(expected.abs().max()))
     # the oracle: pairs of ASE's neighbor list, which knows the pbc of each
     first = np.cumsum([0, *map(len, systems)])

@@ -223,7 +223,7 @@ def test_equal_systems_with_unequal_outputs_are_refused(tmp_path):
 
 
 def test_bytes_are_those_of_the_documentation(tmp_path):
-    """Read with numpy alone, by docs/cache.md."""
+    """Read with numpy only, by docs/cache.md."""
     expected = make_records(make_plan())[5]
     write_cache(tmp_path, make_plan(), make_records(make_plan()))
     row = np.fromfile(tmp_path / "shard.0000.rows", ROW, offset=32)[5]
@@ -269,10 +269,10 @@ def test_the_documented_writers(tmp_path, monkeypatch):
     exec(blocks[1], {**namespace, "run_teacher": lambda atoms: next(again)})
     first, second = TeacherCache(Path("my_cache")), TeacherCache(Path("numpy_cache"))
     assert len(first) == len(second) == len(systems) == 20
-    for record, other, atoms, (embedding, energies, forces, pairs) in zip(
+    for record, numpy_record, atoms, (embedding, energies, forces, pairs) in zip(
         first.records(), second.records(), systems, answers
     ):
-        assert encode(record, first.plan) == encode(other, second.plan)
+        assert encode(record, first.plan) == encode(numpy_record, second.plan)
         assert record.digest == system_digest(atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc)
         assert float(record.values["energy"]) == pytest.approx(energies.sum(), rel=SUM_OF_FLOAT64)
         assert np.array_equal(record.values["forces"], forces.astype("f4"))
@@ -349,7 +349,7 @@ def test_resuming_with_another_plan_is_refused(tmp_path, change):
         value = {key: value}
     CacheWriter(tmp_path, make_plan()).close()
     CacheWriter(tmp_path, make_plan()).close()
-    with pytest.raises(CacheError, match=f"{tmp_path} was begun with {name} .* now asked for with"):
+    with pytest.raises(CacheError, match=f"{tmp_path} was begun with {name} .* now requested with"):
         CacheWriter(tmp_path, make_plan(**value))
 
 
@@ -401,9 +401,9 @@ def test_digest_of_a_system():
     others.update(initial_magmoms=torch.ones(system.natoms))
     changed = set()
     for name, value in others.items():
-        other = system.clone()
-        other[name] = value
-        changed.add(digest_of(other))
+        altered = system.clone()
+        altered[name] = value
+        changed.add(digest_of(altered))
     assert len(changed - {digest}) == len(others)
 
 
@@ -472,7 +472,7 @@ def test_a_system_that_the_first_look_misses_is_named_when_read(tmp_path):
         dataset[3]
 
 
-def test_a_cache_without_embeddings_says_so(tmp_path):
+def test_a_cache_without_embeddings_serves_other_terms(tmp_path):
     from fairchem.core.datasets import data_list_collater
 
     cache = cached(tmp_path, Systems(), width=0, fields=("energy", "forces"), has_pairs=False)

@@ -298,7 +298,7 @@ def overwrite(file: Path, at: int, flip: int) -> None:
 
 
 def test_a_damaged_chunk_is_repaired_and_no_other(cache):
-    """A training that has the cache open goes on."""
+    """A training that has the cache open continues."""
     plan, records = make_plan(), make_records(make_plan())
     expected, opened = content(cache), TeacherCache(cache)
     rows = np.fromfile(cache / ROWS, np.dtype("V48"), offset=32)
@@ -323,8 +323,8 @@ def test_a_damaged_file_is_refused_and_repaired(cache, tmp_path, name, damage):
         file.unlink()
         message = f"lacks {name}"
     elif damage == "of another cache":
-        other = write_cache(tmp_path / "other", make_plan(fingerprint="g"), make_records(make_plan()))
-        shutil.copy(other.directory / name, file)
+        other_cache = write_cache(tmp_path / "other", make_plan(fingerprint="g"), make_records(make_plan()))
+        shutil.copy(other_cache.directory / name, file)
         message = f"has a {name} whose head is damaged, or belongs to another cache"
     elif damage == "sparse":  # a hole, as after a copy that went wrong
         os.truncate(file, 40)
@@ -349,11 +349,11 @@ def test_swapped_shards(tmp_path):
     """Of the same size, so that only their heads differ."""
     plan = make_plan(8)
     write_cache(tmp_path, plan, [make_record(np.random.default_rng(seed), 5, plan) for seed in range(8)], shards=2)
-    one, other = (tmp_path / f"shard.{number:04d}.records" for number in (0, 1))
-    assert one.stat().st_size == other.stat().st_size
-    one.rename(tmp_path / "kept")
-    other.rename(one)
-    (tmp_path / "kept").rename(other)
+    first, second = (tmp_path / f"shard.{number:04d}.records" for number in (0, 1))
+    assert first.stat().st_size == second.stat().st_size
+    first.rename(tmp_path / "kept")
+    second.rename(first)
+    (tmp_path / "kept").rename(second)
     refused(tmp_path, "has a shard.0000.records whose head is damaged, or belongs to another cache")
 
 
@@ -458,7 +458,7 @@ def test_an_altered_text(cache, name):
 def test_a_newer_format(cache, name):
     text = json.loads((cache / name).read_text())
     (cache / name).write_text(json.dumps({**text, "format": FORMAT + 1}))
-    refused(cache, f"has format {FORMAT + 1}; this fairchem-crack knows {FORMAT}. Update")
+    refused(cache, f"has format {FORMAT + 1}; this fairchem-crack reads {FORMAT}. Update")
 
 
 def test_a_cache_of_the_earlier_format_is_refused(tmp_path):

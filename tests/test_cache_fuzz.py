@@ -84,7 +84,7 @@ def test_forged_headers(files, name, value):
 @fuzzed
 @given(name=st.sampled_from([*OF_PLAN, "other"]), value=values)
 def test_forged_plans(files, name, value):
-    """With a header, shards and an index that belong to them: nothing but the plan tells."""
+    """With a header, shards and an index that belong to them: only the plan is wrong."""
     plan = json.dumps({**json.loads(files[PLAN]), name: value}).encode()
     forged = {**files, PLAN: plan, HEADER: sealed({**json.loads(files[HEADER]), "plan": digest_of(plan)})}
     for file, kind in ((RECORDS, b"crackrec"), (INDEX_FILE, b"crackidx")):

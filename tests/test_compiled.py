@@ -52,19 +52,19 @@ def test_packages_with_cuda_or_on_the_cpu_are_taken(cuda, monkeypatch):
 
 
 @pytest.mark.parametrize("command", [name for name in cli.COMMANDS if name not in cli.WITHOUT_MODEL])
-def test_every_command_that_runs_a_model_says_it(cuda, command):
+def test_every_command_that_runs_a_model_names_it(cuda, command):
     cuda(torch_sparse=-1)
     with pytest.raises(SystemExit, match=rf"fairchem-crack {command}: Compiled without CUDA: torch-sparse\."):
         cli.main([command])
 
 
-def test_with_cpu_a_command_goes_on(cuda, tmp_path):
+def test_with_cpu_a_command_runs(cuda, tmp_path):
     cuda(torch_scatter=-1)
     with pytest.raises(SystemExit, match=r"nowhere\.yml"):
         cli.main(["fit-scales", "--cpu", "--config-yml", str(tmp_path / "nowhere.yml"), "--output", "a.json"])
 
 
-def test_the_trainer_says_it_to_the_stock_command(cuda, distilled):
+def test_the_trainer_names_it_under_the_stock_command(cuda, distilled):
     cuda(torch_scatter=-1)
     with pytest.raises(RuntimeError, match=r"Compiled without CUDA: torch-scatter\."):
         CrackDistillTrainer(task={}, loss_functions=[], outputs={}, model={}, dataset={}, evaluation_metrics={})

@@ -54,7 +54,7 @@ def change(config: dict, path: str, value: Any) -> dict:
 
 
 def named(before: dict, now: dict) -> list[str]:
-    return [str(one) for one in differences(before, now)]
+    return [str(difference) for difference in differences(before, now)]
 
 
 @pytest.mark.parametrize(
@@ -140,9 +140,9 @@ def test_the_content_of_data_is_that_of_their_systems(batch):
     content = content_of(batch, 3)
     assert content_of(batch.clone(), 3) == content and content.startswith("3 systems (")
     for name in ("pos", "y", "force"):  # the labels under the names that they are compared by
-        other = batch.clone()
-        other[{"y": "energy", "force": "forces"}.get(name, name)] = other[name] + 0.1
-        assert content_of(other, 3) != content, name
+        altered = batch.clone()
+        altered[{"y": "energy", "force": "forces"}.get(name, name)] = altered[name] + 0.1
+        assert content_of(altered, 3) != content, name
     assert content_of(batch, 4) != content
 
 
@@ -164,7 +164,7 @@ def test_an_option_newer_than_a_checkpoint_has_its_default(config):
     assert named(recorded(checkpoint), identity_of(config)) == ["task.distill.projection.kind: linear -> mlp"]
 
 
-def test_a_checkpoint_without_identity_tells_what_its_config_has(config):
+def test_a_checkpoint_without_identity_is_compared_by_its_config(config):
     now = identity_of(change(config, "optim.batch_size", 4))
     old = checkpoint_of(config, {keys.PROJECTION: {}})  # of a version without: its terms are not known
     assert named(recorded(old), now) == ["optim.batch_size: 2 -> 4"]
@@ -209,13 +209,15 @@ def test_a_state_that_does_not_fit_is_refused(config, path, value, name):
         resumed_by(identity_of(config), identity_of(change(config, path, value)))
 
 
-def test_options_of_the_checkpoints_state_are_said_apart(config, caplog):
+def test_options_of_the_checkpoints_state_are_listed_apart(config, caplog):
     changed = change(change(change(config, "optim.T_max", 7), "optim.clip_grad_norm", 5), "optim.lr_initial", 2e-3)
     resumed_by(identity_of(config), identity_of(changed))
-    kept, taken = (next(one.message for one in caplog.records if words in one.message) for words in ("no effect", "neither"))
+    kept, taken = (
+        next(record.message for record in caplog.records if words in record.message) for words in ("no effect", "neither")
+    )
     assert kept.endswith("have no effect: optim.lr_initial: 0.001 -> 0.002; optim.T_max: 12 -> 7.")
     assert "neither's: optim.clip_grad_norm: 10 -> 5." in taken
-    assert [one.levelno for one in caplog.records] == [logging.WARNING] * 2
+    assert [record.levelno for record in caplog.records] == [logging.WARNING] * 2
 
 
 def test_an_ended_average_has_an_effect_and_a_new_one_none(config, caplog):
@@ -226,7 +228,7 @@ def test_an_ended_average_has_an_effect_and_a_new_one_none(config, caplog):
     assert "have no effect: optim.ema_decay: not given -> 0.9" in caplog.text
 
 
-def test_the_same_training_says_nothing(config, caplog):
+def test_the_same_training_is_not_warned_of(config, caplog):
     resumed_by(identity_of(config), identity_of(copy.deepcopy(config)))
     assert caplog.records == []
 

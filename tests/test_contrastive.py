@@ -39,7 +39,7 @@ class Batch:
         return loss.detach(), torch.autograd.grad(loss, student)[0]
 
     def oracle(self, function=oracle.crack, **options):
-        arrays = (one.double().cpu().numpy() for one in (self.student, self.teacher))
+        arrays = (embedding.double().cpu().numpy() for embedding in (self.student, self.teacher))
         return function(*arrays, self.pairs.cpu().numpy(), systems=self.systems.tolist(), **options)
 
 
@@ -103,11 +103,11 @@ def test_differentiating_twice_raises(anchor, of_loss):
 
 
 @pytest.mark.parametrize("tile", [1, 7, 64])
-@pytest.mark.parametrize("slab", [1, 7, 64])
+@pytest.mark.parametrize("block", [1, 7, 64])
 @pytest.mark.parametrize("max_pairs", [None, 5])
 @all_negatives
 @all_anchors
-def test_any_tile_size_gives_the_same_result(anchor, negatives, max_pairs, slab, tile, monkeypatch):
+def test_any_tile_size_gives_the_same_result(anchor, negatives, max_pairs, block, tile, monkeypatch):
     batch = make_batch()
 
     def run():
@@ -118,7 +118,7 @@ def test_any_tile_size_gives_the_same_result(anchor, negatives, max_pairs, slab,
 
     expected = run()
     monkeypatch.setitem(tiles.TILE_ENTRIES, "cpu", tile)
-    monkeypatch.setitem(tiles.COLUMN_BLOCK, "cpu", slab)
+    monkeypatch.setitem(tiles.COLUMN_BLOCK, "cpu", block)
     torch.testing.assert_close(run(), expected, **FLOAT64)
 
 
@@ -172,7 +172,7 @@ def test_mean_over_all_subsets_of_anchors_equals_the_full_mean(anchor, negatives
         loss, gradient = batch.loss_and_gradient(**options, max_pairs=2, generator=generator)
         of_subset[round(loss.item(), 9)] = loss, gradient
     assert len(of_subset) == math.comb(6, 2)
-    losses, gradients = (torch.stack(found).mean(dim=0) for found in zip(*of_subset.values()))
+    losses, gradients = (torch.stack(values).mean(dim=0) for values in zip(*of_subset.values()))
     torch.testing.assert_close((losses, gradients), batch.loss_and_gradient(**options))
 
 
@@ -189,8 +189,8 @@ def test_max_pairs_draws_anchors_and_keeps_all_negatives(anchor, negatives, devi
 def test_max_pairs_is_reproducible_with_a_seeded_generator():
     batch = make_batch()
     generators = (torch.Generator().manual_seed(seed) for seed in (1, 1, 2))
-    first, again, other = (batch.terms(max_pairs=4, generator=generator).loss for generator in generators)
-    assert torch.equal(first, again) and not torch.equal(first, other)
+    first, again, other_seed = (batch.terms(max_pairs=4, generator=generator).loss for generator in generators)
+    assert torch.equal(first, again) and not torch.equal(first, other_seed)
 
 
 @pytest.mark.parametrize("max_pairs", [9, 100])

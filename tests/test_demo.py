@@ -46,10 +46,10 @@ def drawn() -> list[Atoms]:
 
 
 def test_a_system_is_fixed_by_its_random_numbers():
-    one, same, other = draw(3), draw(3), draw(4)
-    assert np.array_equal(one.positions, same.positions) and np.array_equal(one.numbers, same.numbers)
-    assert one.get_potential_energy() == same.get_potential_energy() and one.info == same.info
-    assert len(one) != len(other) or not np.allclose(one.positions, other.positions)
+    system, same, other_seed = draw(3), draw(3), draw(4)
+    assert np.array_equal(system.positions, same.positions) and np.array_equal(system.numbers, same.numbers)
+    assert system.get_potential_energy() == same.get_potential_energy() and system.info == same.info
+    assert len(system) != len(other_seed) or not np.allclose(system.positions, other_seed.positions)
 
 
 def test_tags_say_fixed_free_adsorbate(drawn):
@@ -66,7 +66,7 @@ def test_tags_say_fixed_free_adsorbate(drawn):
 
 def test_fixed_atoms_are_where_the_relaxed_slab_has_them(drawn):
     surfaces = systems.catalysts(held_out=False) + systems.catalysts(held_out=True)
-    by_name = {(one.composition, one.facet): one for one in surfaces}
+    by_name = {(surface.composition, surface.facet): surface for surface in surfaces}
     for system in drawn:
         slab = systems.clean_slab(by_name[system.info["catalyst"], system.info["facet"]])[0]
         fixed = system.get_tags() == 0
@@ -77,7 +77,7 @@ def test_fixed_atoms_are_where_the_relaxed_slab_has_them(drawn):
 
 def test_energy_is_emts_adsorption_energy(drawn):
     surfaces = systems.catalysts(held_out=False) + systems.catalysts(held_out=True)
-    by_name = {(one.composition, one.facet): one for one in surfaces}
+    by_name = {(surface.composition, surface.facet): surface for surface in surfaces}
     gas = {name: systems.gas_molecule(name)[1] for name in ("H2", "H2O", "CO", "N2")}
     hydrogen, oxygen = gas["H2"] / 2, gas["H2O"] - gas["H2"]
     reference = {1: hydrogen, 7: gas["N2"] / 2, 8: oxygen, 6: gas["CO"] - oxygen}
@@ -108,13 +108,13 @@ def test_what_is_held_out_is_unseen_and_its_elements_are_seen():
     def elements(formulas) -> set[str]:
         return {symbol for formula in formulas for symbol in Atoms(formula).get_chemical_symbols()}
 
-    seen, unseen = ({one.composition for one in systems.catalysts(held_out=held)} for held in (False, True))
+    seen, unseen = ({surface.composition for surface in systems.catalysts(held_out=held)} for held in (False, True))
     assert seen and unseen and not seen & unseen
     assert not set(systems.ADSORBATES) & set(systems.HELD_OUT_ADSORBATES)
     assert elements(unseen) <= elements(seen)
     assert elements(systems.HELD_OUT_ADSORBATES) <= elements(systems.ADSORBATES)
     # no system of a held-out composition under another name: CuPt = PtCu
-    stoichiometries = ({Atoms(one).get_chemical_formula() for one in names} for names in (seen, unseen))
+    stoichiometries = ({Atoms(formula).get_chemical_formula() for formula in names} for names in (seen, unseen))
     assert not set.intersection(*stoichiometries)
 
 
@@ -140,13 +140,13 @@ def records(split: Path) -> dict:
         return {key.decode(): pickle.loads(value) for key, value in transaction.cursor()}
 
 
-def same(one: dict, other: dict) -> bool:
+def same(first: dict, second: dict) -> bool:
     """Whether two splits hold the same systems, bit by bit (their pickles differ, in the names of tensors)."""
 
     def plain(record) -> dict | int:
         return {key: np.asarray(value).tobytes() for key, value in record.items()} if hasattr(record, "pos") else record
 
-    return {key: plain(record) for key, record in one.items()} == {key: plain(record) for key, record in other.items()}
+    return {key: plain(record) for key, record in first.items()} == {key: plain(record) for key, record in second.items()}
 
 
 def test_a_record_has_the_fields_of_oc20(data):
@@ -190,10 +190,10 @@ def test_the_seed_fixes_every_bit(tmp_path, in_process):
     for name, seed in (("one", SEED), ("same", SEED), ("other", SEED + 1)):
         prepare_demo(tmp_path / name, sizes=sizes, seed=seed, workers=1)
     for split in sizes:
-        one, again, other = (records(tmp_path / name / split) for name in ("one", "same", "other"))
-        assert same(one, again) and not same(one, other)
-    first = ({"0": records(tmp_path / "one" / split)["0"]} for split in sizes)
-    assert not same(*first)
+        first, repeated, other_seed = (records(tmp_path / name / split) for name in ("one", "same", "other"))
+        assert same(first, repeated) and not same(first, other_seed)
+    first_records = ({"0": records(tmp_path / "one" / split)["0"]} for split in sizes)
+    assert not same(*first_records)
 
 
 def test_systems_do_not_depend_on_their_number_or_the_processes(data, tmp_path, in_process):

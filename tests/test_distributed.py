@@ -95,12 +95,12 @@ def systems_of(world: str) -> list[Data]:
 def write_cache(directory: Path, world: str) -> None:
     systems = systems_of(world)
     parts = [part(sizes, rank) for rank, sizes in enumerate(WORLDS[world])]
-    said = [values for one in parts for values in one.teacher.split(one.natoms.tolist())]
-    pairs = [pairs for one in parts for pairs in one.pairs]
+    embeddings = [values for of_rank in parts for values in of_rank.teacher.split(of_rank.natoms.tolist())]
+    pairs = [pairs for of_rank in parts for pairs in of_rank.pairs]
     plan = Plan("toy", "0" * 64, len(systems), "", WIDTH, dtype="float32", chunk=2, fields=("node_embedding",))
     records = [
         Record(digest_of(system), system.natoms, {"node_embedding": values.numpy()}, joined.numpy())
-        for system, values, joined in zip(systems, said, pairs)
+        for system, values, joined in zip(systems, embeddings, pairs)
     ]
     writer = CacheWriter(directory, plan)
     for chunk in range(plan.chunks):
@@ -115,8 +115,8 @@ def from_cache(directory: Path, world: str, rank: int) -> tuple[torch.Tensor, to
     dataset = CachedDataset(systems_of(world), cache, "dataset.train", ["node_embedding"])
     first = sum(len(sizes) for sizes in WORLDS[world][:rank])
     batch = data_list_collater([dataset[first + index] for index in range(len(WORLDS[world][rank]))], otf_graph=True)
-    said = CachedTeacher(cache)(batch)
-    return said.node_embedding, said.edge_index
+    outputs = CachedTeacher(cache)(batch)
+    return outputs.node_embedding, outputs.edge_index
 
 
 def projection() -> torch.nn.Linear:
@@ -137,11 +137,11 @@ def rank_main(rank: int, world: str, directory: str) -> None:
     store = f"file://{directory}/store"
     distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=len(WORLDS[world]))
     sent = watch_embeddings()
-    found = []
+    results = []
     for case in CASES:
         sent.clear()
-        found.append((*one_step(rank, world, case, Path(directory) / "cache"), list(sent)))
-    torch.save(found, Path(directory) / f"{rank}.pt")
+        results.append((*one_step(rank, world, case, Path(directory) / "cache"), list(sent)))
+    torch.save(results, Path(directory) / f"{rank}.pt")
     distributed.barrier()
     os._exit(0)  # gloo's threads, torn down while another rank still ends, abort a process now and then
 
@@ -221,12 +221,12 @@ def ranks(request, tmp_path_factory) -> tuple[str, list[list[tuple]]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("case", range(len(CASES)), ids=map(str, CASES))
 def test_ranks_give_the_loss_and_gradients_of_their_union(ranks, case):
-    world, found = ranks
+    world, results = ranks
     loss, gradients, of_students = union(world, CASES[case])
-    for rank, of_cases in enumerate(found):
-        found_loss, found_gradients, of_student, _ = of_cases[case]
-        torch.testing.assert_close(found_loss, loss, rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(found_gradients, gradients, rtol=1e-6, atol=1e-12)
+    for rank, of_cases in enumerate(results):
+        own_loss, own_gradients, of_student, _ = of_cases[case]
+        torch.testing.assert_close(own_loss, loss, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(own_gradients, gradients, rtol=1e-6, atol=1e-12)
         torch.testing.assert_close(of_student, of_students[rank], rtol=1e-6, atol=1e-12)
 
 
@@ -234,8 +234,8 @@ def test_ranks_give_the_loss_and_gradients_of_their_union(ranks, case):
 @pytest.mark.parametrize("case", range(len(CASES)), ids=map(str, CASES))
 def test_a_student_as_anchor_sends_only_the_teachers_embedding(ranks, case):
     """Else the students' and the gradient of all of them do too; without `world`, nothing."""
-    world, found = ranks
-    for rank, of_cases in enumerate(found):
+    world, results = ranks
+    for rank, of_cases in enumerate(results):
         sent, case_ = of_cases[case][3], CASES[case]
         if case_.negatives == "batch":
             assert not sent

@@ -72,13 +72,13 @@ TOY = {  # what makes a command a matter of seconds, and what a page has the rea
 def blocks(page: str) -> list[tuple[str, str]]:
     """Kind and text of what the page has the reader run or write, in its order: "python", "yaml" and "command"."""
     text = (ROOT / page).read_text(encoding="utf-8")
-    fenced = [(found.start(), found[1], found[2]) for found in BLOCK.finditer(text)]
-    rest = BLOCK.sub(lambda found: "\n" * found[0].count("\n") + " " * (len(found[0]) - found[0].count("\n")), text)
-    found = [
+    fenced = [(match.start(), match[1], match[2]) for match in BLOCK.finditer(text)]
+    rest = BLOCK.sub(lambda match: "\n" * match[0].count("\n") + " " * (len(match[0]) - match[0].count("\n")), text)
+    located = [
         *fenced,
         *((command.start(), "command", command[1]) for command in COMMAND.finditer(rest) if is_indented(command)),
     ]
-    return [(kind, content) for _, kind, content in sorted(found)]
+    return [(kind, content) for _, kind, content in sorted(located)]
 
 
 def is_indented(command: re.Match) -> bool:
@@ -182,10 +182,10 @@ def parse_command(command: list[str]) -> None:
     config = build_config(options, overrides)
     for override in overrides:
         name, _, value = override[2:].partition("=")
-        found = config
+        option = config
         for part in name.split("."):
-            found = found[part]
-        assert str(found) == value
+            option = option[part]
+        assert str(option) == value
 
 
 class MyModel(nn.Module, GraphModelMixin):
@@ -307,11 +307,11 @@ def test_every_block_of_a_page_works(page, workplace, monkeypatch, caplog):
     monkeypatch.chdir(workplace)
     monkeypatch.setattr(base, "_ADAPTERS", dict(base._ADAPTERS))
     monkeypatch.setitem(registry.mapping["model_name_mapping"], "my_model", MyModel)
-    found = blocks(page)
-    write_student([content for kind, content in found if kind == "yaml"], page)
+    of_page = blocks(page)
+    write_student([content for kind, content in of_page if kind == "yaml"], page)
     namespace = {"__name__": "docs", **namespace_of(page, workplace)}
     done: list[list[str]] = []
-    for number, (kind, content) in enumerate(found):
+    for number, (kind, content) in enumerate(of_page):
         if kind == "python" and (named := re.match(r"# (\S+\.py)\n", content)):
             Path(named[1]).write_text(content)
         elif kind == "python":
@@ -332,7 +332,7 @@ def test_every_block_of_a_page_works(page, workplace, monkeypatch, caplog):
 
 
 def write_named(content: str) -> None:
-    """Write a YAML block under the name that its first line says, if it says one."""
+    """Write a YAML block under the name in its first line, if there is one."""
     named = re.match(r"# (\S+\.yml)\n", content)
     assert isinstance(yaml.safe_load(content), (dict, list))
     if named:

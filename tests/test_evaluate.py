@@ -36,16 +36,16 @@ SPLITS = {"val_id": "val_id", "ads": "val_ood_ads", "cat": "val_ood_cat", "ood":
 @pytest.fixture(scope="module")
 def models(data, tmp_path_factory) -> dict[str, Path]:
     """Three trainings of one to three epochs; and an EquiformerV2 as OC20's are published, with averaged weights."""
-    found = {}
+    checkpoints = {}
     for epochs, name in enumerate(("undistilled", "student", "teacher"), start=1):
         config = stock_config(data)
         config["optim"]["max_epochs"] = epochs
         directory = tmp_path_factory.mktemp(name)
         run_fairchem(directory, config, name=name)
-        found[name] = directory / f"checkpoints/{name}/best_checkpoint.pt"
-    found["published"] = tmp_path_factory.mktemp("published") / "eqV2_31M.pt"
-    write_published_checkpoint("eqV2_31M", found["published"], seed=3, **PUBLISHED)
-    return found
+        checkpoints[name] = directory / f"checkpoints/{name}/best_checkpoint.pt"
+    checkpoints["published"] = tmp_path_factory.mktemp("published") / "eqV2_31M.pt"
+    write_published_checkpoint("eqV2_31M", checkpoints["published"], seed=3, **PUBLISHED)
+    return checkpoints
 
 
 def describe_model(config: dict, checkpoint: Path) -> None:
@@ -105,16 +105,16 @@ def test_several_processes_give_the_same_metrics(written, models, data, tmp_path
     flags += ["--teacher", str(models["teacher"]), "--cpu", "--num-gpus", "2", "--batch-sizes", "--output"]
     flags += [str(tmp_path / "two"), "--data", *(f"{split}={data / folder}" for split, folder in SPLITS.items())]
     evaluate(flags)
-    one, two = rows_of(written, models), rows_of(tmp_path / "two", models)
-    assert one.keys() == two.keys()
-    for key, row in one.items():
-        assert two[key]["metrics"] == pytest.approx(row["metrics"], rel=REPEATED)
-    said = capfd.readouterr().err
-    assert "eqV2_31M.pt on cat" in said and "leaked" not in said
+    rows, of_two_ranks = rows_of(written, models), rows_of(tmp_path / "two", models)
+    assert rows.keys() == of_two_ranks.keys()
+    for key, row in rows.items():
+        assert of_two_ranks[key]["metrics"] == pytest.approx(row["metrics"], rel=REPEATED)
+    output = capfd.readouterr().err
+    assert "eqV2_31M.pt on cat" in output and "leaked" not in output
 
 
 class Killer:
-    """Ends the process that unpickles it, as the kernel does one that takes too much memory; the parent reads it not."""
+    """Ends the process that unpickles it, as the kernel does one that takes too much memory; the parent does not read it."""
 
     def __reduce__(self) -> tuple:
         return os._exit, (9,)
@@ -269,10 +269,10 @@ def test_a_name_is_the_shortest_that_is_unique(paths, names):
 def test_the_interval_of_an_error_is_that_of_a_normal_one():
     random = np.random.default_rng(0)
     values = random.normal(3.0, 1.0, size=MOST_UNITS * 3 + 7)  # in groups
-    found = error_interval(values, np.ones(len(values)))
+    interval = error_interval(values, np.ones(len(values)))
     half = 1.96 * values.std() / np.sqrt(len(values))
-    assert found.estimate == pytest.approx(values.mean())
-    assert (found.high - found.low) / 2 == pytest.approx(half, rel=0.06)
+    assert interval.estimate == pytest.approx(values.mean())
+    assert (interval.high - interval.low) / 2 == pytest.approx(half, rel=0.06)
     few = error_interval(values[:500], np.ones(500))
     assert (few.high - few.low) / 2 == pytest.approx(1.96 * values[:500].std() / np.sqrt(500), rel=0.06)
 
@@ -281,12 +281,12 @@ def test_groups_change_the_interval_of_a_gap_little():
     random = np.random.default_rng(1)
     count = MOST_UNITS * 2
     u, d, t = (random.gamma(4.0, scale, size=(1, count)) for scale in (1.0, 0.7, 0.2))
-    one, other = (
+    whole, half = (
         gap_closed_interval([Errors(u[:, :n], d[:, :n], t[0, :n], np.ones(n))], replicates=2000) for n in (count, count // 2)
     )
-    assert (other.high - other.low) / (one.high - one.low) == pytest.approx(2**0.5, rel=0.1)
-    assert one.estimate == pytest.approx(gap_closed([Errors(u, d, t[0], np.ones(count))]))
-    assert one.low < one.estimate < one.high
+    assert (half.high - half.low) / (whole.high - whole.low) == pytest.approx(2**0.5, rel=0.1)
+    assert whole.estimate == pytest.approx(gap_closed([Errors(u, d, t[0], np.ones(count))]))
+    assert whole.low < whole.estimate < whole.high
 
 
 def evaluations() -> dict[Path, Evaluation]:

@@ -20,10 +20,10 @@ def test_forces_are_summed_by_system():
     errors = SystemErrors()
     for _ in range(2):  # batches
         errors.eval(prediction, target)
-    found = errors.arrays()
-    assert found["energy"].tolist() == [2, 0.5] * 2
-    assert found["forces"].tolist() == [1, 5] * 2
-    assert found["components"].tolist() == [3, 6] * 2
+    sums = errors.arrays()
+    assert sums["energy"].tolist() == [2, 0.5] * 2
+    assert sums["forces"].tolist() == [1, 5] * 2
+    assert sums["components"].tolist() == [3, 6] * 2
 
 
 @pytest.mark.slow
@@ -39,8 +39,8 @@ def test_the_errors_of_the_systems_average_to_fairchems_metrics(run, stock, data
     evaluator = CheckpointEvaluator(trained.checkpoints / "best_checkpoint.pt", DATASET, batch_size=batch_size)
     logged = min(trained.validations, key=lambda record: record["forces_mae"])
     if batch_size == stock["optim"]["batch_size"]:  # among neighbors at equal distance PaiNN's choice depends on the batch
-        found = evaluator.metrics(data / "val_id")
-        assert found == pytest.approx({name: logged[name] for name in found}, rel=REPEATED, abs=1e-6)
+        evaluated = evaluator.metrics(data / "val_id")
+        assert evaluated == pytest.approx({name: logged[name] for name in evaluated}, rel=REPEATED, abs=1e-6)
     metrics, errors = evaluator.metrics_and_errors(data / "val_ood_both")
     assert {len(values) for values in errors.values()} == {6}  # systems
     assert errors["energy"].mean() == pytest.approx(metrics["energy_mae"], rel=REPEATED)

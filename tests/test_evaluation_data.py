@@ -122,20 +122,20 @@ def test_forces_are_of_the_atoms_that_the_checkpoint_names(plain, data, tmp_path
     systems = first_records(data / "val_id", DATASET, 6)
     evaluator = CheckpointEvaluator(path, DATASET, batch_size=6)
     metrics, errors = evaluator.metrics_and_errors(data / "val_id")
-    counted = [system.natoms if not free_only else int((system.fixed == 0).sum()) for system in systems]
-    assert sorted(errors["components"]) == sorted(3 * count for count in counted)
-    assert sum(counted) < sum(system.natoms for system in systems) or not free_only
+    in_mask = [system.natoms if not free_only else int((system.fixed == 0).sum()) for system in systems]
+    assert sorted(errors["components"]) == sorted(3 * count for count in in_mask)
+    assert sum(in_mask) < sum(system.natoms for system in systems) or not free_only
     assert errors["forces"].sum() / errors["components"].sum() == pytest.approx(metrics["forces_mae"], rel=REORDERED)
     assert evaluator.atoms == ("free" if free_only else "all")
     if free_only:
         assert metrics == pytest.approx(plain[2])
     del evaluator
     gc.collect()
-    other = CheckpointEvaluator(path, DATASET, batch_size=6, atoms="all" if free_only else "free")
-    assert other.metrics(data / "val_id")["forces_mae"] != pytest.approx(metrics["forces_mae"], rel=REBATCHED)
+    of_other_atoms = CheckpointEvaluator(path, DATASET, batch_size=6, atoms="all" if free_only else "free")
+    assert of_other_atoms.metrics(data / "val_id")["forces_mae"] != pytest.approx(metrics["forces_mae"], rel=REBATCHED)
 
 
-def test_evaluate_says_whose_forces_each_model_has(plain, data, tmp_path, capsys):
+def test_evaluate_prints_whose_forces_are_compared(plain, data, tmp_path, capsys):
     path = tmp_path / "all.pt"
     write(path, EQUIFORMER, heads=HEADS, outputs=outputs_of(eval_on_free_atoms=False), weights=plain[1])
     third = tmp_path / "third.pt"
@@ -144,9 +144,9 @@ def test_evaluate_says_whose_forces_each_model_has(plain, data, tmp_path, capsys
     flags += ["--data", f"val_id={data / 'val_id'}", "--output", str(tmp_path / "out")]
     gc.collect()
     evaluate(flags)
-    said = capsys.readouterr().out
-    assert "Forces of free atoms: plain, third; of all atoms: all, as their checkpoints have it" in said
-    assert "Data read as format: lmdb, key_mapping: {'y': 'energy', 'force': 'forces'}" in said
+    output = capsys.readouterr().out
+    assert "Forces of free atoms: plain, third; of all atoms: all, as their checkpoints have it" in output
+    assert "Data read as format: lmdb, key_mapping: {'y': 'energy', 'force': 'forces'}" in output
     content = json.loads((tmp_path / "out.json").read_text())
     assert {model["name"]: model["atoms"] for model in content["models"].values()} == {
         **{"all": "all", "plain": "free", "third": "free"}

@@ -203,7 +203,7 @@ def test_fairchems_own_parser_is_left_as_it_is():
     assert flags.get_parser().allow_abbrev and "--dtype" not in flags.get_parser().format_help()
 
 
-def test_the_command_says_its_version(capsys):
+def test_the_command_prints_its_version(capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main(["--version"])
     assert ended.value.code == 0 and capsys.readouterr().out == f"fairchem-crack {fairchem_crack.__version__}\n"

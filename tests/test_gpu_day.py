@@ -31,7 +31,7 @@ def content(**parts: dict) -> dict:
     }
 
 
-def test_parts_come_in_order_of_importance_whatever_is_asked():
+def test_parts_run_in_order_of_importance():
     assert [part.name for part in day.chosen("demo,loss")] == ["loss", "demo"]
     assert [part.name for part in day.chosen(None)] == list(gpu_report.HEADINGS) == list(gpu_report.PAGES)
 
@@ -93,7 +93,7 @@ def test_the_page_has_the_scatter_of_the_last_validations():
     assert "| amp | 1 |" in page and "amp-1 failed: `Error: out of memory`" in page
 
 
-def test_the_page_says_what_does_not_work_and_why():
+def test_the_page_lists_what_does_not_work_and_why():
     host = [
         {"kind": "model", "what": "painn", "works": True, "seconds": 1.0, "error": ""},
         {"kind": "model", "what": "escn", "works": False, "seconds": 1.0, "error": "Traceback\nKeyError: 'Jd'"},

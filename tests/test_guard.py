@@ -1,4 +1,4 @@
-"""What is not finite is found, named by system, and counted."""
+"""What is not finite is detected, named by system, and counted."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def out(batch) -> dict:
     return {"energy": torch.zeros(3, 1), "forces": torch.zeros(len(batch.pos), 3)}
 
 
-def found(batch, out, mask: str = "train_on_free_atoms") -> list[str]:
+def faults_of(batch, out, mask: str = "train_on_free_atoms") -> list[str]:
     return faults(compared(OUTPUTS, OUTPUTS, mask, out, batch), batch)
 
 
@@ -44,11 +44,11 @@ def labelled(batch):
 
 def test_labels_predictions_and_positions_are_named_by_system(batch, out):
     first, second, third = labelled(batch).sid.tolist()
-    assert found(batch, out) == []
+    assert faults_of(batch, out) == []
     batch.energy[1], out["energy"][2] = math.inf, math.nan
     batch.forces[int(((batch.batch == 0) & (batch.fixed == 0)).nonzero()[0]), 2] = math.nan
     batch.pos[-1, 0] = math.nan
-    assert found(batch, out) == [
+    assert faults_of(batch, out) == [
         f"pos of sid {third}",
         f"label `energy` of sid {second}",
         f"student's `energy` of sid {third}",
@@ -59,8 +59,8 @@ def test_labels_predictions_and_positions_are_named_by_system(batch, out):
 def test_fixed_atoms_count_where_they_are_compared(batch, out):
     fixed = int((labelled(batch).fixed == 1).nonzero()[0])
     batch.forces[fixed] = math.nan
-    assert found(batch, out) == []
-    assert found(batch, out, "eval_on_free_atoms") == [f"label `forces` of sid {int(batch.sid[0])}"]
+    assert faults_of(batch, out) == []
+    assert faults_of(batch, out, "eval_on_free_atoms") == [f"label `forces` of sid {int(batch.sid[0])}"]
 
 
 @pytest.mark.parametrize("sids", [None, ["a", "b", "c"]])
@@ -69,7 +69,7 @@ def test_systems_without_numbers_are_named(batch, out, sids):
     if sids is not None:
         batch.sid = sids
     batch.energy[1] = math.nan
-    assert found(batch, out) == [f"label `energy` of {'number 1' if sids is None else 'sid b'}"]
+    assert faults_of(batch, out) == [f"label `energy` of {'number 1' if sids is None else 'sid b'}"]
 
 
 def test_a_teachers_fields_of_atoms_and_systems(batch):
@@ -139,7 +139,7 @@ def test_a_scale_that_can_be_lowered_is_no_reason_to_stop(caplog):
         steps.count_skipped("Step 18: spoiled.", loss_scale=0.25)
 
 
-def test_a_run_of_skipped_steps_alone_is_an_error():
+def test_a_run_of_only_skipped_steps_is_an_error():
     steps = SkippedSteps(10)
     steps.count_skipped("Step 1: spoiled.")
     steps.conclude(began_at=5)  # a resumed student is trained

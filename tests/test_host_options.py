@@ -1,4 +1,4 @@
-"""Options of fairchem that it would meet with a traceback in the first steps, or never apply."""
+"""Options on which fairchem would fail in the first steps, or which it would never apply."""
 
 from __future__ import annotations
 

@@ -37,11 +37,14 @@ def test_the_named_blocks_are_copied(name, blocks):
     before = copy.deepcopy(teacher.state_dict())
     copy_weights(teacher, student, [2, 0])
     for own, theirs in ((0, 2), (1, 0)):
-        one, other = getattr(student, blocks)[own].state_dict(), getattr(teacher, blocks)[theirs].state_dict()
-        assert all(torch.equal(value, other[key]) for key, value in one.items())
+        own_state, teacher_state = getattr(student, blocks)[own].state_dict(), getattr(teacher, blocks)[theirs].state_dict()
+        assert all(torch.equal(value, teacher_state[key]) for key, value in own_state.items())
     assert torch.equal(student.sphere_embedding.weight, teacher.sphere_embedding.weight)
     assert all(torch.equal(value, before[key]) for key, value in teacher.state_dict().items())
-    assert not any(one.data_ptr() == other.data_ptr() for one, other in zip(student.parameters(), teacher.parameters()))
+    assert not any(
+        parameter.data_ptr() == original.data_ptr()
+        for parameter, original in zip(student.parameters(), teacher.parameters())
+    )
 
 
 @pytest.mark.parametrize(
@@ -52,7 +55,7 @@ def test_the_named_blocks_are_copied(name, blocks):
         ({"num_layers": 1, "sphere_channels": 8}, [0], r"weights do not fit: .* is \(90, 8\), the teacher's \(90, 16\)"),
     ],
 )
-def test_a_student_that_does_not_fit_is_refused_and_left_alone(student, blocks, message):
+def test_a_student_that_does_not_fit_is_refused_unchanged(student, blocks, message):
     model = build("equiformer_v2", **student)
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(ValueError, match=message):

@@ -39,27 +39,27 @@ def slab() -> Atoms:
 
 def test_a_record_is_taken_as_it_is():
     system = slab()
-    found = to_atoms(AtomsToGraphs(r_edges=False, r_pbc=True).convert(system))
-    assert found.pbc.tolist() == [True, True, False] and found.constraints[0].index.tolist() == [0, 3]
-    assert found.get_tags().tolist() == system.get_tags().tolist() and found.positions[:, 2].min() < -2
-    np.testing.assert_allclose(found.cell.array, system.cell.array, atol=POSITION)
-    system.calc, found.calc = EMT(), EMT()
-    assert found.get_potential_energy() == pytest.approx(system.get_potential_energy(), abs=ENERGY)
-    np.testing.assert_allclose(found.get_forces(), system.get_forces(), atol=FORCE)
+    atoms = to_atoms(AtomsToGraphs(r_edges=False, r_pbc=True).convert(system))
+    assert atoms.pbc.tolist() == [True, True, False] and atoms.constraints[0].index.tolist() == [0, 3]
+    assert atoms.get_tags().tolist() == system.get_tags().tolist() and atoms.positions[:, 2].min() < -2
+    np.testing.assert_allclose(atoms.cell.array, system.cell.array, atol=POSITION)
+    system.calc, atoms.calc = EMT(), EMT()
+    assert atoms.get_potential_energy() == pytest.approx(system.get_potential_energy(), abs=ENERGY)
+    np.testing.assert_allclose(atoms.get_forces(), system.get_forces(), atol=FORCE)
 
 
 def test_a_record_has_what_it_has():
     plain = Data(pos=torch.rand(2, 3), atomic_numbers=torch.tensor([8.0, 1.0]), cell=5 * torch.eye(3)[None])
-    found = to_atoms(plain)
-    assert found.pbc.all() and not found.constraints and not found.has("initial_charges")  # as OC20's, without pbc
-    assert found.get_atomic_numbers().tolist() == [8, 1]
+    atoms = to_atoms(plain)
+    assert atoms.pbc.all() and not atoms.constraints and not atoms.has("initial_charges")  # as OC20's, without pbc
+    assert atoms.get_atomic_numbers().tolist() == [8, 1]
     del plain.cell
     assert not to_atoms(plain).pbc.any()
     plain.pbc, plain.charge, plain.spin = [1, 0, 1], torch.tensor([-1]), 2
     plain.initial_charges, plain.initial_magmoms = torch.tensor([0.5, -0.5]), np.array([1.0, 2.0])
-    found = to_atoms(plain)
-    assert found.pbc.tolist() == [True, False, True] and found.info == {"charge": -1, "spin": 2}
-    assert found.get_initial_charges().tolist() == [0.5, -0.5] and found.get_initial_magnetic_moments().tolist() == [1, 2]
+    atoms = to_atoms(plain)
+    assert atoms.pbc.tolist() == [True, False, True] and atoms.info == {"charge": -1, "spin": 2}
+    assert atoms.get_initial_charges().tolist() == [0.5, -0.5] and atoms.get_initial_magnetic_moments().tolist() == [1, 2]
 
 
 def test_atoms_of_an_ase_dataset_are_those_it_reads(tmp_path):
@@ -73,13 +73,13 @@ def test_atoms_of_an_ase_dataset_are_those_it_reads(tmp_path):
     dataset = NamedRecords(open_dataset(options), "dataset.val")
     assert len(dataset) == 2
     for index in range(2):  # fairchem has drawn them in an order of its own
-        found = atoms_at(dataset, index)
-        original = next(one for one in systems if len(one) == len(found))
-        assert found.positions.tolist() == original.positions.tolist()  # not float32
-        assert found.pbc.tolist() == original.pbc.tolist() and len(found.constraints) == len(original.constraints)
-        assert found.info["note"] == original.get_chemical_formula() and found.calc is None
-        assert found.get_initial_magnetic_moments().tolist() == original.get_initial_magnetic_moments().tolist()
-        assert np.array_equal(found.get_tags(), dataset[index].tags.numpy())  # 1 where none is tagged, as models get them
+        atoms = atoms_at(dataset, index)
+        original = next(system for system in systems if len(system) == len(atoms))
+        assert atoms.positions.tolist() == original.positions.tolist()  # not float32
+        assert atoms.pbc.tolist() == original.pbc.tolist() and len(atoms.constraints) == len(original.constraints)
+        assert atoms.info["note"] == original.get_chemical_formula() and atoms.calc is None
+        assert atoms.get_initial_magnetic_moments().tolist() == original.get_initial_magnetic_moments().tolist()
+        assert np.array_equal(atoms.get_tags(), dataset[index].tags.numpy())  # 1 where none is tagged, as models get them
 
 
 def test_records_keep_their_order_and_can_be_read_again(data):
@@ -91,7 +91,7 @@ def test_records_keep_their_order_and_can_be_read_again(data):
     assert options == {"src": str(data / "train"), "key_mapping": {"y": "energy"}}
 
 
-def test_a_digest_tells_boundaries_apart():
+def test_systems_of_different_pbc_have_different_digests():
     convert = AtomsToGraphs(r_edges=False, r_pbc=True).convert
     system = bulk("Cu", cubic=True)
     periodic, without = convert(system), convert(system)
@@ -104,11 +104,11 @@ def test_a_digest_tells_boundaries_apart():
     assert len(digest_of(without)) == 16
 
 
-def test_distances_know_the_boundaries():
-    cell, one = np.diag([4.0, 4.0, 10.0]), np.array([[0.1, 0.0, 9.0], [1.0, 1.0, 1.0]])
-    other = np.array([[3.9, 0.0, 1.0], [1.0, 1.0, 1.3]])
-    np.testing.assert_allclose(distances(one, other, cell), [np.hypot(0.2, 2), 0.3])
-    np.testing.assert_allclose(distances(one, other, cell, (True, True, False)), [np.hypot(0.2, 8), 0.3])
+def test_distances_are_to_the_nearest_image():
+    cell, start = np.diag([4.0, 4.0, 10.0]), np.array([[0.1, 0.0, 9.0], [1.0, 1.0, 1.0]])
+    end = np.array([[3.9, 0.0, 1.0], [1.0, 1.0, 1.3]])
+    np.testing.assert_allclose(distances(start, end, cell), [np.hypot(0.2, 2), 0.3])
+    np.testing.assert_allclose(distances(start, end, cell, (True, True, False)), [np.hypot(0.2, 8), 0.3])
     far = np.array([[0.0, 0.0, 0.9]])  # in the 1 A cell that fairchem gives a molecule, an image is 0.1 A away
     assert distance_within_thresholds(far, 0 * far, np.eye(3)) > 0.5
     assert distance_within_thresholds(far, 0 * far, np.eye(3), (False,) * 3) == 0
@@ -158,7 +158,7 @@ def test_no_text_of_a_csv_is_a_formula():
     texts = ["=cmd()", "+1+1", "-1.5 eV", "@sum", "\t=1", "\r=1", "\n=1", "eq=1", "'=1", "-"]
     numbers = [-1.5, "-1.5", "+2e-3", float("-inf"), 7, None, True]
     rows = list(
-        csv.reader(io.StringIO(csv_text(["=name", "value"], [{"=name": one} for one in [*texts, *numbers]]), newline=""))
+        csv.reader(io.StringIO(csv_text(["=name", "value"], [{"=name": value} for value in [*texts, *numbers]]), newline=""))
     )
     assert rows[0] == ["'=name", "value"] and all(row[1] == "" for row in rows[1:])
     escaped = ["'=cmd()", "'+1+1", "'-1.5 eV", "'@sum", "'\t=1", "'\r=1", "'\n=1", "eq=1", "'=1", "'-"]

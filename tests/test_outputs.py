@@ -47,10 +47,10 @@ def test_an_atoms_reference_is_its_own_and_the_mean_is_shared():
     batch, normalized = two_systems(), torch.tensor([0.1, -0.4, 2.0, 0.3, 0.0])
     energy = torch.tensor([1.7 * RMSD + MEAN - 3.4 - 7.0 - 7.0, 0.3 * RMSD + MEAN - 11.5 - 3.4])
     torch.testing.assert_close(output().in_ev(torch.tensor([1.7, 0.3]), batch), energy)
-    found = output().atoms_in_ev(normalized, energy, batch)
+    energies = output().atoms_in_ev(normalized, energy, batch)
     atoms = zip(normalized.tolist(), NUMBERS, [3, 3, 3, 2, 2])
     expected = torch.tensor([RMSD * e + REFERENCE[number] + MEAN / size for e, number, size in atoms])
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(energies, expected)
     torch.testing.assert_close(output().in_own_unit(energy, batch), torch.tensor([1.7, 0.3]))
     torch.testing.assert_close(output().atoms_in_own_unit(expected, torch.tensor([1.7, 0.3]), batch), normalized)
     torch.testing.assert_close(output().differences_in_own_unit(energy), energy / RMSD)
@@ -111,14 +111,14 @@ def test_a_teachers_atoms_have_the_references_of_its_checkpoint(form, batch, tmp
     read: list[Tensor] = []
     head = model_blocks(teacher.model, energy)
     head.energy_block.register_forward_hook(lambda _, __, x: read.append(x.embedding[:, 0, 0].detach()))
-    found = teacher(batch, ALL)
+    outputs = teacher(batch, ALL)
     own = read[0] / head.avg_num_nodes  # (N,) in the model's unit
     sizes = batch.natoms[batch.batch]
     expected = RMSD * own + values[batch.atomic_numbers.long()] + MEAN / sizes
-    torch.testing.assert_close(found.atom_energies, expected, **FLOAT32)
+    torch.testing.assert_close(outputs.atom_energies, expected, **FLOAT32)
     sums = torch.zeros(len(batch.natoms)).index_add(0, batch.batch, expected)
-    torch.testing.assert_close(found.energy, sums, **FLOAT32_LARGE)
-    assert found.atom_energies.std() > 1 or form == "published"
+    torch.testing.assert_close(outputs.energy, sums, **FLOAT32_LARGE)
+    assert outputs.atom_energies.std() > 1 or form == "published"
 
 
 def model_of(config: dict) -> torch.nn.Module:
@@ -139,7 +139,7 @@ def model_blocks(model: torch.nn.Module, energy: str) -> torch.nn.Module:
 
 def test_references_inside_a_model_are_those_of_its_atoms(batch, tmp_path):
     """EquiformerV2's `use_energy_lin_ref`, in units of the normalizer's rmsd."""
-    found = []
+    outputs = []
     for has_references in (False, True):
         config = {**TEACHER_MODEL, "load_energy_lin_ref": True, "use_energy_lin_ref": has_references}
         model = model_of(config)
@@ -148,8 +148,8 @@ def test_references_inside_a_model_are_those_of_its_atoms(batch, tmp_path):
         normalizer = {"energy": {"mean": torch.tensor(MEAN), "rmsd": torch.tensor(RMSD)}}
         content = {"config": {"model": config}, "state_dict": model.state_dict(), "normalizers": normalizer}
         torch.save(content, tmp_path / "teacher.pt")
-        found.append(load_teacher(TeacherConfig(str(tmp_path / "teacher.pt")), CPU)(batch, ALL))
-    difference = found[1].atom_energies - found[0].atom_energies
+        outputs.append(load_teacher(TeacherConfig(str(tmp_path / "teacher.pt")), CPU)(batch, ALL))
+    difference = outputs[1].atom_energies - outputs[0].atom_energies
     torch.testing.assert_close(difference, RMSD * values[batch.atomic_numbers.long()], **FLOAT32_DIFFERENCE)
 
 
@@ -164,14 +164,14 @@ def test_of_several_scalar_heads_the_energys_is_read(batch, passed, tmp_path):
     declared = {"energy": {"property": "energy"}, "forces": {"property": "forces"}, "band_gap": {}}
     content = {"config": {"model": config, "outputs": declared}, "state_dict": model.state_dict(), "normalizers": {}}
     torch.save(content, tmp_path / "teacher.pt")
-    found = load_teacher(TeacherConfig(str(tmp_path / "teacher.pt")), CPU)(batch, ALL)
+    outputs = load_teacher(TeacherConfig(str(tmp_path / "teacher.pt")), CPU)(batch, ALL)
     model.eval()
     torch.manual_seed(0)
     raw = model(batch)
     expected = raw["energy"] if passed else raw["energy"]["energy"]
-    torch.testing.assert_close(found.energy, expected.detach(), **RANDOM_FRAMES)
-    sums = torch.zeros(len(batch.natoms)).index_add(0, batch.batch, found.atom_energies)
-    torch.testing.assert_close(sums, found.energy)
+    torch.testing.assert_close(outputs.energy, expected.detach(), **RANDOM_FRAMES)
+    sums = torch.zeros(len(batch.natoms)).index_add(0, batch.batch, outputs.atom_energies)
+    torch.testing.assert_close(sums, outputs.energy)
     owner = load_teacher(TeacherConfig(str(tmp_path / "teacher.pt")), CPU)
     assert owner.features.owner("energy_block") is owner.model.output_heads["energy"]
 
@@ -192,17 +192,17 @@ def test_an_output_that_is_not_there_is_named():
 
 
 def test_what_a_model_returns_is_read_by_name_then_by_property():
-    one, other = torch.zeros(1), torch.ones(1)
-    assert predicted({"energy": one, "oc20_energy": other}, "energy", "oc20_energy") is other
-    assert predicted({"oc20_energy": {"energy": one}, "omat_energy": {"energy": other}}, "energy", "oc20_energy") is one
-    assert predicted({"efs": {"energy": one, "forces": other}}, "forces", "forces") is other
+    zero, unity = torch.zeros(1), torch.ones(1)
+    assert predicted({"energy": zero, "oc20_energy": unity}, "energy", "oc20_energy") is unity
+    assert predicted({"oc20_energy": {"energy": zero}, "omat_energy": {"energy": unity}}, "energy", "oc20_energy") is zero
+    assert predicted({"efs": {"energy": zero, "forces": unity}}, "forces", "forces") is unity
     with pytest.raises(ValueError, match="returns 2 `energy`, but none under the name `energy`; it returns `a`, `b`"):
-        predicted({"a": {"energy": one}, "b": {"energy": other}}, "energy", "energy")
+        predicted({"a": {"energy": zero}, "b": {"energy": unity}}, "energy", "energy")
     with pytest.raises(ValueError, match="returns no `forces`"):
-        predicted({"energy": one}, "forces", "forces")
+        predicted({"energy": zero}, "forces", "forces")
 
 
-def test_an_energy_alone_is_no_error_until_forces_are_asked_for(batch, tmp_path):
+def test_missing_forces_are_an_error_once_requested(batch, tmp_path):
     model = build("painn")
     declared = {"energy": {"level": "system"}}
     content = {

@@ -48,7 +48,7 @@ def dense_partition(logits, of_rows):
 
 
 def close(ours, dense):
-    return all(torch.allclose(one, other, **FLOAT64_EXPONENTIALS) for one, other in zip(ours, dense))
+    return all(torch.allclose(value, expected, **FLOAT64_EXPONENTIALS) for value, expected in zip(ours, dense))
 
 
 @pytest.mark.parametrize("threshold", [None, 0.3])
@@ -58,12 +58,12 @@ def close(ours, dense):
     [(None, None, True, True), (None, None, True, False), (ROWS, None, True, False), (None, COLUMNS, False, True)],
     ids=["rows and columns", "rows", "some rows", "some columns"],
 )
-@pytest.mark.parametrize("tile, slab", [(1, 1), (7, 3), (64, 64)])
+@pytest.mark.parametrize("tile, block", [(1, 1), (7, 3), (64, 64)])
 def test_sums_and_gradients_equal_dense_logsumexp(
-    problem, rows, columns, over_columns, over_rows, by_system, threshold, tile, slab, monkeypatch
+    problem, rows, columns, over_columns, over_rows, by_system, threshold, tile, block, monkeypatch
 ):
     monkeypatch.setitem(tiles.TILE_ENTRIES, "cpu", tile)
-    monkeypatch.setitem(tiles.COLUMN_BLOCK, "cpu", slab)
+    monkeypatch.setitem(tiles.COLUMN_BLOCK, "cpu", block)
     system_of_pair = torch.tensor([0] * 10 + [2] * 10) if by_system else None
     of_rows, of_columns = partition_sums(
         *problem,
@@ -76,8 +76,8 @@ def test_sums_and_gradients_equal_dense_logsumexp(
     )
     logits = dense_logits(*problem, rows, columns, system_of_pair, threshold)
     weighted, dense_weighted = 0, 0
-    for is_wanted, is_rows, ours in ((over_columns, True, of_rows), (over_rows, False, of_columns)):
-        if is_wanted:
+    for is_requested, is_rows, ours in ((over_columns, True, of_rows), (over_rows, False, of_columns)):
+        if is_requested:
             dense = dense_partition(logits, is_rows)
             assert close(ours, dense)
             weights = torch.linspace(-1, 2, len(ours.log_sum), dtype=torch.float64)
@@ -93,12 +93,12 @@ def test_sums_and_gradients_on_a_device_are_those_of_the_cpu(problem, by_system,
     system_of_pair = torch.tensor([0] * 10 + [2] * 10) if by_system else None
 
     def sums(where):
-        moved = [one.detach().to(where).requires_grad_() for one in (unit, scale)]
+        moved = [tensor.detach().to(where).requires_grad_() for tensor in (unit, scale)]
         options = {"rows": None, "columns": None, "over_columns": True, "over_rows": True, "threshold": 0.3}
         of_pair = None if system_of_pair is None else system_of_pair.to(where)
         rows, columns = partition_sums(*moved, pairs.to(where), relations.to(where), **options, system_of_pair=of_pair)
         gradients = torch.autograd.grad(rows.log_sum.sum() + columns.log_sum.square().sum(), moved)
-        return [one.detach().cpu() for one in (*rows, *columns, *gradients)]
+        return [tensor.detach().cpu() for tensor in (*rows, *columns, *gradients)]
 
     assert close(sums(device), sums("cpu"))
 
@@ -110,7 +110,7 @@ class LargestTensor(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         output = function(*args, **(kwargs or {}))
-        sizes = (one.numel() for one in tree_leaves(output) if isinstance(one, torch.Tensor))
+        sizes = (leaf.numel() for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor))
         self.numel = max(self.numel, *sizes, 0)
         return output
 
@@ -140,7 +140,7 @@ def test_the_fused_kernels_compute_what_torch_computes(monkeypatch, anchor, nega
     pairs = torch.triu_indices(60, 60, 1)
     pairs = pairs[:, (systems[pairs[0]] == systems[pairs[1]])]
     options = {"anchor": anchor, "negatives": negatives, "systems": systems, "max_pairs": max_pairs}
-    found = {}
+    results = {}
     monkeypatch.setattr(tiles, "COLUMN_BLOCK", {"cpu": 200})
     for name, kernels in (("fused", tiles.fused_kernels()), ("torch", None)):
         monkeypatch.setattr(tiles, "fused_kernels", lambda kernels=kernels: kernels)
@@ -149,8 +149,8 @@ def test_the_fused_kernels_compute_what_torch_computes(monkeypatch, anchor, nega
             student=leaf, teacher=teacher, pairs=pairs, **options, generator=torch.Generator().manual_seed(0)
         )
         terms.loss.square().sum().backward()
-        found[name] = (terms.loss.detach(), leaf.grad, terms.top1, terms.entropy)
-    for fused, plain in zip(found["fused"], found["torch"]):
+        results[name] = (terms.loss.detach(), leaf.grad, terms.top1, terms.entropy)
+    for fused, plain in zip(results["fused"], results["torch"]):
         torch.testing.assert_close(fused, plain, **FLOAT32)
 
 

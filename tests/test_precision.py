@@ -49,21 +49,21 @@ def test_forces_in_bfloat16_are_close_to_those_in_float32(name):
 def test_distances_and_rotations_of_edges_are_in_float32(batch):
     seen: list[list[torch.Tensor]] = []
     for precision in ("float32", "bfloat16"):
-        asked = teacher("equiformer_v2", precision)
+        model = teacher("equiformer_v2", precision)
         seen.append([])
-        asked.model.distance_expansion.register_forward_pre_hook(lambda _, args: seen[-1].append(args[0]))
-        asked(batch)
-        seen[-1].append(asked.model.SO3_rotation[0].wigner)
+        model.model.distance_expansion.register_forward_pre_hook(lambda _, args: seen[-1].append(args[0]))
+        model(batch)
+        seen[-1].append(model.model.SO3_rotation[0].wigner)
     assert all(torch.equal(exact, rough) for exact, rough in zip(*seen)) and len(seen[0]) == 2
 
 
 @pytest.mark.parametrize("name", ["equiformer_v2", "escn"])
 @pytest.mark.parametrize("precision", ["float32", "auto"])
 def test_only_auto_follows_the_trainings_precision(batch, name, precision):
-    asked = teacher(name, precision)
-    exact = asked(batch).node_embedding
+    model = teacher(name, precision)
+    exact = model(batch).node_embedding
     with torch.autocast("cpu", torch.bfloat16):
-        within = asked(batch).node_embedding
+        within = model(batch).node_embedding
     assert torch.equal(within, exact) is (precision == "float32")
 
 
@@ -71,13 +71,13 @@ def test_only_auto_follows_the_trainings_precision(batch, name, precision):
 def test_rows_of_the_jacobian_are_always_in_float32(batch, precision):
     """A difference of bfloat16 forces over 0.02 A has an error of 10 %."""
     rows = {}
-    for asked in ("float32", precision):
-        model = teacher("equiformer_v2", asked)
-        with torch.autocast("cpu", torch.bfloat16, enabled=asked == "auto"):
-            rows[asked] = model(batch, [keys.FORCE_JACOBIAN]).force_jacobian
-    exact, found = rows["float32"], rows[precision]
-    assert torch.equal(found.coordinates, exact.coordinates) and exact.values.abs().max() > 0
-    assert torch.equal(found.values, exact.values)
+    for setting in ("float32", precision):
+        model = teacher("equiformer_v2", setting)
+        with torch.autocast("cpu", torch.bfloat16, enabled=setting == "auto"):
+            rows[setting] = model(batch, [keys.FORCE_JACOBIAN]).force_jacobian
+    exact, computed = rows["float32"], rows[precision]
+    assert torch.equal(computed.coordinates, exact.coordinates) and exact.values.abs().max() > 0
+    assert torch.equal(computed.values, exact.values)
 
 
 def test_full_precision_leaves_the_settings_as_they_were():

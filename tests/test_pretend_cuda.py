@@ -36,7 +36,7 @@ def test_what_waits_is_counted_and_what_does_not_is_not():
         (values * 2).index_select(0, torch.zeros(2, dtype=torch.long, device="cuda")).sum()
         assert not gpu.stalls
         values.sum().item(), values[values > 0], values.unique(), torch.ones(2).to("cuda"), values.cpu()
-        assert {what for what, _ in gpu.stalls} == {"item", "boolean index", "_unique2", "to(cuda)", "cpu()"}
+        assert {stall for stall, _ in gpu.stalls} == {"item", "boolean index", "_unique2", "to(cuda)", "cpu()"}
         assert gpu.table() == sorted(gpu.table(), reverse=True) and len(gpu.table("fairchem_crack")) == 0
         with gpu.uncounted():
             values.tolist()

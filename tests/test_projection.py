@@ -94,12 +94,12 @@ def test_the_statistics_are_those_of_the_channels():
     nodes = torch.tensor([[0.0, 10.0], [2.0, 30.0], [4.0, 20.0]])
     vectors = torch.zeros(3, 3, 1)
     vectors[:, 0, 0], vectors[:, 1, 0] = 3.0, 4.0
-    found = statistics_of(nodes, vectors)
-    torch.testing.assert_close(found.channel_mean, torch.tensor([2.0, 20.0]))
-    torch.testing.assert_close(found.channel_std, torch.tensor([(8 / 3) ** 0.5, (200 / 3) ** 0.5]))
-    torch.testing.assert_close(found.vector_rms, torch.tensor([5.0]))
-    torch.testing.assert_close(found.standardize(nodes).std(dim=0, correction=0), torch.ones(2))
-    torch.testing.assert_close(found.restore(found.standardize(nodes)), nodes)
+    statistics = statistics_of(nodes, vectors)
+    torch.testing.assert_close(statistics.channel_mean, torch.tensor([2.0, 20.0]))
+    torch.testing.assert_close(statistics.channel_std, torch.tensor([(8 / 3) ** 0.5, (200 / 3) ** 0.5]))
+    torch.testing.assert_close(statistics.vector_rms, torch.tensor([5.0]))
+    torch.testing.assert_close(statistics.standardize(nodes).std(dim=0, correction=0), torch.ones(2))
+    torch.testing.assert_close(statistics.restore(statistics.standardize(nodes)), nodes)
 
 
 def test_a_channel_that_hardly_varies_is_not_magnified():
@@ -108,12 +108,12 @@ def test_a_channel_that_hardly_varies_is_not_magnified():
     varying = torch.randn(50, 3, generator=generator) * torch.tensor([1.0, 2.0, 1e-5])
     rounding = 100 * (1 + 1e-7 * torch.randn(50, 1, generator=generator))
     nodes = torch.cat((varying, torch.full((50, 1), 7.0), rounding), dim=1)
-    found = statistics_of(nodes)
+    statistics = statistics_of(nodes)
     median = float(nodes[:, 0].std(correction=0))  # of 1e-5, 1 and 2
     expected = [1.0 * median, float(nodes[:, 1].std(correction=0)), 0.01 * median, median, median]
-    torch.testing.assert_close(found.channel_std, torch.tensor(expected), rtol=1e-5, atol=0)
-    other = nodes + torch.tensor([0.0, 0.0, 0.0, median, median])  # another atom, where the constant is not
-    assert float(found.standardize(other)[:, 3:].abs().max()) < 1.1
+    torch.testing.assert_close(statistics.channel_std, torch.tensor(expected), rtol=1e-5, atol=0)
+    varied = nodes + torch.tensor([0.0, 0.0, 0.0, median, median])  # another atom, where the constant is not
+    assert float(statistics.standardize(varied)[:, 3:].abs().max()) < 1.1
 
 
 @pytest.mark.parametrize(
@@ -122,14 +122,14 @@ def test_a_channel_that_hardly_varies_is_not_magnified():
     ids=["one atom", "all equal", "all zero", "no embedding"],
 )
 def test_a_sample_without_any_variation_is_divided_by_its_size(nodes):
-    found = statistics_of(nodes, torch.zeros(len(nodes), 3, 2))
+    statistics = statistics_of(nodes, torch.zeros(len(nodes), 3, 2))
     size = float(nodes.abs().max()) if nodes.any() else 1.0
-    torch.testing.assert_close(found.channel_std, torch.full((nodes.shape[1],), size))
-    torch.testing.assert_close(found.vector_rms, torch.ones(2))
-    assert not found.standardize(nodes).any()
+    torch.testing.assert_close(statistics.channel_std, torch.full((nodes.shape[1],), size))
+    torch.testing.assert_close(statistics.vector_rms, torch.ones(2))
+    assert not statistics.standardize(nodes).any()
 
 
-def test_a_student_that_tells_no_atoms_apart_is_not_magnified():
+def test_a_student_of_equal_embeddings_is_not_magnified():
     projection = build_projection("linear", OF_STUDENT, WIDTH, seed=0)
     projection.observe(torch.full((9, OF_STUDENT), 3.0))
     assert float(projection.scale) == pytest.approx(0.3)
@@ -192,12 +192,12 @@ STATISTICS = ChannelStatistics(
 @pytest.mark.parametrize("kind", ["linear", "mlp"])
 def test_a_former_projection_is_converted_to_the_same_function(kind):
     state, node, vector, _ = former(kind, torch.optim.AdamW)
-    found = upgraded(state, STATISTICS)
-    assert found[keys.STATE_FORMAT] == FORMAT and upgraded(found, None) == found
+    new = upgraded(state, STATISTICS)
+    assert new[keys.STATE_FORMAT] == FORMAT and upgraded(new, None) == new
     nodes, vectors = torch.randn(20, OF_STUDENT), torch.randn(20, 3, OF_STUDENT)
-    converted = projection_of(found[keys.PROJECTION])
+    converted = projection_of(new[keys.PROJECTION])
     torch.testing.assert_close(STATISTICS.restore(converted(nodes)), node(nodes), **FLOAT32)
-    weights = found[keys.VECTOR_PROJECTION]["trainable.weight"]
+    weights = new[keys.VECTOR_PROJECTION]["trainable.weight"]
     torch.testing.assert_close(vectors @ weights.T * STATISTICS.vector_rms, vector(vectors), **FLOAT32)
 
 
@@ -205,7 +205,7 @@ def test_a_former_projection_is_converted_to_the_same_function(kind):
 def test_adams_averages_are_those_of_the_converted_gradients(kind):
     """Of gradients that were multiplied by the standard deviations of the rows from the first step on."""
     state, node, vector, history = former(kind, torch.optim.AdamW, amsgrad=True)
-    found = upgraded(state, STATISTICS)[keys.PROJECTION_OPTIMIZER]
+    converted = upgraded(state, STATISTICS)[keys.PROJECTION_OPTIMIZER]
     std, rms = STATISTICS.channel_std, STATISTICS.vector_rms
     factors = [std[:, None], std, rms[:, None]]
     factors = [torch.ones(()), torch.ones(()), *factors] if kind == "mlp" else factors
@@ -216,18 +216,18 @@ def test_adams_averages_are_those_of_the_converted_gradients(kind):
             parameter.grad = gradient * factor
         again.step()
     expected = again.state_dict()["state"]
-    assert found["state"].keys() == expected.keys()
+    assert converted["state"].keys() == expected.keys()
     for number, averages in expected.items():
         for name, value in averages.items():
-            torch.testing.assert_close(found["state"][number][name], value, rtol=1e-4, atol=1e-13)
+            torch.testing.assert_close(converted["state"][number][name], value, rtol=1e-4, atol=1e-13)
 
 
-def test_another_optimizer_begins_anew_and_says_so(caplog):
+def test_another_optimizer_starts_over_with_a_warning(caplog):
     state, *_ = former("linear", torch.optim.SGD, momentum=0.9)
     with caplog.at_level(logging.WARNING):
-        found = upgraded(state, STATISTICS)
-    assert found[keys.PROJECTION_OPTIMIZER]["state"] == {} and "which is not Adam's, begins anew" in caplog.text
-    assert found[keys.PROJECTION_OPTIMIZER]["param_groups"][0]["momentum"] == 0.9
+        converted = upgraded(state, STATISTICS)
+    assert converted[keys.PROJECTION_OPTIMIZER]["state"] == {} and "which is not Adam's, begins anew" in caplog.text
+    assert converted[keys.PROJECTION_OPTIMIZER]["param_groups"][0]["momentum"] == 0.9
 
 
 def test_a_state_of_a_later_format_is_refused():
@@ -241,10 +241,10 @@ def test_the_checkpoint_of_version_0_1_0_is_converted():
     width = len(bias)
     statistics = ChannelStatistics(torch.linspace(-3, 3, width), torch.logspace(-2, 1, width), None)
     nodes = torch.randn(20, weight.shape[1])
-    found = upgraded(state, statistics)
-    restored = statistics.restore(projection_of(found[keys.PROJECTION])(nodes))
+    converted = upgraded(state, statistics)
+    restored = statistics.restore(projection_of(converted[keys.PROJECTION])(nodes))
     torch.testing.assert_close(restored, nodes @ weight.T + bias, **FLOAT32)
-    before, after = (one[keys.PROJECTION_OPTIMIZER]["state"][1] for one in (state, found))
+    before, after = (entry[keys.PROJECTION_OPTIMIZER]["state"][1] for entry in (state, converted))
     torch.testing.assert_close(after["exp_avg"], before["exp_avg"] * statistics.channel_std)
     torch.testing.assert_close(after["exp_avg_sq"], before["exp_avg_sq"] * statistics.channel_std**2)
 
@@ -256,12 +256,12 @@ def test_a_resumed_run_keeps_the_scale_it_began_with(device):
     first.preflight(slab_batch)
     state = copy.deepcopy(first.state_dict())
     assert state[keys.STATE_FORMAT] == FORMAT
-    other = distillation_of(student, plain_teacher(12), terms, device=device)  # of other statistics in the sample
-    other.preflight(slab_batch)
+    resumed = distillation_of(student, plain_teacher(12), terms, device=device)  # of other statistics in the sample
+    resumed.preflight(slab_batch)
     for parameter in student.parameters():
         parameter.data.mul_(2)  # the student has learned meanwhile
-    other.load_state_dict(state)
-    again = other.state_dict()
+    resumed.load_state_dict(state)
+    again = resumed.state_dict()
     for entry in (keys.PROJECTION, keys.VECTOR_PROJECTION, keys.CHANNEL_STATISTICS):
         assert state[entry].keys() == again[entry].keys()
         assert all(torch.equal(value, again[entry][name]) for name, value in state[entry].items())

@@ -95,8 +95,8 @@ def test_a_teacher_has_the_embeddings_of_the_written_model(write, name, use_ema)
     written = Teacher(PUBLISHED[name][0], expected, path)(slab_batch())
     assert torch.equal(loaded.node_embedding, written.node_embedding)
     assert torch.equal(loaded.edge_index, written.edge_index)
-    other = load_teacher(TeacherConfig(checkpoint=str(path), use_ema=not use_ema), CPU)(slab_batch())
-    assert not torch.allclose(loaded.node_embedding, other.node_embedding, **SPHERE)
+    of_other_weights = load_teacher(TeacherConfig(checkpoint=str(path), use_ema=not use_ema), CPU)(slab_batch())
+    assert not torch.allclose(loaded.node_embedding, of_other_weights.node_embedding, **SPHERE)
 
 
 def test_a_teacher_of_a_file_without_ema_has_its_own_weights(write):
@@ -126,30 +126,30 @@ def test_stock_fairchem_reads_the_file(write, name):
 @pytest.mark.parametrize("name", SMALL)
 def test_the_file_is_in_the_old_format(write, name):
     path, model = write(name)
-    found = content(path)
+    checkpoint = content(path)
     registered, attributes = PUBLISHED[name]
-    assert found["config"]["model"] == registered
-    assert found["config"]["model_attributes"] == {**attributes, **SMALL[name]}
-    assert found["config"]["task"]["dataset"] == "trajectory_lmdb" and "loss_functions" not in found["config"]
-    assert list(found["state_dict"]) == [f"module.module.{key}" for key in model.state_dict()]
-    assert {key: sorted(value) for key, value in found["normalizers"].items()} == {
+    assert checkpoint["config"]["model"] == registered
+    assert checkpoint["config"]["model_attributes"] == {**attributes, **SMALL[name]}
+    assert checkpoint["config"]["task"]["dataset"] == "trajectory_lmdb" and "loss_functions" not in checkpoint["config"]
+    assert list(checkpoint["state_dict"]) == [f"module.module.{key}" for key in model.state_dict()]
+    assert {key: sorted(value) for key, value in checkpoint["normalizers"].items()} == {
         "target": ["mean", "std"],
         "grad_target": ["mean", "std"],
     }
-    assert all(torch.is_tensor(value) for one in found["normalizers"].values() for value in one.values())
+    assert all(torch.is_tensor(value) for normalizer in checkpoint["normalizers"].values() for value in normalizer.values())
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    assert [value.shape for value in found["ema"]["shadow_params"]] == [value.shape for value in trainable]
+    assert [value.shape for value in checkpoint["ema"]["shadow_params"]] == [value.shape for value in trainable]
     has_scales = registered in ("painn", "gemnet_t", "gemnet_oc")
-    assert ("scale_dict" in found) is has_scales
+    assert ("scale_dict" in checkpoint) is has_scales
     if has_scales:
-        assert found["scale_dict"] and all(scale == 1 for scale in found["scale_dict"].values())
+        assert checkpoint["scale_dict"] and all(scale == 1 for scale in checkpoint["scale_dict"].values())
 
 
 def test_a_teacher_takes_the_scale_factors_of_the_scale_dict(write, tmp_path):
     path, _ = write("painn_h512")
     changed = content(path)
     for key in list(changed["state_dict"]):
-        if key.endswith(".scale_factor"):  # which fairchem wants equal to the scale dict's where it has both
+        if key.endswith(".scale_factor"):  # which fairchem requires to equal the scale dict's where it has both
             del changed["state_dict"][key]
     changed["scale_dict"] = dict.fromkeys(changed["scale_dict"], torch.tensor(0.25))
     torch.save(changed, tmp_path / "scaled.pt")
@@ -160,15 +160,15 @@ def test_a_teacher_takes_the_scale_factors_of_the_scale_dict(write, tmp_path):
 def test_only_the_seed_decides_the_file_and_global_rng_stays(tmp_path):
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    one, other = tmp_path / "one.pt", tmp_path / "other.pt"
-    write_published_checkpoint("painn_h512", one, seed=5, **SMALL["painn_h512"])
+    file, second = tmp_path / "one.pt", tmp_path / "other.pt"
+    write_published_checkpoint("painn_h512", file, seed=5, **SMALL["painn_h512"])
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(2)
-    write_published_checkpoint("painn_h512", other, seed=5, **SMALL["painn_h512"])
-    weights, others = content(one)["state_dict"], content(other)["state_dict"]
+    write_published_checkpoint("painn_h512", second, seed=5, **SMALL["painn_h512"])
+    weights, others = content(file)["state_dict"], content(second)["state_dict"]
     assert all(torch.equal(value, others[key]) for key, value in weights.items())
-    write_published_checkpoint("painn_h512", other, seed=6, **SMALL["painn_h512"])
-    assert not all(torch.equal(value, content(other)["state_dict"][key]) for key, value in weights.items())
+    write_published_checkpoint("painn_h512", second, seed=6, **SMALL["painn_h512"])
+    assert not all(torch.equal(value, content(second)["state_dict"][key]) for key, value in weights.items())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.pt", "other.pt"]
 
 

@@ -56,8 +56,8 @@ def no_thread_is_left():
 
 def test_batches_are_those_of_the_loader_in_its_order():
     for _ in range(2):  # epochs, each with an order of its own
-        expected, found = list(loader_of(Numbers(), shuffle=True)), list(ReadAhead(loader_of(Numbers(), shuffle=True)))
-        assert len(found) == 4 and all(map(torch.equal, found, expected))
+        expected, batches = list(loader_of(Numbers(), shuffle=True)), list(ReadAhead(loader_of(Numbers(), shuffle=True)))
+        assert len(batches) == 4 and all(map(torch.equal, batches, expected))
     ahead = ReadAhead(loader_of(Numbers(), shuffle=True))
     first, second = torch.cat(list(ahead)), torch.cat(list(ahead))
     assert sorted(first.flatten().tolist()) == list(range(SYSTEMS)) and not torch.equal(first, second)
@@ -96,11 +96,11 @@ def test_the_sampler_runs_in_the_callers_thread():
 
 @pytest.mark.parametrize("broken, batches", [(0, 0), (4, 1), (9, 3)])
 def test_an_error_of_a_read_is_raised_in_place_of_its_batch(broken, batches):
-    found = []
+    read = []
     with pytest.raises(ValueError, match=f"system {broken} cannot be read"):
         for batch in ReadAhead(loader_of(broken_at(broken))):
-            found.append(batch)
-    assert len(found) == batches and threads() == []
+            read.append(batch)
+    assert len(read) == batches and threads() == []
 
 
 def test_the_thread_ends_before_the_last_batch_is_used():

@@ -102,18 +102,18 @@ def shifted(ends, tmp_path) -> tuple[Path, dict[str, np.ndarray]]:
 
 def metrics_of(output: Path) -> dict[str, dict[str, float]]:
     rows = json.loads(Path(f"{output}.json").read_text())["rows"]
-    return {row["model"]: {name: found["estimate"] for name, found in row["metrics"].items()} for row in rows}
+    return {row["model"]: {name: interval["estimate"] for name, interval in row["metrics"].items()} for row in rows}
 
 
 def test_the_ends_of_emt_are_right_by_emt(ends, tmp_path, capsys):
     output = tmp_path / "made/out"
     flags = ends.flags("--trajectories", f"student={ends.trajectories}", "--calculator", "emt", "--output", str(output))
     evaluate_relaxations(flags)
-    found = metrics_of(output)["student"]
-    assert set(found) == set(METRICS)
-    assert found["forces_below_threshold"] == found["average_forces_below_threshold"] == 1
-    assert found["average_distance_within_threshold"] == found["energy_within_threshold"] == 1
-    assert found["energy_mae"] < 1e-5
+    metrics = metrics_of(output)["student"]
+    assert set(metrics) == set(METRICS)
+    assert metrics["forces_below_threshold"] == metrics["average_forces_below_threshold"] == 1
+    assert metrics["average_distance_within_threshold"] == metrics["energy_within_threshold"] == 1
+    assert metrics["energy_mae"] < 1e-5
     assert json.loads(Path(f"{output}.json").read_text())["notes"] == []
     assert "left out" not in capsys.readouterr().out
     assert sorted(path.name for path in output.parent.iterdir()) == ["out.csv", "out.json"]
@@ -132,11 +132,11 @@ def test_every_metric_is_that_of_a_loop(ends, shifted, tmp_path):
             trajectory.write(frame)
     flags = ["--data", str(ends.data), "--positions", f"student={file}", f"perfect={ends.file}", "--calculator", "emt"]
     evaluate_relaxations([*flags, "--trajectories", f"student={directory}", "--output", str(tmp_path / "out")])
-    found = metrics_of(tmp_path / "out")["student"]
+    metrics = metrics_of(tmp_path / "out")["student"]
 
     errors = [abs(energies[sid] - float(record.y_relaxed)) for sid, record in zip(rows, ends.records)]
-    assert found["energy_mae"] == pytest.approx(sum(errors) / 6)
-    assert found["energy_within_threshold"] == sum(error < 0.02 for error in errors) / 6 == 2 / 6
+    assert metrics["energy_mae"] == pytest.approx(sum(errors) / 6)
+    assert metrics["energy_within_threshold"] == sum(error < 0.02 for error in errors) / 6 == 2 / 6
 
     within = below = averaged = 0.0
     for sid, record in zip(rows, ends.records):
@@ -149,22 +149,22 @@ def test_every_metric_is_that_of_a_loop(ends, shifted, tmp_path):
         largest = max(np.sqrt((atoms.get_forces(apply_constraint=False)[atom] ** 2).sum()) for atom in free)
         below += (largest < 0.05) / 6
         averaged += sum(largest < 0.01 + 0.001 * step for step in range(391)) / 391 / 6
-    assert found["average_distance_within_threshold"] == pytest.approx(within, abs=1 / 490)  # a threshold's rounding
-    assert found["forces_below_threshold"] == pytest.approx(below)
-    assert found["average_forces_below_threshold"] == pytest.approx(averaged, abs=1 / 391)
+    assert metrics["average_distance_within_threshold"] == pytest.approx(within, abs=1 / 490)  # a threshold's rounding
+    assert metrics["forces_below_threshold"] == pytest.approx(below)
+    assert metrics["average_forces_below_threshold"] == pytest.approx(averaged, abs=1 / 391)
     assert 0 < averaged < 1 and 0 < within < 1
 
     with Path(f"{tmp_path / 'out'}.csv").open() as lines:
         (line,) = [line for line in csv.DictReader(lines) if line["model"] == "student"]
-    assert all(float(line[name]) == pytest.approx(found[name]) and line[f"{name}_systems"] == "6" for name in METRICS)
-    assert float(line["energy_mae_low"]) < found["energy_mae"] < float(line["energy_mae_high"])
+    assert all(float(line[name]) == pytest.approx(metrics[name]) and line[f"{name}_systems"] == "6" for name in METRICS)
+    assert float(line["energy_mae_low"]) < metrics["energy_mae"] < float(line["energy_mae_high"])
 
 
 def test_adwt_is_fairchems(ends, shifted):
     _, rows = shifted
     systems = read_systems(ends.data, {})
     free = {sid: system.free for sid, system in systems.items()}
-    target = {"cell": torch.stack([torch.tensor(one.atoms.cell.array).float() for one in systems.values()])}
+    target = {"cell": torch.stack([torch.tensor(system.atoms.cell.array).float() for system in systems.values()])}
     target["pbc"] = torch.tensor([True] * 3)
     prediction = {"natoms": torch.tensor([int(mask.sum()) for mask in free.values()])}
     prediction["positions"] = torch.cat([torch.tensor(rows[sid][mask]).float() for sid, mask in free.items()])
@@ -250,8 +250,8 @@ def test_systems_without_figures_are_named(ends, tmp_path, capsys):
     assert f"no reference forces of 1 of 5 systems ({others[0]})" in printed
     assert f"reference forces not finite of 1 of 5 systems ({others[1]})" in printed
     assert metrics_of(tmp_path / "out")["s"]["forces_below_threshold"] == pytest.approx(3 / 4)
-    counted = json.loads((tmp_path / "out.json").read_text())["rows"][0]["counted"]
-    assert counted["energy_mae"] == counted["forces_below_threshold"] == 4
+    systems = json.loads((tmp_path / "out.json").read_text())["rows"][0]["counted"]
+    assert systems["energy_mae"] == systems["forces_below_threshold"] == 4
 
 
 def test_key_mapping_reads_labels_of_other_names(ends, tmp_path):
@@ -260,9 +260,9 @@ def test_key_mapping_reads_labels_of_other_names(ends, tmp_path):
         record.e_dft, record.x_dft = record.y_relaxed, record.pos_relaxed
         del record.y_relaxed, record.pos_relaxed
     write_lmdb(tmp_path / "own", records)
-    found = read_systems(tmp_path / "own", {"e_dft": "energy_relaxed", "x_dft": "pos_relaxed"})
+    mapped = read_systems(tmp_path / "own", {"e_dft": "energy_relaxed", "x_dft": "pos_relaxed"})
     for sid, system in read_systems(ends.data, {}).items():
-        assert found[sid].energy == system.energy and np.array_equal(found[sid].positions, system.positions)
+        assert mapped[sid].energy == system.energy and np.array_equal(mapped[sid].positions, system.positions)
 
 
 class Unconverged(LennardJones):

@@ -109,9 +109,9 @@ def test_the_students_metrics_are_those_of_fairchems_trainer(findings, run_dir, 
         for split in SPLITS:
             with ties_broken_by_order():
                 expected, errors = evaluator.metrics_and_errors(data / split)
-            found = findings.metrics[split][role]
-            assert found == pytest.approx({metric: expected[metric] for metric in found}, rel=REORDERED, abs=REPEATED)
-            part = next(one for one in findings.splits if one.name == split)
+            metrics = findings.metrics[split][role]
+            assert metrics == pytest.approx({metric: expected[metric] for metric in metrics}, rel=REORDERED, abs=REPEATED)
+            part = next(candidate for candidate in findings.splits if candidate.name == split)
             own = numbers.energy_errors(part, findings.predictions[role][split])
             assert sorted(own) == pytest.approx(sorted(errors["energy"]), rel=REBATCHED, abs=1e-5)
     progress = {role: model.progress for role, model in findings.models.items()}  # fairchem's best_checkpoint.pt has none
@@ -126,21 +126,21 @@ def test_errors_by_element_and_adsorbate_are_plain_means(findings):
     for split in findings.splits:
         start = 0
         for index, system in enumerate(split.systems):
-            said = findings.predictions["student"][split.name]
+            prediction = findings.predictions["student"][split.name]
             adsorbate = sorted(chemical_symbols[int(z)] for z in system.atomic_numbers[system.tags == 2])
-            energy = abs(float(said.energy[index]) - float(system.energy))
+            energy = abs(float(prediction.energy[index]) - float(system.energy))
             sums.setdefault(("energy", "".join(adsorbate)), []).append(energy)
             for atom in range(int(system.natoms)):
                 if system.fixed[atom] == 0:
-                    error = np.abs(said.forces[start + atom] - system.forces[atom].numpy()).mean()
+                    error = np.abs(prediction.forces[start + atom] - system.forces[atom].numpy()).mean()
                     sums.setdefault(("element", chemical_symbols[int(system.atomic_numbers[atom])]), []).append(error)
             start += int(system.natoms)
-    found = findings.elements
-    assert set(found.names) == {name for kind, name in sums if kind == "element"}
-    for name, count, error in zip(found.names, found.counts, found.errors["student"]):
+    by_element = findings.elements
+    assert set(by_element.names) == {name for kind, name in sums if kind == "element"}
+    for name, count, error in zip(by_element.names, by_element.counts, by_element.errors["student"]):
         expected = pytest.approx(np.mean(sums["element", name]), rel=REBATCHED)
         assert (count, error.estimate) == (len(sums["element", name]), expected)
-    assert found.counts == sorted(found.counts, reverse=True)
+    assert by_element.counts == sorted(by_element.counts, reverse=True)
     by_adsorbate = findings.adsorbates["energy_mae"]
     for name, count, error in zip(by_adsorbate.names, by_adsorbate.counts, by_adsorbate.errors["student"]):
         atoms = [symbol for symbol, many in re.findall(r"([A-Z][a-z]?)(\d*)", name) for _ in range(int(many or 1))]
@@ -157,9 +157,9 @@ def test_the_projection_is_that_of_the_training_checkpoint(findings, run_dir, te
         load_model("student", str(training), CPU, use_ema=False),
     )
     systems = findings.splits[0].systems
-    found = embed(teacher, str(training), systems, batch_size=2, device=CPU)
+    embeddings = embed(teacher, str(training), systems, batch_size=2, device=CPU)
     whole = embed(teacher, str(training), systems, batch_size=6, device=CPU)
-    assert torch.equal(found.pairs, whole.pairs) and torch.allclose(found.teacher, whole.teacher, atol=1e-5)
+    assert torch.equal(embeddings.pairs, whole.pairs) and torch.allclose(embeddings.teacher, whole.teacher, atol=1e-5)
     from fairchem.core.datasets import data_list_collater
 
     batch = data_list_collater(systems, otf_graph=True)
@@ -167,10 +167,10 @@ def test_the_projection_is_that_of_the_training_checkpoint(findings, run_dir, te
     state, statistics = kept["projection"], kept["channel_statistics"]
     scaled = (student(batch).node_embedding - state["shift"]) / state["scale"]
     expected = scaled @ state["trainable.weight"].T + state["trainable.bias"]
-    assert torch.allclose(found.student, expected, atol=1e-5) and not found.lacking
+    assert torch.allclose(embeddings.student, expected, atol=1e-5) and not embeddings.lacking
     expected = (teacher(batch).node_embedding - statistics["channel_mean"]) / statistics["channel_std"]
-    assert torch.allclose(found.teacher, expected, atol=1e-4)
-    same_system = batch.batch[found.pairs]
+    assert torch.allclose(embeddings.teacher, expected, atol=1e-4)
+    same_system = batch.batch[embeddings.pairs]
     assert torch.equal(same_system[0], same_system[1])
 
 
@@ -251,7 +251,7 @@ def test_what_is_missing_is_named_on_the_page(collected, request_of, tmp_path):
     bare = dataclasses.replace(
         collected,
         models=without,
-        metrics={split: {role: found[role] for role in without} for split, found in collected.metrics.items()},
+        metrics={split: {role: by_role[role] for role in without} for split, by_role in collected.metrics.items()},
         average={},
         gaps={split: {} for split in SPLITS},
         average_gap={},
@@ -291,8 +291,8 @@ def test_tiles_and_table_give_the_same_interval(collected):
     gaps = {"energy_mae": Interval(0.5, -0.1, 0.8), "forces_mae": Interval(math.nan)}
     shown = dataclasses.replace(collected, gaps={split: gaps for split in SPLITS}, average_gap=gaps)
     tile = tiles(shown)[0]
-    assert (tile.value, tile.interval, "energy MAE" in tile.what) == ("50%", "[-10%, 80%]", True)
-    assert not any("force MAE" in tile.what for tile in tiles(shown))
+    assert (tile.value, tile.interval, "energy MAE" in tile.caption) == ("50%", "[-10%, 80%]", True)
+    assert not any("force MAE" in tile.caption for tile in tiles(shown))
     closed = {heading: rows[-1].cells for heading, rows in tables(shown).items()}
     assert [(cell.value, cell.interval) for cell in closed["energy MAE [eV]"]] == 3 * [(tile.value, tile.interval)]
     assert [cell.value for cell in closed["force MAE [eV/Å]"]] == 3 * ["no gap"]
@@ -315,14 +315,14 @@ def test_embeddings_are_compared_only_with_a_projection(findings, run_dir, teach
     content = torch.load(teacher_checkpoint, map_location="cpu", weights_only=False)
     del content["ema"]
     torch.save(content, tmp_path / "other.pt")
-    other = load_model("teacher", str(tmp_path / "other.pt"), CPU)
+    other_teacher = load_model("teacher", str(tmp_path / "other.pt"), CPU)
     training = str(run_dir / "checkpoints/crack/checkpoint.pt")
-    found = embed(other, training, systems, batch_size=2, device=CPU)
-    assert "distilled from another teacher" in found.lacking and found.student.shape[1] == 16
-    assert relations.similarity(found) is None
-    plain = embed(other, str(run_dir / "checkpoints/undistilled/checkpoint.pt"), systems, batch_size=2, device=CPU)
+    embeddings = embed(other_teacher, training, systems, batch_size=2, device=CPU)
+    assert "distilled from another teacher" in embeddings.lacking and embeddings.student.shape[1] == 16
+    assert relations.similarity(embeddings) is None
+    plain = embed(other_teacher, str(run_dir / "checkpoints/undistilled/checkpoint.pt"), systems, batch_size=2, device=CPU)
     assert "has no projection" in plain.lacking
-    assert "no training checkpoint" in embed(other, None, systems, batch_size=2, device=CPU).lacking
+    assert "no training checkpoint" in embed(other_teacher, None, systems, batch_size=2, device=CPU).lacking
 
 
 # ---- pictures ---------------------------------------------------------------------------------------------------------
@@ -352,9 +352,9 @@ def kept(drawn: list):
 
     @contextmanager
     def canvas(*size):
-        with drawing.canvas(*size) as one:
-            drawn.append(one)
-            yield one
+        with drawing.canvas(*size) as drawing_area:
+            drawn.append(drawing_area)
+            yield drawing_area
 
     return canvas
 
@@ -381,7 +381,7 @@ def test_no_element_hides_another(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("tag", "what"),
+    ("tag", "caption"),
     [
         ("train/loss_node_embeddings", "Loss of the node embeddings term, before its weight,"),
         ("train/relation_top1", "Fraction of relations nearest to their own teacher relation"),
@@ -389,16 +389,16 @@ def test_no_element_hides_another(monkeypatch):
         ("val/my_metric", "My metric"),
     ],
 )
-def test_captions_are_words(tag, what):
-    assert figures.described(tag)[1] == what
+def test_captions_are_words(tag, caption):
+    assert figures.described(tag)[1] == caption
 
 
 # ---- numbers ----------------------------------------------------------------------------------------------------------
 
 
-def split_of(energy, forces, counted, natoms) -> Split:
+def split_of(energy, forces, mask, natoms) -> Split:
     return Split(
-        "val", "somewhere", len(natoms), [], np.array(natoms), np.full(sum(natoms), 29), np.array(counted, dtype=bool),
+        "val", "somewhere", len(natoms), [], np.array(natoms), np.full(sum(natoms), 29), np.array(mask, dtype=bool),
         np.array([], dtype=str), np.array(energy, dtype=np.float32), np.array(forces, dtype=np.float32),
     )  # fmt: skip
 
@@ -411,37 +411,37 @@ def test_gap_closed_is_of_the_errors_of_atoms_in_the_mask():
         far[1] = 100.0  # a fixed atom
         return Prediction(np.array([energy, energy], dtype=np.float32), far)
 
-    said = {"undistilled": off_by(1.0, 0.5), "student": off_by(0.4, 0.4), "teacher": off_by(0.2, 0.1)}
-    said = {role: {"val": one} for role, one in said.items()}
-    gaps = numbers.gap_closed([split], said)
+    predictions = {"undistilled": off_by(1.0, 0.5), "student": off_by(0.4, 0.4), "teacher": off_by(0.2, 0.1)}
+    predictions = {role: {"val": of_role} for role, of_role in predictions.items()}
+    gaps = numbers.gap_closed([split], predictions)
     assert gaps["energy_mae"].estimate == pytest.approx(0.6 / 0.8)
     assert gaps["forces_mae"].estimate == pytest.approx(0.1 / 0.4)
     assert gaps["energy_mae"].low <= gaps["energy_mae"].estimate <= gaps["energy_mae"].high
-    found = numbers.metrics(split, said["student"]["val"])
-    assert (found["energy_mae"], found["forces_mae"]) == (pytest.approx(0.4), pytest.approx(0.4))
-    worse = {**said, "teacher": {"val": off_by(2.0, 0.1)}}
+    metrics = numbers.metrics(split, predictions["student"]["val"])
+    assert (metrics["energy_mae"], metrics["forces_mae"]) == (pytest.approx(0.4), pytest.approx(0.4))
+    worse = {**predictions, "teacher": {"val": off_by(2.0, 0.1)}}
     assert math.isnan(numbers.gap_closed([split], worse)["energy_mae"].estimate)
-    assert numbers.gap_closed([split], {role: said[role] for role in ("student", "teacher")}) == {}
-    other = dataclasses.replace(split, name="other")
+    assert numbers.gap_closed([split], {role: predictions[role] for role in ("student", "teacher")}) == {}
+    second_split = dataclasses.replace(split, name="other")
     errors = {"undistilled": (1.0, 3.0), "student": (0.4, 1.0), "teacher": (0.2, 0.4)}
-    both = {role: {"val": off_by(one, 0.1), "other": off_by(two, 0.1)} for role, (one, two) in errors.items()}
-    assert numbers.gap_closed([split, other], both)["energy_mae"].estimate == pytest.approx((4.0 - 1.4) / (4.0 - 0.6))
+    both = {role: {"val": off_by(first, 0.1), "other": off_by(second, 0.1)} for role, (first, second) in errors.items()}
+    assert numbers.gap_closed([split, second_split], both)["energy_mae"].estimate == pytest.approx((4.0 - 1.4) / (4.0 - 0.6))
 
 
 def test_the_mean_over_splits_counts_each_the_same():
-    found = numbers.average({"a": {"student": {"energy_mae": 1.0}}, "b": {"student": {"energy_mae": 3.0}}})
-    assert found == {"student": {"energy_mae": 2.0}}
+    average = numbers.average({"a": {"student": {"energy_mae": 1.0}}, "b": {"student": {"energy_mae": 3.0}}})
+    assert average == {"student": {"energy_mae": 2.0}}
 
 
 def test_groups_count_their_systems_and_have_intervals_over_them():
     names, system = np.array(["H", "H", "C", "H", "C"]), np.array([0, 0, 0, 1, 2])
-    found = numbers._grouped(names, system, {"student": np.array([1.0, 3.0, 5.0, 8.0, 5.0])})
-    assert (found.names, found.counts, found.systems) == (["H", "C"], [3, 2], [2, 2])
-    hydrogen, carbon = found.errors["student"]
-    assert (hydrogen.estimate, hydrogen.low, hydrogen.high) == (4.0, 2.0, 8.0)  # either system alone, or both
+    groups = numbers._grouped(names, system, {"student": np.array([1.0, 3.0, 5.0, 8.0, 5.0])})
+    assert (groups.names, groups.counts, groups.systems) == (["H", "C"], [3, 2], [2, 2])
+    hydrogen, carbon = groups.errors["student"]
+    assert (hydrogen.estimate, hydrogen.low, hydrogen.high) == (4.0, 2.0, 8.0)  # either system by itself, or both
     assert (carbon.estimate, carbon.low, carbon.high) == (5.0, 5.0, 5.0)
-    alone = numbers._grouped(names[:3], system[:3], {"student": np.array([1.0, 3.0, 5.0])}).errors["student"][0]
-    assert alone.estimate == 2.0 and math.isnan(alone.low)
+    single = numbers._grouped(names[:3], system[:3], {"student": np.array([1.0, 3.0, 5.0])}).errors["student"][0]
+    assert single.estimate == 2.0 and math.isnan(single.low)
 
 
 def embeddings_of(student: torch.Tensor, teacher: torch.Tensor, atomic_numbers, pairs) -> Embeddings:
@@ -453,7 +453,7 @@ def test_relations_are_compared_as_a_double_loop_does():
     student, teacher = (torch.randn(5, 4, generator=generator) for _ in range(2))
     teacher[4] = teacher[3]  # the last pair has no direction
     atomic_numbers, pairs = [1, 8, 29, 6, 6], [[0, 0, 1, 2, 3], [1, 2, 3, 3, 4]]
-    found = relations.similarity(embeddings_of(student, teacher, atomic_numbers, pairs))
+    compared = relations.similarity(embeddings_of(student, teacher, atomic_numbers, pairs))
 
     def relation(embedding, i: int, j: int) -> np.ndarray:
         if atomic_numbers[i] > atomic_numbers[j]:
@@ -463,21 +463,21 @@ def test_relations_are_compared_as_a_double_loop_does():
 
     of_pairs = list(zip(*pairs))[:4]
     cosines = np.array([[relation(student, *e) @ relation(teacher, *f) for f in of_pairs] for e in of_pairs])
-    assert sorted(found.own) == pytest.approx(sorted(np.diag(cosines)))
-    assert sorted(found.others) == pytest.approx(sorted(cosines[~np.eye(4, dtype=bool)]))
+    assert sorted(compared.own) == pytest.approx(sorted(np.diag(cosines)))
+    assert sorted(compared.others) == pytest.approx(sorted(cosines[~np.eye(4, dtype=bool)]))
     nearest = [np.diag(cosines)[e] >= np.abs(np.delete(cosines[e], e)).max() for e in range(4)]
-    assert found.top1 == pytest.approx(np.mean(nearest))
-    assert sorted(np.diag(found.matrix)) == pytest.approx(sorted(found.own))
-    assert np.diag(found.reference) == pytest.approx(1.0)
+    assert compared.top1 == pytest.approx(np.mean(nearest))
+    assert sorted(np.diag(compared.matrix)) == pytest.approx(sorted(compared.own))
+    assert np.diag(compared.reference) == pytest.approx(1.0)
 
 
 def test_a_perfect_student_has_the_teachers_relations_and_plane():
     teacher = torch.randn(40, 6, generator=torch.Generator().manual_seed(1))
     pairs = [[i for i in range(39)], [i + 1 for i in range(39)]]
     perfect = embeddings_of(4 * teacher, teacher, [1 + i % 20 for i in range(40)], pairs)
-    found = relations.similarity(perfect)
-    assert found.own == pytest.approx(1.0) and found.top1 == 1.0
-    assert found.matrix == pytest.approx(found.reference) and found.matrix.shape == (39, 39)
+    compared = relations.similarity(perfect)
+    assert compared.own == pytest.approx(1.0) and compared.top1 == 1.0
+    assert compared.matrix == pytest.approx(compared.reference) and compared.matrix.shape == (39, 39)
     drawn = relations.planes(perfect)
     assert drawn.shared and drawn.student.points == pytest.approx(drawn.teacher.points)
     unit = teacher.double().numpy() / np.linalg.norm(teacher.double().numpy(), axis=1, keepdims=True)
@@ -492,9 +492,9 @@ def test_curves_of_a_resumed_training_are_one(tmp_path):
         with SummaryWriter(str(tmp_path), filename_suffix=str(first)) as writer:
             for step in range(first, last + 1):
                 writer.add_scalar("train/loss", value, step)
-    found = read_curves(tmp_path)["train/loss"]
-    assert found.steps.tolist() == list(range(1, 10))
-    assert found.values.tolist() == [1.0] * 3 + [2.0] * 6
+    curve = read_curves(tmp_path)["train/loss"]
+    assert curve.steps.tolist() == list(range(1, 10))
+    assert curve.values.tolist() == [1.0] * 3 + [2.0] * 6
     assert read_curves(tmp_path / "none") == {}
 
 
@@ -511,9 +511,9 @@ def refusal(capsys, *arguments) -> str:
 @pytest.mark.slow
 def test_bad_arguments_are_refused_with_what_to_do(run_dir, data, teacher_checkpoint, tmp_path, capsys):
     def refused(*arguments, directory=run_dir, teacher=teacher_checkpoint, output=tmp_path / "none") -> str:
-        said = refusal(capsys, directory, "--teacher", teacher, "--cpu", "--output", output, *arguments)
-        assert said.startswith("fairchem-crack report: ") and not (tmp_path / "none").exists()
-        return said
+        message = refusal(capsys, directory, "--teacher", teacher, "--cpu", "--output", output, *arguments)
+        assert message.startswith("fairchem-crack report: ") and not (tmp_path / "none").exists()
+        return message
 
     crack = ("--name", "crack")
     assert "expected the --run-dir" in refused(directory=tmp_path / "nowhere")
@@ -538,8 +538,8 @@ def test_bad_arguments_are_refused_with_what_to_do(run_dir, data, teacher_checkp
     assert "neither a file" in refused(*crack, *small, teacher=tmp_path / "absent.pt")
     (tmp_path / "broken.pt").write_bytes(b"no checkpoint")
     assert "cannot be read as a checkpoint" in refused(*crack, *small, teacher=tmp_path / "broken.pt")
-    said = refused(*crack, *small, "--also", tmp_path / "broken.pt")
-    assert f"--also {tmp_path / 'broken.pt'}" in said and "cannot be read as a checkpoint" in said
+    message = refused(*crack, *small, "--also", tmp_path / "broken.pt")
+    assert f"--also {tmp_path / 'broken.pt'}" in message and "cannot be read as a checkpoint" in message
     content = torch.load(teacher_checkpoint, map_location="cpu", weights_only=False)
     content["config"]["model"] = dict(SCN_MODEL)
     torch.save(content, tmp_path / "scn.pt")
@@ -591,8 +591,8 @@ def test_options_that_choose_systems_stay_with_their_data(run_dir, data, teacher
     changed.parent.mkdir(parents=True)
     torch.save(content, changed)
     own = make_request(tmp_path, teacher="t").data["val"]
-    other = make_request(tmp_path, teacher="t", data=[str(data / "train")]).data["train"]
-    assert own["first_n"] == 2 and not {"first_n", "metadata_path"} & other.keys()
+    replaced = make_request(tmp_path, teacher="t", data=[str(data / "train")]).data["train"]
+    assert own["first_n"] == 2 and not {"first_n", "metadata_path"} & replaced.keys()
 
 
 def test_labels_of_a_named_output_are_read_by_their_property(data):

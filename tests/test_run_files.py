@@ -1,4 +1,4 @@
-"""One training writes a run, and says where its files cannot be written."""
+"""Only one training writes a run, and files that cannot be written are named."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def test_a_second_training_of_a_run_is_refused_by_name(stock, tmp_path):
     checkpoints = run_fairchem(tmp_path, stock).checkpoints
     before = {file.name: file.read_bytes() for file in checkpoints.iterdir()}
     stock["optim"]["max_epochs"] = 2
-    with holder(checkpoints / LOCK) as other:
+    with holder(checkpoints / LOCK) as first:
         refusal = (
-            rf"checkpoints/run is being written by another training, process {other.pid} on .*--timestamp-id.*--run-dir"
+            rf"checkpoints/run is being written by another training, process {first.pid} on .*--timestamp-id.*--run-dir"
         )
         with pytest.raises(RuntimeError, match=refusal):
             run_fairchem(tmp_path, stock)
@@ -32,8 +32,8 @@ def test_a_second_training_of_a_run_is_refused_by_name(stock, tmp_path):
         assert {name: (checkpoints / name).read_bytes() for name in before if name != LOCK} == {
             name: content for name, content in before.items() if name != LOCK
         }
-        other.kill()
-        other.wait()
+        first.kill()
+        first.wait()
         assert len(run_fairchem(tmp_path, stock).steps) == 6  # it resumes
 
 
@@ -41,10 +41,10 @@ def rank_of_two(rank: int, directory: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{directory}/meet", rank=rank, world_size=2)
     try:
         with only_training(directory):
-            said = "it trains"
+            outcome = "it trains"
     except RuntimeError as refusal:
-        said = str(refusal)
-    (directory / f"rank{rank}.txt").write_text(said)
+        outcome = str(refusal)
+    (directory / f"rank{rank}.txt").write_text(outcome)
     dist.destroy_process_group()
 
 
@@ -59,9 +59,9 @@ def on_two_ranks(directory: Path) -> list[str]:
 
 
 def test_every_rank_of_a_second_training_is_refused(tmp_path):
-    with holder(tmp_path / LOCK) as other:
+    with holder(tmp_path / LOCK) as first:
         refusals = on_two_ranks(tmp_path)
-        assert refusals[0] == refusals[1] and f"another training, process {other.pid}" in refusals[0]
+        assert refusals[0] == refusals[1] and f"another training, process {first.pid}" in refusals[0]
     assert on_two_ranks(tmp_path) == ["it trains", "it trains"]
     (tmp_path / LOCK).unlink()
     (tmp_path / LOCK).mkdir()
@@ -72,7 +72,7 @@ def test_every_rank_of_a_second_training_is_refused(tmp_path):
 
 @pytest.fixture
 def limited():
-    """No file of this process can be larger than 100 kB: what torch then meets is what it meets on a full disk."""
+    """No file of this process can be larger than 100 kB: torch then fails as on a full disk."""
     before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
     yield
@@ -80,10 +80,12 @@ def limited():
     signal.signal(signal.SIGXFSZ, handler)
 
 
-def test_what_torch_says_of_a_full_disk_is_translated(tmp_path, limited):
+def test_torchs_error_of_a_full_disk_is_translated(tmp_path, limited):
     file, partial = tmp_path / "checkpoint.pt", tmp_path / "checkpoint.pt.partial"
-    said = r"checkpoint\.pt: the checkpoint of step 7 could not be written \(is the disk.*\?\)\. .*There is no earlier one"
-    with pytest.raises(OSError, match=said), writing(file, 7):
+    message = (
+        r"checkpoint\.pt: the checkpoint of step 7 could not be written \(is the disk.*\?\)\. .*There is no earlier one"
+    )
+    with pytest.raises(OSError, match=message), writing(file, 7):
         torch.save(torch.zeros(1_000_000), partial)
     assert not list(tmp_path.iterdir())
 

@@ -74,7 +74,7 @@ def test_emt_conserves_energy_from_a_thermalised_start():
     ("teacher", "outcome"),
     [([12.0] * 3, "reached."), ([11.0] * 3, "MISSED."), ([11.0, 18.0, 18.0], "reached, though not in every round.")],
 )
-def test_the_verdict_on_true_size_tells_if_the_target_is_met(teacher, outcome):
+def test_the_verdict_on_true_size_is_whether_the_target_is_met(teacher, outcome):
     times = {"painn_h512": [1.0] * 3, "eqV2_31M": [5.0] * 3, "eqV2_153M": teacher}
     part = {"student": "painn_h512", "forwards": {name: {"seconds": seconds} for name, seconds in times.items()}}
     first, second = screening_report.verdicts({"true_size": part})

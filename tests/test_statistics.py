@@ -12,21 +12,21 @@ from fairchem_crack.evaluation.intervals import Errors, gap_closed, gap_closed_i
 
 def test_the_t_interval_of_three_values():
     # mean 2, s = 1, t_{0.975, 2} = 4.3027 (any table)
-    found = t_interval([1.0, 2.0, 3.0])
-    assert found.estimate == 2.0
-    assert found.high - 2.0 == pytest.approx(4.3027 / math.sqrt(3), rel=1e-4)
-    assert found.low == pytest.approx(4.0 - found.high)
+    interval = t_interval([1.0, 2.0, 3.0])
+    assert interval.estimate == 2.0
+    assert interval.high - 2.0 == pytest.approx(4.3027 / math.sqrt(3), rel=1e-4)
+    assert interval.low == pytest.approx(4.0 - interval.high)
 
 
 def test_a_single_value_has_no_interval():
-    found = t_interval([5.0])
-    assert found.estimate == 5.0 and math.isnan(found.low) and math.isnan(found.high)
+    interval = t_interval([5.0])
+    assert interval.estimate == 5.0 and math.isnan(interval.low) and math.isnan(interval.high)
 
 
 def test_the_t_interval_holds_the_mean_as_often_as_it_says():
     random = np.random.default_rng(0)
-    found = [t_interval(random.normal(3.0, 2.0, size=4)) for _ in range(2000)]
-    coverage = np.mean([one.low < 3.0 < one.high for one in found])
+    intervals = [t_interval(random.normal(3.0, 2.0, size=4)) for _ in range(2000)]
+    coverage = np.mean([interval.low < 3.0 < interval.high for interval in intervals])
     assert coverage == pytest.approx(0.95, abs=0.015)  # three standard deviations of 2000 throws
 
 
@@ -44,9 +44,9 @@ def test_the_gap_closed_by_hand():
 
 
 def test_the_gap_closed_over_splits_is_that_of_the_mean_error():
-    other = made_of([[2], [4]], [[2], [4]], [1], [1])  # u = d = 3, t = 1
+    second_split = made_of([[2], [4]], [[2], [4]], [1], [1])  # u = d = 3, t = 1
     # means over the two splits: u = 3, d = 2.5, t = 1
-    assert gap_closed([SPLIT, other]) == pytest.approx((3 - 2.5) / (3 - 1))
+    assert gap_closed([SPLIT, second_split]) == pytest.approx((3 - 2.5) / (3 - 1))
 
 
 def test_teacher_and_undistilled_student_close_all_and_nothing():
@@ -102,7 +102,7 @@ def test_the_variance_over_seeds_is_unbiased(seeds):
         ends = [
             gap_closed_interval(errors, confidence=level, replicates=1000, seed=trial) for level in np.arange(0.02, 1, 0.02)
         ]
-        quantiles = np.array([end for one in ends for end in (one.low, one.high)])
+        quantiles = np.array([end for interval in ends for end in (interval.low, interval.high)])
         ratios.append(quantiles.var() / (distilled.var(ddof=1) / seeds))
     assert np.median(ratios) == pytest.approx(1, abs=0.12)
 
@@ -138,5 +138,5 @@ def test_how_often_the_interval_holds_the_gap(of_seeds, of_pairs, seeds, least, 
 def test_a_teacher_that_is_not_better_leaves_no_gap():
     student, weights = np.array([[1.0, 2.0]]), np.ones(2)
     for teacher in (np.array([2.0, 1.0]), np.array([3.0, 3.0])):
-        found = gap_closed_interval([Errors(student, student / 2, teacher, weights)])
-        assert np.isnan([found.estimate, found.low, found.high]).all()
+        interval = gap_closed_interval([Errors(student, student / 2, teacher, weights)])
+        assert np.isnan([interval.estimate, interval.low, interval.high]).all()

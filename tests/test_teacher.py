@@ -17,7 +17,7 @@ from fairchem_crack import keys
 from fairchem_crack.config import TeacherConfig
 from fairchem_crack.io.checkpoints import UntrustedError
 from fairchem_crack.teacher import frozen as teacher_module
-from fairchem_crack.teacher.frozen import Teacher, _OfItsSystemAlone, load_teacher
+from fairchem_crack.teacher.frozen import Teacher, _BatchIndependent, load_teacher
 from fairchem_crack.testing import collate, slabs
 
 CPU = torch.device("cpu")
@@ -51,11 +51,11 @@ def by_hand(weights: dict, batch) -> torch.Tensor:
     attributes = dict(TEACHER_MODEL)
     model = registry.get_model_class(attributes.pop("name"))(**attributes).eval()
     model.load_state_dict(weights, strict=True)
-    found: list[torch.Tensor] = []
-    model.norm.register_forward_hook(lambda _, __, x: found.append(x.detach()[:, 0]))
-    with _OfItsSystemAlone():  # the same frames and ties
+    embeddings: list[torch.Tensor] = []
+    model.norm.register_forward_hook(lambda _, __, x: embeddings.append(x.detach()[:, 0]))
+    with _BatchIndependent():  # the same frames and ties
         model(batch)
-    return found[0]
+    return embeddings[0]
 
 
 def own_weights(checkpoint: dict) -> dict:
@@ -86,8 +86,8 @@ def test_ema_weights_are_taken_unless_refused(teacher_checkpoint, checkpoint, ba
 
 def test_a_checkpoint_without_ema_gives_its_own_weights(checkpoint, save, batch):
     checkpoint["ema"] = None
-    found = load(save(checkpoint))(batch).node_embedding
-    torch.testing.assert_close(found, by_hand(own_weights(checkpoint), batch), **ROUNDING)
+    embedding = load(save(checkpoint))(batch).node_embedding
+    torch.testing.assert_close(embedding, by_hand(own_weights(checkpoint), batch), **ROUNDING)
 
 
 def test_the_published_oc20_format_gives_the_same_outputs(teacher_checkpoint, checkpoint, save, batch):
@@ -102,9 +102,9 @@ def test_the_published_oc20_format_gives_the_same_outputs(teacher_checkpoint, ch
         "ema": None,
         "amp": None,
     }
-    one, other = load(teacher_checkpoint, use_ema=False), load(save(old))
-    assert torch.equal(one(batch).node_embedding, other(batch).node_embedding)
-    assert one.fingerprint() == other.fingerprint()
+    teacher, published = load(teacher_checkpoint, use_ema=False), load(save(old))
+    assert torch.equal(teacher(batch).node_embedding, published(batch).node_embedding)
+    assert teacher.fingerprint() == published.fingerprint()
 
 
 def test_outputs_may_enter_a_students_graph(teacher_checkpoint, batch):
@@ -151,22 +151,22 @@ def test_only_the_batch_decides_outputs_and_global_rng_stays(teacher_checkpoint,
     teacher = load(teacher_checkpoint)
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    one = teacher(batch)
+    first = teacher(batch)
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(2)
-    other = teacher(batch)
-    assert torch.equal(one.node_embedding, other.node_embedding) and torch.equal(one.edge_index, other.edge_index)
+    second = teacher(batch)
+    assert torch.equal(first.node_embedding, second.node_embedding) and torch.equal(first.edge_index, second.edge_index)
 
 
-def test_what_it_says_of_a_system_does_not_depend_on_the_others(teacher_checkpoint, batch):
+def test_outputs_for_a_system_do_not_depend_on_the_others(teacher_checkpoint, batch):
     from fairchem.core.datasets import data_list_collater
 
     teacher, systems = load(teacher_checkpoint), batch.to_data_list()
     together = teacher(batch).node_embedding.split(batch.natoms.tolist())
     for pair in ([0, 1], [1, 0]):
-        other = data_list_collater([systems[index] for index in pair], otf_graph=True)
-        for index, found in zip(pair, teacher(other).node_embedding.split(other.natoms.tolist())):
-            torch.testing.assert_close(found, together[index], **FLOAT32_SMALL)
+        of_pair = data_list_collater([systems[index] for index in pair], otf_graph=True)
+        for index, embedding in zip(pair, teacher(of_pair).node_embedding.split(of_pair.natoms.tolist())):
+            torch.testing.assert_close(embedding, together[index], **FLOAT32_SMALL)
 
 
 class Choices(TorchFunctionMode):
@@ -192,23 +192,23 @@ def test_a_forward_leaves_nothing_to_chance(name):
     few = {} if name == "schnet" or name.startswith("dimenet") else {"max_neighbors": 6}  # so that neighbors are left out
     teacher, batch = Teacher(name, build(name, **few), Path("toy.pt")), collate(slabs())
     with Choices() as choices:
-        found = teacher(batch, ALL_FIELDS)
+        outputs = teacher(batch, ALL_FIELDS)
     assert choices.seen == []
-    with _OfItsSystemAlone():  # all of the forward, as the caches of version 0.1.0 were made
+    with _BatchIndependent():  # all of the forward, as the caches of version 0.1.0 were made
         whole = teacher(batch, ALL_FIELDS)
     for field in (*ALL_FIELDS, "edge_index"):
-        assert torch.equal(found[field], whole[field]), field
+        assert torch.equal(outputs[field], whole[field]), field
 
 
-@pytest.mark.parametrize("wanted", [ALL_FIELDS, (keys.NODE_EMBEDDING,)], ids=["all", "embeddings"])
+@pytest.mark.parametrize("fields", [ALL_FIELDS, (keys.NODE_EMBEDDING,)], ids=["all", "embeddings"])
 @pytest.mark.parametrize("name", MODELS)
-def test_messages_are_passed_at_the_models_own_speed(name, wanted):
+def test_messages_are_passed_at_the_models_own_speed(name, fields):
     """Without the mode through which each call of torch takes a detour in Python."""
     model = build(name)
     teacher, modes = Teacher(name, model, Path("toy.pt")), []
     for module in model.modules():
         module.register_forward_pre_hook(lambda *_: modes.append(_len_torch_function_stack()))
-    teacher(collate(slabs()), wanted)
+    teacher(collate(slabs()), fields)
     assert set(modes) == {0}
 
 
@@ -257,24 +257,24 @@ def test_a_painn_can_teach(save, batch):
     attributes = dict(STUDENT_MODEL)
     model = registry.get_model_class(attributes.pop("name"))(**attributes)
     content = {"config": {"model": dict(STUDENT_MODEL)}, "state_dict": model.state_dict(), "ema": None}
-    found: list[torch.Tensor] = []
-    model.eval().out_energy.register_forward_pre_hook(lambda _, args: found.append(args[0].detach()))
+    embeddings: list[torch.Tensor] = []
+    model.eval().out_energy.register_forward_pre_hook(lambda _, args: embeddings.append(args[0].detach()))
     model(batch)
-    assert torch.equal(load(save(content))(batch).node_embedding, found[0])
+    assert torch.equal(load(save(content))(batch).node_embedding, embeddings[0])
 
 
 def test_a_pretrained_name_is_looked_up_in_the_local_cache(teacher_checkpoint, tmp_path, monkeypatch):
-    asked = []
+    lookups = []
 
     def local_file(name, local_cache):
-        asked.append((name, local_cache))
+        lookups.append((name, local_cache))
         return str(teacher_checkpoint)
 
     monkeypatch.setattr(teacher_module, "model_name_to_local_file", local_file)
     monkeypatch.chdir(tmp_path)
     name = "EquiformerV2-31M-S2EF-OC20-All+MD"
     teacher = load(Path(name), local_cache="cache")
-    assert asked == [(name, "cache")]
+    assert lookups == [(name, "cache")]
     assert teacher.fingerprint() == load(teacher_checkpoint).fingerprint()
 
 

@@ -86,7 +86,7 @@ def targets_on(device) -> ModelOutputs:
 
 
 def step_of(sizes: tuple[int, ...], seed: int = 0, device="cpu") -> TermContext:
-    """A student and a teacher of random outputs; each system's are those it would have alone."""
+    """A student and a teacher of random outputs; each system's are those that it has in a batch by itself."""
     parts = []
     for number, size in enumerate(sizes):
         generator = torch.Generator().manual_seed(1000 * seed + number)
@@ -214,9 +214,9 @@ def test_atom_energies_sum_to_the_energy_in_the_students_unit(device):
     torch.testing.assert_close(student, step.student.atom_energies.float())
     first = 0
     for size, energy in zip(SIZES, step.teacher.energy):
-        own, said = teacher[first : first + size, 0], step.teacher.atom_energies[first : first + size]
+        own, in_ev = teacher[first : first + size, 0], step.teacher.atom_energies[first : first + size]
         torch.testing.assert_close(own.sum(), (energy - MEAN["energy"]) / SCALE["energy"])
-        torch.testing.assert_close(own - own[0], (said - said[0]) / SCALE["energy"])
+        torch.testing.assert_close(own - own[0], (in_ev - in_ev[0]) / SCALE["energy"])
         first += size
 
 
@@ -294,19 +294,19 @@ def test_a_kept_row_is_the_row_that_was_kept(device):
 @pytest.mark.parametrize("key, fn", ELEMENTWISE.items())
 def test_a_terms_weight_is_the_same_at_any_batch_size(key, fn):
     """The mean over a batch of equal systems is that of one of them."""
-    alone, together = step_of((5,)), step_of((5,))
-    loss = loss_of(alone, key, fn)
-    together.batch = Batch.from_data_list(alone.batch.to_data_list() * 3)
-    raise_to = {name: torch.cat([getattr(alone.student, name)] * 3) for name in vars(alone.student)}
+    single, together = step_of((5,)), step_of((5,))
+    loss = loss_of(single, key, fn)
+    together.batch = Batch.from_data_list(single.batch.to_data_list() * 3)
+    raise_to = {name: torch.cat([getattr(single.student, name)] * 3) for name in vars(single.student)}
     together.student = SimpleNamespace(**raise_to)
-    coordinates = torch.cat([alone.teacher.force_jacobian.coordinates + 15 * number for number in range(3)])
+    coordinates = torch.cat([single.teacher.force_jacobian.coordinates + 15 * number for number in range(3)])
     together.batch.pos = together.batch.pos.detach().requires_grad_(True)
-    together.outputs = {"energy": torch.cat([alone.outputs["energy"]] * 3), "forces": harmonic(together.batch)}
+    together.outputs = {"energy": torch.cat([single.outputs["energy"]] * 3), "forces": harmonic(together.batch)}
     fields = ("node_embedding", "vector_embedding", "atom_energies", "energy", "forces")
     together.teacher = TeacherOutputs(
-        alone.teacher.edge_index,
-        **{name: torch.cat([getattr(alone.teacher, name)] * 3) for name in fields},
-        force_jacobian=JacobianRows(coordinates, torch.cat([alone.teacher.force_jacobian.values] * 3)),
+        single.teacher.edge_index,
+        **{name: torch.cat([getattr(single.teacher, name)] * 3) for name in fields},
+        force_jacobian=JacobianRows(coordinates, torch.cat([single.teacher.force_jacobian.values] * 3)),
     )
     torch.testing.assert_close(loss_of(together, key, fn), loss)
     assert loss > 0
@@ -330,12 +330,12 @@ def rank_main(rank: int, directory: str) -> None:
 def test_a_terms_weight_is_the_same_on_any_number_of_ranks(tmp_path):
     """Ranks of unequal size: the average over the ranks is the mean over the elements of both."""
     multiprocessing.spawn(rank_main, (str(tmp_path),), nprocs=2)
-    found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+    of_ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     steps = [step_of(SIZES[:1], seed=0), step_of(SIZES[1:], seed=1)]
     for key, fn in ELEMENTWISE.items():
         loss = loss_function(TermConfig(key, fn, 1.0)).elements
         values = [loss(*compared(step, key), LossContext(step.batch.natoms)).values.flatten() for step in steps]
-        assert (found[0][key] + found[1][key]) / 2 == pytest.approx(float(torch.cat(values).mean())), key
+        assert (of_ranks[0][key] + of_ranks[1][key]) / 2 == pytest.approx(float(torch.cat(values).mean())), key
         assert len(values[0]) != len(values[1])
 
 
@@ -355,8 +355,8 @@ def test_info_nce_leaves_out_atoms_without_a_direction(device):
     student.requires_grad_(True)
     loss_fn = loss_function(TermConfig(keys.NODE_CONTRAST, "info_nce", 1.0))
     loss = loss_fn(student, teacher, LossContext(torch.tensor([4])))
-    one = torch.exp(torch.tensor(1 / 0.15, device=device)).double()
-    torch.testing.assert_close(loss, torch.log((one + 1) / one), rtol=1e-5, atol=1e-9)
+    own = torch.exp(torch.tensor(1 / 0.15, device=device)).double()
+    torch.testing.assert_close(loss, torch.log((own + 1) / own), rtol=1e-5, atol=1e-9)
     loss.backward()
     assert student.grad.isfinite().all()
     nothing = loss_fn(student[:0], teacher[:0], LossContext(torch.tensor([0])))

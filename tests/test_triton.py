@@ -55,8 +55,8 @@ def make_problem(num_pairs, width, atoms=20):
     systems = torch.arange(40) // atoms
     pairs = torch.triu_indices(40, 40, 1)
     pairs = pairs[:, systems[pairs[0]] == systems[pairs[1]]][:, :num_pairs]
-    teacher, other = torch.randn(2, 40, width, dtype=torch.float64, generator=generator)
-    return {"student": teacher + other, "teacher": teacher, "pairs": pairs, "systems": systems}
+    teacher, noise = torch.randn(2, 40, width, dtype=torch.float64, generator=generator)
+    return {"student": teacher + noise, "teacher": teacher, "pairs": pairs, "systems": systems}
 
 
 def run(problem, device, dtype, **options):
@@ -68,9 +68,9 @@ def run(problem, device, dtype, **options):
         options["generator"] = torch.Generator().manual_seed(0)
     terms = crack_terms(**given, **options)
     terms.loss.square().sum().backward()
-    found = (terms.loss.detach(), student.grad, terms.top1, terms.cosine, terms.entropy)
-    assert found[0].dtype == dtype or dtype == torch.bfloat16
-    return [value.cpu().double() for value in found]
+    results = (terms.loss.detach(), student.grad, terms.top1, terms.cosine, terms.entropy)
+    assert results[0].dtype == dtype or dtype == torch.bfloat16
+    return [value.cpu().double() for value in results]
 
 
 def assert_kernels_compute_what_torch_computes(device, problem, tolerance=1e-5, **options):
@@ -224,14 +224,14 @@ def test_torch_computes_where_the_kernels_fail_the_trial(device, monkeypatch, ca
         monkeypatch.setattr(triton_sums._Sums, "finished", replacement)
     problem = make_problem(60, 8)
     with caplog.at_level(logging.INFO):
-        found = [run(problem, device, torch.float32)[0] for _ in range(2)]
+        losses = [run(problem, device, torch.float32)[0] for _ in range(2)]
     assert len(caplog.messages) == 1, "said once"
     assert caplog.messages[0].startswith(f"The CRACK loss is computed by torch's operations on {device}, slower: its Triton")
-    torch.testing.assert_close(found[1], run(problem, "cpu", torch.float64)[0], **FLOAT32)
+    torch.testing.assert_close(losses[1], run(problem, "cpu", torch.float64)[0], **FLOAT32)
     assert re.search(reason, caplog.messages[0])
 
 
-def test_the_log_says_that_the_kernels_compute(device, caplog, no_trial_before):
+def test_the_log_names_the_kernels_in_use(device, caplog, no_trial_before):
     with caplog.at_level(logging.INFO):
         run(make_problem(60, 8), device, torch.float32)
     assert caplog.messages == [f"The CRACK loss is computed by Triton kernels on {device}."]

@@ -49,7 +49,7 @@ def groups_of(rows: list[dict]) -> list[list[dict]]:
 
 
 def title(row: dict) -> str:
-    """Of a group, in print."""
+    """The heading of a group."""
     return f"{row['student']} from {row['teacher']}, {row['train_systems']} systems, equal {row['budget']}"
 
 

@@ -42,7 +42,7 @@ class Results:
 
     def seeds(self, run: Run) -> list[int]:
         """Of the runs that are equal but for the seed."""
-        return sorted(other.seed for other in self.rows if other.seed is not None and replace(other, seed=None) == run)
+        return sorted(row.seed for row in self.rows if row.seed is not None and replace(row, seed=None) == run)
 
     def value(self, run: Run, split: str, column: str) -> float:
         """A column of a run on one split, or averaged over the four."""

@@ -27,7 +27,7 @@ from benchmarks.cache.measure import LMDBS, PLAIN, REALISTIC, SMALLEST, Shape
 from benchmarks.cache.report import FIELDS, report
 
 
-def alone(function: Callable[..., dict], *arguments: Any) -> dict:
+def in_process(function: Callable[..., dict], *arguments: Any) -> dict:
     """Call a function in a new process, which has read and imported nothing else."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()
@@ -37,11 +37,11 @@ def cache_row(directory: Path, shape: Shape, systems: int, reads: int) -> dict[s
     """All figures of a cache of a size; it is deleted in the end."""
     shutil.rmtree(directory, ignore_errors=True)
     try:
-        row = {"shape": shape.name, **alone(measure.write, directory, shape, systems)}
-        row.update(alone(measure.finish_cache, directory))
-        row.update(alone(measure.open_cache, directory))
-        row["cold"] = {name: alone(measure.read, directory, reads, fields, True) for name, fields in FIELDS.items()}
-        row["warm"] = alone(measure.read, directory, reads, None, False)
+        row = {"shape": shape.name, **in_process(measure.write, directory, shape, systems)}
+        row.update(in_process(measure.finish_cache, directory))
+        row.update(in_process(measure.open_cache, directory))
+        row["cold"] = {name: in_process(measure.read, directory, reads, fields, True) for name, fields in FIELDS.items()}
+        row["warm"] = in_process(measure.read, directory, reads, None, False)
         print(row, flush=True)
         return row
     finally:
@@ -51,7 +51,7 @@ def cache_row(directory: Path, shape: Shape, systems: int, reads: int) -> dict[s
 def layout_row(directory: Path, name: str, systems: int, reads: int) -> dict[str, Any]:
     """The figures of a layout."""
     try:
-        return {"layout": name, **alone(measure.layout, directory, name, systems, reads)}
+        return {"layout": name, **in_process(measure.layout, directory, name, systems, reads)}
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 

@@ -198,7 +198,7 @@ def _lmdb(file: Path, bank: list[bytes], systems: int, order: list[int], *, toge
     return read_them
 
 
-# What the kernel says
+# Figures of the kernel
 
 
 def resident() -> int:

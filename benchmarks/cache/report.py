@@ -10,7 +10,7 @@ FIELDS: dict[str, Optional[list[str]]] = {  # what a training reads of a record
     "embedding and pairs": ["node_embedding", "pairs"],
     "energy and forces": ["energy", "forces"],
 }
-GROWING = {  # figure -> in print
+GROWING = {  # figure -> its name on the page
     "bytes": "bytes on disk",
     "write_cpu": "CPU time of writing",
     "finish_seconds": "finishing",
@@ -18,7 +18,7 @@ GROWING = {  # figure -> in print
     "open_seconds": "opening",
     "open_mb": "memory of opening",
 }
-ASKED = {"2M": 2_000_000, "172M": 172_000_000}  # OC20 S2EF 2M; All + MD
+DATASETS = {"2M": 2_000_000, "172M": 172_000_000}  # OC20 S2EF 2M; All + MD
 NEGLIGIBLE = 0.5  # MB, of memory: what Python itself takes now and then
 
 
@@ -109,7 +109,7 @@ def _expectations(content: dict) -> list[str]:
         "| systems | disk, GB | writing by one process, h | finish, min | its memory, GB | open, s | a cold epoch, GB |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, systems in ASKED.items():
+    for name, systems in DATASETS.items():
         values: dict[str, Any] = expected(content, systems)
         cells = [f"{values['gigabytes']:,.0f}", f"{values['write_hours']:.1f}", f"{values['finish_minutes']:.1f}"]
         cells += [f"{values['finish_gb']:.1f}", f"{values['open_seconds']:.2f}", f"{values['epoch_gb']:,.0f}"]

@@ -148,7 +148,7 @@ class Day:
         return json_lines.read(self.work / f"{part.name}.jsonl")
 
     def works(self, package: str) -> bool:
-        """Whether torch-scatter or torch-sparse loads and runs here; what it says is kept."""
+        """Whether torch-scatter or torch-sparse loads and runs here; its output is kept."""
         done = python("-c", TRIAL.format(package=package, device=self.options.device, trial=TRIALS[package]))
         (self.work / f"{package}.log").write_text(done.stderr)
         return done.returncode == 0
@@ -206,8 +206,8 @@ def machine(device: str) -> dict:
 
     card = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {platform.machine()}"
     capability = ".".join(map(str, torch.cuda.get_device_capability())) if device == "cuda" else ""
-    ask = ["git", "rev-parse", "--short", "HEAD"]
-    git = subprocess.run(ask, cwd=ROOT, capture_output=True, text=True) if shutil.which("git") else None
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    git = subprocess.run(command, cwd=ROOT, capture_output=True, text=True) if shutil.which("git") else None
     return {
         "device": device,
         "card": card,

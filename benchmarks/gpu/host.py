@@ -103,7 +103,7 @@ def run_command(command: list[str]) -> None:
         raise RuntimeError(f"{done.stdout}\n{done.stderr}"[-1500:])
 
 
-def attempt(rows: Path, kind: str, what: str, work: Callable[[], None]) -> None:
+def attempt(rows: Path, kind: str, name: str, work: Callable[[], None]) -> None:
     """Do it, and write whether it worked."""
     start = time.monotonic()
     error = ""
@@ -111,8 +111,8 @@ def attempt(rows: Path, kind: str, what: str, work: Callable[[], None]) -> None:
         work()
     except Exception as problem:
         error = str(problem) if isinstance(problem, RuntimeError) else traceback.format_exc()[-1500:]
-        print(what, error, flush=True)
-    json_lines.append(rows, kind=kind, what=what, works=not error, seconds=time.monotonic() - start, error=error)
+        print(name, error, flush=True)
+    json_lines.append(rows, kind=kind, what=name, works=not error, seconds=time.monotonic() - start, error=error)
 
 
 def main() -> None:
@@ -129,8 +129,8 @@ def main() -> None:
     demo = Demo(options.directory / "host", options.device, systems=18, epochs=1)
     for stage in commands(demo):
         with ThreadPoolExecutor(1 if options.device == "cpu" else len(stage)) as pool:
-            for what, command in stage.items():
-                pool.submit(attempt, options.rows, "command", what, lambda command=command: run_command(command))
+            for name, command in stage.items():
+                pool.submit(attempt, options.rows, "command", name, lambda command=command: run_command(command))
 
 
 if __name__ == "__main__":

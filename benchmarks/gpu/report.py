@@ -97,7 +97,9 @@ def loss_page(rows: list[dict]) -> list[str]:
         of_size = {method: cases.get((method, pairs)) for method in methods}
         cells = [f"{1e3 * row['median']:.3g}, {row['peak_mb']:.0f}" if row else "" for row in of_size.values()]
         ours = of_size.get("ours")
-        ratios = [f"{of_size[other]['median'] / ours['median']:.1f}" if ours and of_size[other] else "" for other in others]
+        ratios = [
+            f"{of_size[method]['median'] / ours['median']:.1f}" if ours and of_size[method] else "" for method in others
+        ]
         lines.append([str(pairs), *cells, *ratios])
     page = table(heading, lines)
     checked = [row for row in rows if "loss_error" in row]

@@ -43,7 +43,7 @@ def report(content: dict[str, Any]) -> str:
 
 
 def verdicts(content: dict[str, Any]) -> list[str]:
-    """What the figures say, the unwelcome too."""
+    """What the figures show, unwelcome results included."""
     sentences = []
     if "demo" in content:
         demo = content["demo"]
@@ -141,10 +141,10 @@ def _demo(demo: dict[str, Any], hot: float) -> list[str]:
         "|---" * 6 + "|",
     ]
     for name in names:
-        for other in ("EMT", "teacher"):
-            if name != other:
-                agreement = demo["agreement"][f"{name}, {other}"]
-                cells = [name, other, _interval(agreement), f"{agreement['overlap']:.0%}", f"{agreement['mae']:.3f}"]
+        for reference in ("EMT", "teacher"):
+            if name != reference:
+                agreement = demo["agreement"][f"{name}, {reference}"]
+                cells = [name, reference, _interval(agreement), f"{agreement['overlap']:.0%}", f"{agreement['mae']:.3f}"]
                 lines.append("| " + " | ".join([*cells, f"{agreement['offset']:+.3f}"]) + " |")
     steps = len(demo["dynamics"]["EMT"][0]["energy"]) - 1
     lines += [

@@ -40,7 +40,7 @@ from fairchem_crack.adapters.outputs import predicted
 from fairchem_crack.config import TeacherConfig
 from fairchem_crack.io.datasets import Records
 from fairchem_crack.loss.relations import relation_vectors, unordered_pairs
-from fairchem_crack.teacher.frozen import Teacher, TeacherOutputs, _OfItsSystemAlone, load_teacher, own
+from fairchem_crack.teacher.frozen import Teacher, TeacherOutputs, _BatchIndependent, load_teacher, own
 
 CONFIGS = ROOT / "configs/oc20/demo"
 TEACHER = CONFIGS / "teacher_equiformer_v2.pt"
@@ -87,23 +87,23 @@ def measure_edges(batches: dict[int, Batch], rounds: int) -> dict:
     with Calls() as calls:
         only_edges(batches[SMALL], ALL)
     counts["all"] = calls.count
-    counts["detour"], original = 0, _OfItsSystemAlone.__torch_function__
+    counts["detour"], original = 0, _BatchIndependent.__torch_function__
 
-    def counted(mode, *arguments, **options):
+    def counting(mode, *arguments, **options):
         counts["detour"] += 1
         return original(mode, *arguments, **options)
 
-    _OfItsSystemAlone.__torch_function__ = counted
+    _BatchIndependent.__torch_function__ = counting
     only_edges(batches[SMALL], ALL)
-    _OfItsSystemAlone.__torch_function__ = original
+    _BatchIndependent.__torch_function__ = original
 
-    def alone(batch: Batch) -> None:
+    def run_model(batch: Batch) -> None:
         with torch.no_grad():
             model(own(batch))
 
     for systems, batch in batches.items():
         kinds = {
-            "model": lambda batch=batch: alone(batch),
+            "model": lambda batch=batch: run_model(batch),
             "edges": lambda batch=batch: only_edges(batch, ALL),
             "everywhere": lambda batch=batch: everywhere(batch, ALL),
         }

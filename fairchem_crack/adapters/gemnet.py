@@ -27,7 +27,7 @@ class GemNetTFeatures(Features):
 
 @register_features("gemnet_oc", "gemnet_oc_backbone")
 class GemNetOCFeatures(Features):
-    """Embedding: what enters the last, linear map to the energy, in which the outputs of all blocks meet."""
+    """Embedding: what enters the last, linear map to the energy, which combines the outputs of all blocks."""
 
     makes_edges = ("get_graphs_and_indices",)
 

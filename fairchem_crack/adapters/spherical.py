@@ -13,7 +13,7 @@ from fairchem_crack.adapters.base import Features, register_features
 def _split(coefficients: Tensor, lmax_list: list[int]) -> dict[str, Tensor]:
     """Invariant and vector part, the resolutions (sets of coefficients, one after the other in dim 1) as more channels.
 
-    The rows of l=1 are x, y, z: in e3nn's basis, which these models rotate in, they turn as a position does.
+    The rows of l=1 are x, y, z: in e3nn's basis, which these models rotate in, they rotate as a position does.
     """
     starts = accumulate(((lmax + 1) ** 2 for lmax in lmax_list[:-1]), initial=0)
     parts = [coefficients[:, start : start + 4] for start in starts]  # (N, 4, C) each

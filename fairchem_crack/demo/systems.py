@@ -27,7 +27,7 @@ FACETS = {"fcc111": fcc111, "fcc100": fcc100, "bcc110": bcc110, "bcc100": bcc100
 SLAB_SIZE = (2, 2, 3)
 VACUUM = 7.0  # A on each side of the slab
 
-# Metals seen in training, alone or alloyed; the held-out ones appear in training only inside alloys (see `catalysts`).
+# Metals seen in training, pure or alloyed; the held-out ones appear in training only inside alloys (see `catalysts`).
 HELD_OUT_METALS = ("Pd", "Au")
 ADSORBATES = ("H", "C", "N", "O", "CH", "NH", "OH", "CO", "N2", "CH2", "H2O", "CH3")
 HELD_OUT_ADSORBATES = ("NO", "NH2", "HCO")

@@ -24,7 +24,7 @@ COLORS = {"undistilled": "#7d8794", "student": "#d1495b", "teacher": "#1d3557"}
 MARKERS = {"undistilled": "o", "student": "s", "teacher": "D"}
 # Of further models, in their order.
 FURTHER = (("#2a9d8f", "^"), ("#b8860b", "v"), ("#7b4fa3", "P"), ("#3f7d20", "X"), ("#a0522d", "p"), ("#c2529a", "h"))
-# Okabe and Ito's without the yellow that white paper swallows, and five more as far from them and from each other.
+# Okabe and Ito's without the yellow that is hard to see on white, and five more as far from them and from each other.
 PALETTE = (
     *("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#000000"),
     *("#6a2fa0", "#9bc400", "#8b5a2b", "#b0003a", "#00d8c0"),

@@ -9,7 +9,7 @@ BEST, LAST = "best_checkpoint.pt", "checkpoint.pt"  # of a run, in a directory o
 
 
 def short_names(checkpoints: Sequence[Path], taken: Collection[str] = ()) -> dict[Path, str]:
-    """The shortest unique name of each checkpoint: its run, or else its file, after the directories that tell it apart.
+    """The shortest unique name of each checkpoint: its run, or else its file, with the directories that make it unique.
 
     Args:
         checkpoints: different files.
@@ -21,7 +21,7 @@ def short_names(checkpoints: Sequence[Path], taken: Collection[str] = ()) -> dic
         runs = paths  # two files of a run, or files that differ in their suffix only
     names = {}
     for path, given in zip(runs, checkpoints):
-        others = [other.parts for other in runs if other != path] + [(name,) for name in taken]
+        others = [run.parts for run in runs if run != path] + [(name,) for name in taken]
         depth = 1
         while depth < len(path.parts) and any(parts[-depth:] == path.parts[-depth:] for parts in others):
             depth += 1

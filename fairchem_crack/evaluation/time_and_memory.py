@@ -106,7 +106,7 @@ def measure_throughput(
 def peak_growth(work: Callable[[], Any], device: torch.device) -> tuple[Any, Optional[int]]:
     """What `work()` returns, and by how many bytes memory grew meanwhile, at its peak.
 
-    On CUDA of the memory that torch allocates; on CPU of the resident memory, None where the system does not tell.
+    On CUDA of the memory that torch allocates; on CPU of the resident memory, None where the system does not report it.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

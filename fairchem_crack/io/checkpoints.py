@@ -138,7 +138,7 @@ def read(path: Path, *, trust: bool = False, **options: Any) -> Any:
 
 @contextmanager
 def reading_safely(*configs: Any, trust: bool = False) -> Iterator[None]:
-    """Within it fairchem, which has a path and nothing that says how to read it, reads files as `read` does.
+    """Context in which fairchem, which only has a path and no way to say how to read it, reads files as `read` does.
 
     Args:
         configs: those that fairchem is given; whatever file they name is tried first, since torch's own errors name none.

@@ -17,16 +17,16 @@ CHOOSING = {"first_n", "sample_n", "no_shuffle"}  # options that say which syste
 
 
 class _Loader(OCPTrainer):
-    """As much of fairchem's trainer as reads the options of datasets and makes them."""
+    """The part of fairchem's trainer that reads the options of datasets and opens them."""
 
     def load(self, inference_only: bool) -> None:
         """Nothing: `load_split` loads one split."""
 
     def get_sampler(self, dataset: Any, batch_size: int, shuffle: bool) -> None:
-        """None: nothing is drawn."""
+        """None: no sampler is needed."""
 
     def get_dataloader(self, dataset: Any, sampler: Any, workers: Any = None) -> None:
-        """None: no batch is made."""
+        """None: no loader is needed."""
 
 
 def dataset_key(split: str) -> str:
@@ -35,9 +35,9 @@ def dataset_key(split: str) -> str:
 
 
 def only_split(config: dict, split: str) -> dict:
-    """A trainer's config in which one split alone has a source; the training's settings stay, which others take over."""
+    """A trainer's config in which only one split has a source. The training's settings stay: other splits use them."""
     without_source = {name: value for name, value in config["dataset"].items() if name != "src"}
-    kept = {**config, **{dataset_key(other): {} for other in SPLITS}, "dataset": without_source}
+    kept = {**config, **{dataset_key(name): {} for name in SPLITS}, "dataset": without_source}
     return {**kept, dataset_key(split): config[dataset_key(split)]}
 
 
@@ -79,7 +79,7 @@ def load_split(config: dict, split: str) -> Dataset:
 
 
 def open_dataset(options: dict, split: str = "val") -> Dataset:
-    """A dataset by fairchem's options alone, `{split}_split_settings` among them; see `load_split`."""
+    """A dataset by fairchem's options only, `{split}_split_settings` among them; see `load_split`."""
     return load_split({"dataset": {split: {**options, "use_train_settings": False}}, "loss_functions": [{}]}, split)
 
 

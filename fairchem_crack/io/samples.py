@@ -1,4 +1,4 @@
-"""Some of many."""
+"""An evenly spaced sample of indices."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class Gathering:
         sizes[dist.get_rank()] = len(values)
         dist.all_reduce(sizes)
         self.counts = sizes.tolist()
-        padded = self._own.new_zeros((max(self.counts), *values.shape[1:]))  # all_gather wants equal shapes
+        padded = self._own.new_zeros((max(self.counts), *values.shape[1:]))  # all_gather needs equal shapes
         padded[: len(values)] = self._own
         self._parts = [torch.empty_like(padded) for _ in self.counts]
         self._work = dist.all_gather(self._parts, padded, async_op=True)

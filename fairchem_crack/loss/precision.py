@@ -10,7 +10,7 @@ import torch
 
 @contextmanager
 def full_precision(device_type: str) -> Iterator[None]:
-    """Within it, float32 operations are computed in float32.
+    """Context in which float32 operations are computed in float32.
 
     No autocast, and matrix products without TF32 (CUDA) or bfloat16 (CPU), which `allow_tf32` and
     `torch.set_float32_matmul_precision` permit: they keep 10 or 7 bits of 23, and the difference of two nearly equal

@@ -23,12 +23,12 @@ SPLITS = 32  # programs that share the rows of a column
 
 
 @triton.jit
-def _counted(column, first, end, cosine, threshold, row_id, column_id, EXCLUDES: tl.constexpr):
+def _included(column, first, end, cosine, threshold, row_id, column_id, EXCLUDES: tl.constexpr):
     """Bool, which entries are summed: inside the range, and not too near to another pair in the teacher."""
-    counted = (column >= first) & (column < end)
+    included = (column >= first) & (column < end)
     if EXCLUDES:
-        counted = counted & (((tl.abs(cosine) > threshold) & (row_id != column_id)) == 0)
-    return counted
+        included = included & (((tl.abs(cosine) > threshold) & (row_id != column_id)) == 0)
+    return included
 
 
 @triton.jit
@@ -53,18 +53,18 @@ def row_kernel(
             cosine *= tl.load(teacher_scale + row)
             row_id = tl.load(row_ids + row)
             column_id = tl.load(column_ids + start + column, mask=inside, other=-1)
-        counted = _counted(start + column, row_first, row_end, cosine, threshold, row_id, column_id, EXCLUDES) & inside
+        included = _included(start + column, row_first, row_end, cosine, threshold, row_id, column_id, EXCLUDES) & inside
         before = tl.load(moment + row)
         if WEIGHTED:
             its_sum = tl.load(log_sum + start + column, mask=inside, other=0.0)
             slope = tl.load(weight + start + column, mask=inside, other=0.0)
             slope *= tl.exp2(x - its_sum) - tl.exp2(-x - its_sum)
-            tl.store(moment + row, before + tl.sum(tl.where(counted, x * slope, 0.0), 0))
+            tl.store(moment + row, before + tl.sum(tl.where(included, x * slope, 0.0), 0))
         else:
             top = tl.load(largest + row)
-            raised = tl.maximum(top, tl.max(tl.where(counted, tl.abs(x), 0.0), 0))
-            up = tl.where(counted, tl.exp2(x - raised), 0.0)
-            down = tl.where(counted, tl.exp2(-x - raised), 0.0)
+            raised = tl.maximum(top, tl.max(tl.where(included, tl.abs(x), 0.0), 0))
+            up = tl.where(included, tl.exp2(x - raised), 0.0)
+            down = tl.where(included, tl.exp2(-x - raised), 0.0)
             shrink = tl.exp2(top - raised)
             tl.store(total + row, tl.load(total + row) * shrink + tl.sum(up + down, 0))
             tl.store(moment + row, before * shrink + tl.sum(x * (up - down), 0))
@@ -105,8 +105,8 @@ def column_kernel(
             cosine -= tl.load(teacher_gram + of_j + column[None, :], mask=inside[None, :], other=0.0)
             cosine *= tl.load(teacher_scale + row, mask=is_row, other=0.0)[:, None]
             row_id = tl.load(row_ids + row, mask=is_row, other=-1)[:, None]
-        counted = (
-            _counted(
+        included = (
+            _included(
                 row[:, None],
                 column_first[None, :],
                 column_end[None, :],
@@ -118,9 +118,9 @@ def column_kernel(
             )
             & is_row[:, None]
         )
-        raised = tl.maximum(top, tl.max(tl.where(counted, tl.abs(x), 0.0), 0))
-        up = tl.where(counted, tl.exp2(x - raised[None, :]), 0.0)
-        down = tl.where(counted, tl.exp2(-x - raised[None, :]), 0.0)
+        raised = tl.maximum(top, tl.max(tl.where(included, tl.abs(x), 0.0), 0))
+        up = tl.where(included, tl.exp2(x - raised[None, :]), 0.0)
+        down = tl.where(included, tl.exp2(-x - raised[None, :]), 0.0)
         shrink = tl.exp2(top - raised)
         summed = summed * shrink + tl.sum(up + down, 0)
         of_x = of_x * shrink + tl.sum(x * (up - down), 0)
@@ -159,7 +159,7 @@ def atom_kernel(
         if EXCLUDES:
             cosine = (teacher_own - tl.load(teacher_gram + of_other, mask=inside, other=0.0)) * tl.load(teacher_scale + row)
             row_id = tl.load(row_ids + row)
-        counted = _counted(
+        included = _included(
             start + column, tl.load(first + row), tl.load(end + row), cosine, threshold, row_id, column_id, EXCLUDES
         )
         of_x = tl.zeros((COLUMNS,), tl.float32)
@@ -168,5 +168,5 @@ def atom_kernel(
             of_x += tl.load(row_weight + row) * (tl.exp2(x - log_sum) - tl.exp2(-x - log_sum))
         if OF_COLUMNS:
             of_x += of_column * (tl.exp2(x - its_sum) - tl.exp2(-x - its_sum))
-        out += tl.where(counted, of_x, 0.0) * tl.load(slope + row)
+        out += tl.where(included, of_x, 0.0) * tl.load(slope + row)
     tl.store(gradient + atom * width + column, out, mask=inside)

@@ -33,8 +33,8 @@ class Source(Protocol):
     def __call__(self, indices: Sequence[int]) -> list[Record]:
         """The records of these systems, made together."""
 
-    def alone(self, index: int, kept: Record) -> Record:
-        """The record of one system, made without any other, of the same coordinates of the Jacobian as `kept`."""
+    def recompute(self, index: int, kept: Record) -> Record:
+        """The record of one system, in a batch by itself, with the coordinates of the Jacobian of `kept`."""
 
 
 class TeacherSource:
@@ -47,7 +47,7 @@ class TeacherSource:
         """See `Source`; the systems are one batch of the teacher."""
         return self._records([self.dataset[index] for index in indices])
 
-    def alone(self, index: int, kept: Record) -> Record:
+    def recompute(self, index: int, kept: Record) -> Record:
         """See `Source`."""
         rows = kept.values.get(keys.FORCE_JACOBIAN)
         coordinates = None if rows is None else kept_coordinates(torch.from_numpy(np.array(rows)))
@@ -85,7 +85,7 @@ class CalculatorSource:
         """See `Source`."""
         return [self._record(index) for index in indices]
 
-    def alone(self, index: int, kept: Record) -> Record:
+    def recompute(self, index: int, kept: Record) -> Record:
         """See `Source`."""
         return self._record(index)
 
@@ -93,7 +93,7 @@ class CalculatorSource:
         system, atoms = self.dataset[index], atoms_at(self.dataset, index)
         try:
             energy, forces = energy_and_forces(self.calculator, atoms)
-        except Exception as error:  # a calculator raises what it likes
+        except Exception as error:  # a calculator can raise anything
             raise CacheError(
                 f"--calculator {self.name}: system {index} of {self.dataset.name}, {atoms.get_chemical_formula()}: "
                 f"{type(error).__name__}: {error}"

@@ -21,11 +21,11 @@ from fairchem_crack.teacher.frozen import TeacherOutputs, load_teacher
 
 OTHERS = ("charge", "spin", "initial_charges", "initial_magmoms")  # as `io.atoms` gives them to a calculator
 NAMED = 4  # settings that a message names
-SAMPLE = 64  # systems compared with their records before the first step; every other one when it is read
+SAMPLE = 64  # systems compared with their records before the first step; the others when they are read
 
 
 def open_cache(config: TeacherConfig, device: torch.device) -> TeacherCache:
-    """The cache of `config`, compared with the teacher's checkpoint where that is at hand.
+    """The cache of `config`, compared with the teacher's checkpoint where that is available.
 
     Raises:
         CacheError: the cache cannot be used, or is another teacher's, or was made with another relation graph or precision.
@@ -39,7 +39,7 @@ def open_cache(config: TeacherConfig, device: torch.device) -> TeacherCache:
             "another cache with `fairchem-crack cache-teacher`."
         )
     if config.checkpoint is None or not Path(config.checkpoint).is_file():
-        logging.info(f"Teacher cache {config.cache}: used without its teacher's checkpoint, which is not at hand.")
+        logging.info(f"Teacher cache {config.cache}: used without its teacher's checkpoint, which is not available.")
         return cache
     teacher = load_teacher(config, device)
     teacher.close()
@@ -82,7 +82,7 @@ class CachedDataset(Dataset):
         if lacking:
             raise CacheError(
                 f"Teacher cache {cache.directory} holds {', '.join(cache.plan.fields)}, and no {', '.join(lacking)}, which "
-                "terms of loss_functions need. Write another one to another directory: `fairchem-crack cache-teacher` keeps "
+                "terms of loss_functions need. Write a new cache to another directory: `fairchem-crack cache-teacher` keeps "
                 "what the terms of its YAML need."
             )
         size = len(dataset)  # type: ignore[arg-type]
@@ -125,7 +125,7 @@ def record_of(cache: TeacherCache, system: Data, index: int, name: str, parts: O
 
 
 class CachedTeacher:
-    """A teacher whose answers are in the batch; the same to a training as `teacher.Teacher`."""
+    """A teacher whose outputs are in the batch; a training uses it as it does `teacher.Teacher`."""
 
     def __init__(self, cache: TeacherCache) -> None:
         plan = cache.plan
@@ -133,14 +133,14 @@ class CachedTeacher:
         self.width, self.max_atomic_number, self.cutoff = plan.width, plan.max_atomic_number, plan.graph.get("cutoff")
         self.vector_width, self.cache, self.use_pbc = plan.vector_width, cache, plan.graph.get("use_pbc", True)
 
-    def __call__(self, batch: Batch, wanted: Collection[str] = (keys.NODE_EMBEDDING,), seed: int = 0) -> TeacherOutputs:
+    def __call__(self, batch: Batch, requested: Collection[str] = (keys.NODE_EMBEDDING,), seed: int = 0) -> TeacherOutputs:
         """The cached outputs for the batch.
 
         Args:
-            wanted: fields of `TeacherOutputs`, of those that `CachedDataset` has attached.
+            requested: fields of `TeacherOutputs`, of those that `CachedDataset` has attached.
             seed: chooses which of the kept rows of `force_jacobian` each system gets.
         """
-        held = {name: batch[keys.TEACHER_PREFIX + name] for name in wanted}
+        held = {name: batch[keys.TEACHER_PREFIX + name] for name in requested}
         fields: dict[str, Any] = {name: value.float() for name, value in held.items()}
         if keys.FORCE_JACOBIAN in held:
             fields[keys.FORCE_JACOBIAN] = choose_rows(batch, fields[keys.FORCE_JACOBIAN], seed)

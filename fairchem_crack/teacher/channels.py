@@ -1,4 +1,4 @@
-"""By how much each channel of the teacher's embeddings varies between atoms: the scale in which embeddings are compared."""
+"""How much each channel of the teacher's embeddings varies between atoms: the scale in which embeddings are compared."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ChannelStatistics:
     Attributes:
         channel_mean: (D,) of the node embedding.
         channel_std: (D,) standard deviation, see `_bounded`.
-        vector_rms: (D_v,) root mean square length of the vector embedding, which has no mean: it turns with the system;
+        vector_rms: (D_v,) root mean square length of the vector embedding, which has no mean: it rotates with the system;
             None for a teacher without.
     """
 
@@ -40,7 +40,7 @@ class ChannelStatistics:
 
     @classmethod
     def of_own_units(cls, width: int, device: torch.device) -> ChannelStatistics:
-        """Those by which node embeddings of `width` channels stay as they are."""
+        """Statistics that leave node embeddings of `width` channels unchanged."""
         return cls(torch.zeros(width, device=device), torch.ones(width, device=device), None)
 
     def state_dict(self) -> dict[str, Any]:
@@ -55,7 +55,7 @@ class ChannelStatistics:
 
 
 def channel_statistics(teacher: TeacherOutputs) -> ChannelStatistics:
-    """Of the atoms of a batch, whose embeddings are finite."""
+    """The statistics over the atoms of a batch, whose embeddings are finite."""
     nodes, vectors = teacher.node_embedding, teacher.vector_embedding
     exact = nodes.double()
     mean = exact.mean(dim=0)

@@ -47,7 +47,7 @@ class TeacherOutputs:
         atom_energies: (N,) eV; their sum over a system is its energy.
         energy: (B,) eV.
         forces: (N, 3) eV/A.
-        force_jacobian: what it was asked for, see `jacobian`.
+        force_jacobian: the requested rows, see `Teacher.jacobian_at`.
     """
 
     edge_index: Tensor
@@ -59,7 +59,7 @@ class TeacherOutputs:
     force_jacobian: JacobianRows | None = None
 
     def __getitem__(self, name: str) -> Any:
-        """A field that was asked for."""
+        """A requested field."""
         value = getattr(self, name)
         assert value is not None, name
         return value
@@ -91,22 +91,22 @@ class Teacher:
         self.cutoff: float | None = getattr(self.features.backbone, "cutoff", None)
         self.use_pbc: bool = getattr(self.features.backbone, "use_pbc", True)
 
-    def __call__(self, batch: Batch, wanted: Collection[str] = (keys.NODE_EMBEDDING,), seed: int = 0) -> TeacherOutputs:
+    def __call__(self, batch: Batch, requested: Collection[str] = (keys.NODE_EMBEDDING,), seed: int = 0) -> TeacherOutputs:
         """Run the teacher on a batch on its device.
 
-        Its outputs for a system do not depend on the other systems of the batch, see `_OfItsSystemAlone`; the caller's
+        Its outputs for a system do not depend on the other systems of the batch, see `_BatchIndependent`; the caller's
         random number stream is left as it was.
 
         Args:
-            wanted: fields of `TeacherOutputs`; a teacher asked for embeddings alone runs none of its later blocks.
+            requested: fields of `TeacherOutputs`; where only embeddings are requested, the blocks after them do not run.
             seed: of the coordinates of `force_jacobian`.
         """
         with self._as_configured(batch):
-            if set(wanted) <= {keys.NODE_EMBEDDING, keys.VECTOR_EMBEDDING, keys.FORCE_JACOBIAN}:
-                outputs = self._embed(own(batch), keys.VECTOR_EMBEDDING in wanted)
+            if set(requested) <= {keys.NODE_EMBEDDING, keys.VECTOR_EMBEDDING, keys.FORCE_JACOBIAN}:
+                outputs = self._embed(own(batch), keys.VECTOR_EMBEDDING in requested)
             else:
-                outputs = self._predict(own(batch), wanted)
-        if keys.FORCE_JACOBIAN in wanted:
+                outputs = self._predict(own(batch), requested)
+        if keys.FORCE_JACOBIAN in requested:
             outputs = replace(outputs, force_jacobian=self.jacobian_at(batch, draw_coordinates(batch, seed)))
         return outputs
 
@@ -124,7 +124,7 @@ class Teacher:
         self.model.eval()
         # autocast rounds the vectors between periodic images, 0.06 A of 20 A in bfloat16
         exact = partial(torch.autocast, batch.pos.device.type, enabled=False)
-        with self.features.making_edges(_OfItsSystemAlone, exact):
+        with self.features.making_edges(_BatchIndependent, exact):
             return self.model(batch)
 
     @torch.inference_mode()
@@ -145,18 +145,18 @@ class Teacher:
     def _forces(self, batch: Batch) -> Tensor:
         return self._predict(batch, (keys.FORCES,))[keys.FORCES]
 
-    def _predict(self, batch: Batch, wanted: Collection[str]) -> TeacherOutputs:
+    def _predict(self, batch: Batch, requested: Collection[str]) -> TeacherOutputs:
         """The embeddings, and energy and forces if they are among the requested fields, of the model run to its end."""
         features = self.features
         fields: dict[str, Any] = {}
         with torch.set_grad_enabled(features.has_gradient_forces):
             raw = self._run(batch)
-        if not {keys.ENERGY, keys.ATOM_ENERGIES}.isdisjoint(wanted):
+        if not {keys.ENERGY, keys.ATOM_ENERGIES}.isdisjoint(requested):
             output = self.outputs[keys.ENERGY]
             energy = predicted(raw, keys.ENERGY, output.name).detach().float().view(-1)
             fields[keys.ENERGY] = total = output.in_ev(energy, batch)
             fields[keys.ATOM_ENERGIES] = output.atoms_in_ev(features.atom_energies.detach().float()[:, 0], total, batch)
-        if keys.FORCES in wanted:
+        if keys.FORCES in requested:
             output = self.outputs[keys.FORCES]
             fields[keys.FORCES] = output.in_ev(predicted(raw, keys.FORCES, output.name).detach().float().view(-1, 3), batch)
         if features.vector_width:
@@ -212,14 +212,14 @@ class Teacher:
 
 
 def own(batch: Batch) -> Batch:
-    """A shallow copy for a model of its own: some add to their batch, or ask for the gradient of its positions."""
+    """A shallow copy for a model of its own: some add to their batch, or require the gradient of its positions."""
     copied = copy.copy(batch)
     copied.pos = batch.pos.detach()
     return copied
 
 
-class _OfItsSystemAlone(TorchFunctionMode):
-    """Within it a model's outputs for a system are those for the system alone; a cache has the same records for any batch.
+class _BatchIndependent(TorchFunctionMode):
+    """Context in which a model's outputs for a system, and so a cache's records, do not depend on the rest of the batch.
 
     EquiformerV2, eSCN and eSEN draw a random frame for each edge, which their grids make visible in the third digit: here
     all edges draw the same numbers. Among equally distant neighbors beyond `max_neighbors` the first ones are kept. Both
@@ -227,7 +227,7 @@ class _OfItsSystemAlone(TorchFunctionMode):
     detour in Python for nothing.
     """
 
-    FRAME = (0.83, 0.31, 0.07)  # any numbers in [0, 1): where the vector is parallel to an edge, the models turn it
+    FRAME = (0.83, 0.31, 0.07)  # any numbers in [0, 1): where the vector is parallel to an edge, the models rotate it
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
@@ -300,7 +300,7 @@ def _outputs(checkpoint: dict, path: Path, device: torch.device) -> ModelOutputs
 
 
 def _check_ema(model: nn.Module, ema: dict, path: Path) -> None:
-    """Raise ValueError unless the EMA has one tensor for each trainable parameter: fairchem would take what there is."""
+    """Raise ValueError unless the EMA has one tensor for each trainable parameter: fairchem would load any number."""
     expected = [parameter.shape for parameter in model.parameters() if parameter.requires_grad]
     shapes = [value.shape for value in ema["shadow_params"]]
     if shapes != expected:

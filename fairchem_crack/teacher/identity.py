@@ -14,7 +14,7 @@ from torch import Tensor
 from fairchem_crack.adapters import Features
 from fairchem_crack.adapters.outputs import ModelOutputs
 
-# Of the code here that makes a teacher's outputs (edges, frames, autocast, units): raise it when it changes them.
+# Version of the code here that makes a teacher's outputs (edges, frames, autocast, units): raise it when they change.
 CODE = 1
 WITHOUT_EFFECT = ("scale_file", "otf_graph", "use_pbc_single")  # of a model's config: in the weights, or set by the data
 
@@ -36,7 +36,7 @@ def of_teacher(config: Mapping[str, Any], outputs: ModelOutputs, features: Featu
 
 
 def of_calculator(calculator: Any, name: str) -> dict[str, Any]:
-    """The parameters of an ASE calculator as it says them, and the source of its class and of the module that made it.
+    """The parameters that an ASE calculator reports, and the source of its class and of the module that made it.
 
     Args:
         name: as on the command line, `package.module:function` or one that ASE knows.

@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 from torch_geometric.data import Batch
 
-FEWEST = 4  # systems that judge a fit of the elements
+FEWEST = 4  # systems needed to evaluate a fit of the elements
 DETERMINED = 1e-6  # by which the leverage of a system is below 1 where the other systems determine its fitted value
 REMOVED = 0.1  # of the error left: the fit explains it
 

@@ -96,7 +96,7 @@ class CheckedTrainer(ResumableTrainer):
         refuse(lambda_faults(optim["scheduler_params"]))
         if self.train_loader is not None:
             check_warmup(optim["scheduler_params"], len(self.train_loader))
-        self.config["optim"] = copy.deepcopy(optim)  # fairchem turns its epochs into steps; a resubmitted run must not twice
+        self.config["optim"] = copy.deepcopy(optim)  # fairchem converts its epochs to steps, which must happen once only
         EquiformerV2ForcesTrainer.load_extras(self)  # type: ignore[arg-type]
         self.config["optim"] = optim
 

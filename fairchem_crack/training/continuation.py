@@ -13,9 +13,9 @@ from torch.optim import lr_scheduler
 
 from fairchem_crack import keys
 
-# Without which no state of an optimizer, a schedule or a projection fits.
+# Options on which the state of an optimizer, a schedule or a projection depends: it fits no other.
 CLASSES = ("optim.optimizer", "optim.scheduler", "optim.scheduler_params.lambda_type", "task.distill.projection.kind")
-# Options of what fairchem loads from a checkpoint, which has the last word; those of the schedule are added to them.
+# Options of the state that fairchem loads from a checkpoint, which decides them; those of the schedule are added.
 STATEFUL = ("optim.lr_initial", "optim.optimizer_params", "optim.weight_decay", "optim.scheduler_params")
 TRANSFORMS = "dataset.train.transforms"  # likewise, where the checkpoint has them
 PATHS = ("dataset.train.src", "dataset.train.metadata_path")  # of what `dataset.train.content` compares
@@ -50,7 +50,7 @@ class Resumed:
 
 
 def compare(resumed: Resumed, identity: dict[str, Any], *, steps_per_epoch: int) -> None:
-    """Say, on rank 0, in what a training differs from the one that it resumes.
+    """Log, on rank 0, how a training differs from the one that it resumes.
 
     Args:
         identity: of the training.
@@ -64,11 +64,11 @@ def compare(resumed: Resumed, identity: dict[str, Any], *, steps_per_epoch: int)
             "what it was trained with. To begin another training from its weights, give another --timestamp-id, and a "
             "best_checkpoint.pt as --checkpoint; task.distill.resume: student resumes the student, and begins all else anew."
         )
-    found = differences(resumed.identity, identity)
+    changed = differences(resumed.identity, identity)
     if not distutils.is_master():
         return
-    kept = [one for one in found if is_kept(one, identity["optim"])]
-    taken = [one for one in found if one not in kept]
+    kept = [difference for difference in changed if is_kept(difference, identity["optim"])]
+    taken = [difference for difference in changed if difference not in kept]
     where = f"{resumed.path} (step {resumed.step})"
     if taken:
         logging.warning(
@@ -76,24 +76,25 @@ def compare(resumed: Resumed, identity: dict[str, Any], *, steps_per_epoch: int)
             "--timestamp-id begins anew."
         )
     if kept:
-        logging.warning(f"{where} has the last word on these options, the config's values have no effect: {_listed(kept)}.")
-    if fault := position_fault(resumed, identity, found, steps_per_epoch):
+        logging.warning(f"{where} decides these options; the config's values have no effect: {_listed(kept)}.")
+    if fault := position_fault(resumed, identity, changed, steps_per_epoch):
         logging.warning(f"{where}: {fault}")
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> list[Difference]:
     """The options in which two identities differ. Numbers count by value; data by content, where both know it."""
-    found = _differences(before, now, "")
-    knows_content = all("content" in (one.get("dataset") or {}).get("train", {}) for one in (before, now))
+    changed = _differences(before, now, "")
+    knows_content = all("content" in (identity.get("dataset") or {}).get("train", {}) for identity in (before, now))
     unknown = [*(PATHS if knows_content else ["dataset.train.content"])]
     unknown += [name for name in ("ranks", "task") if name not in before or name not in now]
     if "task" not in before:
         unknown += [f"loss_functions.{term}" for term in keys.DISTILLATION_TERMS]
     # the numbers in a file of a normalizer or of references are in the checkpoint, too
     return [
-        one
-        for one in found
-        if one.name not in unknown and not (one.name.startswith(TRANSFORMS) and one.name.endswith(".file"))
+        difference
+        for difference in changed
+        if difference.name not in unknown
+        and not (difference.name.startswith(TRANSFORMS) and difference.name.endswith(".file"))
     ]
 
 
@@ -110,28 +111,28 @@ def foreign_state(before: dict[str, Any], now: dict[str, Any]) -> list[Differenc
 
     fairchem groups the parameters where there is a weight decay, and does not where there is none.
     """
-    decays = [_weight_decay(one.get("optim", {})) for one in (before, now)]
-    found = [one for one in differences(before, now) if one.name in CLASSES]
-    return found + ([] if all(decays) or not any(decays) else [Difference("optim.weight_decay", *decays)])
+    decays = [_weight_decay(identity.get("optim", {})) for identity in (before, now)]
+    classes = [difference for difference in differences(before, now) if difference.name in CLASSES]
+    return classes + ([] if all(decays) or not any(decays) else [Difference("optim.weight_decay", *decays)])
 
 
-def is_kept(one: Difference, optim: dict[str, Any]) -> bool:
+def is_kept(difference: Difference, optim: dict[str, Any]) -> bool:
     """Whether the value comes from the checkpoint, whatever the config says.
 
     fairchem's default schedule, a function of `optim`, has no state: its options are the config's.
     """
-    if one.name.startswith(TRANSFORMS):
-        return one.before is not None
-    if one.name == "optim.ema_decay":
-        return one.now is not None  # without it the average is dropped; a checkpoint without average has none to go on with
+    if difference.name.startswith(TRANSFORMS):
+        return difference.before is not None
+    if difference.name == "optim.ema_decay":
+        # without it the average is dropped; a checkpoint without an average has none to continue
+        return difference.now is not None
     name = optim.get("scheduler", "Null")
     schedule = () if name == "Null" else inspect.signature(getattr(lr_scheduler, name)).parameters
-    return any(
-        f"{one.name}.".startswith(f"{option}.") for option in (*STATEFUL, *(f"optim.{option}" for option in schedule))
-    )
+    options = (*STATEFUL, *(f"optim.{option}" for option in schedule))
+    return any(f"{difference.name}.".startswith(f"{option}.") for option in options)
 
 
-def position_fault(resumed: Resumed, identity: dict[str, Any], found: list[Difference], steps_per_epoch: int) -> str:
+def position_fault(resumed: Resumed, identity: dict[str, Any], changed: list[Difference], steps_per_epoch: int) -> str:
     """Why the data that follow are not those that would have followed; empty where they are.
 
     fairchem resumes at a number of steps, in whatever epoch that is now, and skips as many batches of it.
@@ -143,8 +144,8 @@ def position_fault(resumed: Resumed, identity: dict[str, Any], found: list[Diffe
             f"in an epoch fairchem resumes at epoch {epoch:.4g}: systems are repeated or left out, and a schedule in steps "
             "ends in another epoch."
         )
-    names = {one.name for one in found}
-    systems = {_systems_per_step(one) for one in (resumed.identity, identity)}
+    names = {difference.name for difference in changed}
+    systems = {_systems_per_step(training) for training in (resumed.identity, identity)}
     is_other_order = bool(names & {"seed", "dataset.train.content", "dataset.train.src"}) or len(systems - {None}) > 1
     if resumed.step % steps_per_epoch and is_other_order:
         return "the rest of this epoch is drawn in another order; in it, systems are repeated or left out."
@@ -156,8 +157,8 @@ def _systems_per_step(identity: dict[str, Any]) -> int | None:
     return None if ranks is None else ranks * identity["optim"]["batch_size"]
 
 
-def _listed(found: list[Difference]) -> str:
-    return "; ".join(map(str, found))
+def _listed(changed: list[Difference]) -> str:
+    return "; ".join(map(str, changed))
 
 
 def _weight_decay(optim: dict[str, Any]) -> float:

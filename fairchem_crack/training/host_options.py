@@ -1,4 +1,4 @@
-"""Faults of fairchem's own options, which it meets with a traceback in the first steps or drops in silence."""
+"""Faults of fairchem's own options, on which it fails in the first steps or which it drops in silence."""
 
 from __future__ import annotations
 
@@ -165,7 +165,7 @@ def validation_faults(options: dict, optim: dict) -> Iterator[Fault]:
 
 
 def optim_faults(optim: dict) -> Iterator[Fault]:
-    """A number of `optim` that is missing or impossible, which fairchem meets only after training has begun."""
+    """A number of `optim` that is missing or impossible, at which fairchem fails only after training has begun."""
     for name, smallest in SMALLEST.items():
         path, value = f"optim.{name}", optim.get(name, smallest)
         is_integer = isinstance(value, int) and not isinstance(value, bool)

@@ -50,7 +50,7 @@ def of_training(config: dict[str, Any], *, ranks: Optional[int], content: Option
 
 
 def of_distillation(config: DistillConfig, terms: list[TermConfig], *, cache: Optional[str]) -> dict[str, Any]:
-    """What distillation adds to it. The teacher itself has a fingerprint of its own, wherever it lies.
+    """What distillation adds to the identity. A teacher is identified by its fingerprint, wherever its file lies.
 
     Args:
         cache: the type of the numbers in the teacher's cache; None for a teacher that is run.
@@ -95,14 +95,14 @@ def _defaults_of(stored: dict[str, Any]) -> dict[str, Any]:
     return of_distillation(DistillConfig(TeacherConfig(cache="any")), terms, cache=None)
 
 
-def joined(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """Two mappings of mappings as one; where both have a value, the other's."""
+def joined(base: dict[str, Any], override: dict[str, Any]) -> dict[str, Any]:
+    """Two mappings of mappings as one; where both have a value, that of `override`."""
     both = {
-        name: joined(one[name], value)
-        for name, value in other.items()
-        if isinstance(value, dict) and isinstance(one.get(name), dict)
+        name: joined(base[name], value)
+        for name, value in override.items()
+        if isinstance(value, dict) and isinstance(base.get(name), dict)
     }
-    return {**one, **other, **both}
+    return {**base, **override, **both}
 
 
 def _plain(value: Any) -> Any:

@@ -67,7 +67,7 @@ class CrackLoss:
     relations: RelationsConfig = field(default_factory=RelationsConfig)
 
     def __call__(self, student: Tensor, teacher: Tensor, context: LossContext) -> Elements:
-        """(P',) loss of each anchor, and what the same pass tells of the relations."""
+        """(P',) loss of each anchor, and the diagnostics of the relations from the same pass."""
         if context.pairs is None:
             raise ValueError("The CRACK loss needs the atom pairs of the step.")
         compare = self._among_all_ranks if self.relations.negatives == "world" else self._on_this_rank

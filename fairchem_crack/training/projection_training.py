@@ -26,10 +26,10 @@ class ProjectionTraining:
     """
 
     def __init__(self, projections: Projections, student: torch.optim.Optimizer) -> None:
-        """Make an optimizer after the example of the student's."""
+        """Make an optimizer like the student's."""
         self.projections = projections
         self._statistics: ChannelStatistics | None = None
-        # some optimizers have defaults that are not theirs to be given: `decoupled_weight_decay` of AdamW since torch 2.7
+        # some defaults are no arguments of the constructor: `decoupled_weight_decay` of AdamW since torch 2.7
         accepted = inspect.signature(type(student)).parameters
         options = {name: value for name, value in student.defaults.items() if name in accepted}
         parameters = projections.parameters()
@@ -37,7 +37,7 @@ class ProjectionTraining:
 
     @property
     def statistics(self) -> ChannelStatistics:
-        """Of the teacher's channels, which `measure` or a checkpoint brings."""
+        """Statistics of the teacher's channels, from `measure` or a checkpoint."""
         if self._statistics is None:
             raise RuntimeError("The preflight has to measure the teacher's channels before the first step.")
         return self._statistics
@@ -64,7 +64,7 @@ class ProjectionTraining:
         self.optimizer.zero_grad()
 
     def drop_gradients(self) -> None:
-        """Forget the gradients of a step that is skipped."""
+        """Drop the gradients of a step that is skipped."""
         if self.optimizer is not None:
             self.optimizer.zero_grad()
 

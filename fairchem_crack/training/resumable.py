@@ -24,7 +24,7 @@ LAST = "checkpoint.pt"  # of a run, where it resumes
 
 
 class ResumableTrainer(PerSystemTrainer):
-    """fairchem's OCP trainer, whose training checkpoint has one more entry and can be asked for at any moment.
+    """fairchem's OCP trainer, whose training checkpoint has one more entry and can be requested at any moment.
 
     A scheduler that takes the machine away sends a signal, and fairchem's handler saves (`Runner.checkpoint`): in the middle
     of a step, between the updates of two optimizers, in an evaluation with averaged weights, or before training began. What
@@ -47,7 +47,7 @@ class ResumableTrainer(PerSystemTrainer):
     _validation: tuple[int, dict] | None = None  # the last step that was validated while training, and its metrics
 
     def _only_training(self) -> AbstractContextManager:
-        """Within it no other training writes the files of this run."""
+        """Context in which no other training writes the files of this run."""
         return nullcontext() if self.is_debug else only_training(self._checkpoint(LAST).parent)
 
     def _own_state(self) -> dict | None:
@@ -78,7 +78,7 @@ class ResumableTrainer(PerSystemTrainer):
     def _complete_step(self, *, is_last: bool, disable_tqdm: bool) -> None:
         """Validate and save the step at which the training stands, as far as that is due and has not been done.
 
-        fairchem does either at multiples of `eval_every` and `checkpoint_every` alone, which need not be the end; and an
+        fairchem does either at multiples of `eval_every` and `checkpoint_every` only, which need not be the end; and an
         interruption may come between a step's checkpoint and its validation.
 
         Args:
@@ -109,23 +109,23 @@ class ResumableTrainer(PerSystemTrainer):
             self.save()
 
     def validate(self, split: str = "val", disable_tqdm: bool = False) -> dict:
-        """Validate as fairchem does; `save` knows of it."""
+        """Validate as fairchem does; `save` sees that averaged weights are in use."""
         with self._averaged():
             return super().validate(split, disable_tqdm)
 
     def predict(self, *arguments: Any, **options: Any) -> Any:
-        """Predict as fairchem does; `save` knows of it."""
+        """Predict as fairchem does; `save` sees that averaged weights are in use."""
         with self._averaged():
             return super().predict(*arguments, **options)
 
     def run_relaxations(self) -> None:
-        """Relax as fairchem does; `save` knows of it."""
+        """Relax as fairchem does; `save` sees that averaged weights are in use."""
         with self._averaged():
             super().run_relaxations()
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
-        """Within it, the model's weights are the average's from when the EMA has collected the student's own."""
+        """Context in which the model's weights are the average's, once the EMA has collected the student's own."""
         if self.ema is not None:
             self.ema.collected_params = []  # those of the last time
         self._is_averaged = True
@@ -172,7 +172,7 @@ class ResumableTrainer(PerSystemTrainer):
 
     def _save(self, metrics: dict | None, checkpoint_file: str, training_state: bool) -> str | None:
         if training_state and self._validation is not None and self._validation[0] == self.step:
-            metrics = self._validation[1]  # which also tell a resumed run that this step has been validated
+            metrics = self._validation[1]  # by which a resumed run also sees that this step has been validated
         file = self._checkpoint(checkpoint_file)
         with writing(file, self.step):
             path = super().save(metrics, f"{checkpoint_file}.partial", training_state)
@@ -186,7 +186,7 @@ class ResumableTrainer(PerSystemTrainer):
                     os.replace(merged, path)
                 os.replace(path, file)
         if training_state and checkpoint_file == LAST:
-            self._saved_step = self.step  # on every rank; rank 0 alone writes
+            self._saved_step = self.step  # on every rank; only rank 0 writes
         return None if path is None else str(file)
 
     def _entry(self, training_state: bool) -> dict | None:
@@ -226,7 +226,7 @@ class ResumableTrainer(PerSystemTrainer):
             if Path(checkpoint_path).resolve() == self._checkpoint(LAST).resolve():
                 self._saved_step = self.step
         if self.best_val_metric is None:
-            self.primary_metric = None  # fairchem would go on with the best of no evaluation
+            self.primary_metric = None  # fairchem would compare with the best of no evaluation
         if (
             self._has_own_state()
             and self.scheduler

@@ -15,7 +15,7 @@ from fairchem_crack.io.locks import LockedError, exclusive
 from fairchem_crack.io.progress import progress_of
 
 LOCK = "training.lock"
-OF_TORCH = ("inline_container.cc", "PytorchStreamWriter")  # in what torch.save says of a disk that is full
+OF_TORCH = ("inline_container.cc", "PytorchStreamWriter")  # parts of torch.save's error where a disk is full
 
 
 @contextmanager
@@ -38,7 +38,7 @@ def only_training(directory: Path) -> Iterator[None]:
 
 
 def _take(directory: Path, stack: ExitStack) -> str:
-    """Take the lock; what to say if that is not possible."""
+    """Take the lock; returns why that is not possible, empty where it is."""
     try:
         stack.enter_context(exclusive(directory / LOCK))
     except LockedError as error:
@@ -53,7 +53,7 @@ def _take(directory: Path, stack: ExitStack) -> str:
 
 @contextmanager
 def writing(file: Path, step: int) -> Iterator[None]:
-    """Within it a checkpoint is written, under the name of `file` with another ending, and takes its place.
+    """Context in which a checkpoint is written beside `file`, under another ending; it replaces `file` at the end.
 
     Raises:
         OSError: that failed. `file` is as it was, and what was written beside it is removed.

@@ -8,8 +8,8 @@ from typing import Any
 from torch.optim import lr_scheduler
 
 POINTS = 500  # steps of a training at which the rate is looked at
-TINY = 1e-4  # of the largest rate: nothing is learnt below
-LATE = 0.9  # of the training, from which on a tiny rate is the end of a schedule
+TINY = 1e-4  # of the largest rate: below it nothing is learned
+LATE = 0.9  # of the training: from there on a tiny rate is the end of a schedule
 
 
 def check_length(scheduler: Any, steps: int) -> None:

@@ -1,4 +1,4 @@
-"""Misspelt names in a YAML or an override, which fairchem drops or adds without a word."""
+"""Misspelt names in a YAML or an override, which fairchem drops or adds without a message."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ OUTPUT = (
 )
 LOSS = ("fn", "coefficient", "reduction")
 METRICS = ("metrics", "primary_metric")
-NEAR = 0.75  # of difflib's ratio, from which on a name is taken for a misspelling
+NEAR = 0.75  # difflib's ratio from which a name counts as a misspelling
 
 
 def nearest(name: Any, known: Iterable[str]) -> Optional[str]:

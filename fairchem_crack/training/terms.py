@@ -56,7 +56,7 @@ class TermContext:
 
     @cached_property
     def _projected(self) -> Tensor:
-        """(N, D) the student's node embedding, projected; one call for all terms, as DDP wants it."""
+        """(N, D) the student's node embedding, projected; one call for all terms, as DDP requires."""
         return self.projection(self.student.node_embedding)
 
     @cached_property

@@ -1,6 +1,6 @@
 """Mixed precision, as far as a machine without a GPU shows it: fairchem's autocast and loss scaling, on the CPU.
 
-fairchem has both for CUDA alone. Here `torch.autocast("cuda")` is the CPU's in bfloat16, and the trainer has a CPU scaler.
+fairchem has both for CUDA only. Here `torch.autocast("cuda")` is the CPU's in bfloat16, and the trainer has a CPU scaler.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class _CpuAutocast(torch.autocast):
 
 @pytest.fixture
 def amp(distilled, monkeypatch):
-    """A training in mixed precision, 6 steps, a checkpoint behind each."""
+    """A training in mixed precision, 6 steps, a checkpoint after each."""
     load = CrackDistillTrainer.load
 
     def with_scaler(trainer, inference_only):
@@ -43,15 +43,15 @@ def amp(distilled, monkeypatch):
 def overflow(monkeypatch):
     """Callable: spoil in some steps the loss, or a gradient of the student or of the projection."""
 
-    def at(steps: tuple[int, ...], what: str) -> None:
+    def at(steps: tuple[int, ...], spoiled_part: str) -> None:
         loss = Distillation.loss
 
         def spoiled(self, step, outputs):
             losses = loss(self, step, outputs)
-            if step.global_step in steps and what == "loss":
+            if step.global_step in steps and spoiled_part == "loss":
                 return losses._replace(total=losses.total * math.inf)
             if step.global_step in steps:
-                module = self.student if what == "student" else self.projections.node
+                module = self.student if spoiled_part == "student" else self.projections.node
                 first = next(parameter for parameter in module.parameters() if parameter.requires_grad)
                 hook = first.register_hook(lambda gradient: (hook.remove(), gradient * math.inf)[1])
             return losses
@@ -84,8 +84,8 @@ def test_finite_gradients_update_the_student_and_the_projection(run, amp):
     two, three = (state(run(amp, name=f"until {stop}", stop_at=stop)) for stop in (3, 4))
     assert (two["step"], three["step"]) == (2, 3) and three["amp"]["scale"] == SCALE
     assert not same_weights(two["state_dict"], three["state_dict"])
-    one, other = (found[keys.CHECKPOINT_KEY][keys.PROJECTION] for found in (two, three))
-    assert not same_weights(one, other)
+    before, after = (checkpoint[keys.CHECKPOINT_KEY][keys.PROJECTION] for checkpoint in (two, three))
+    assert not same_weights(before, after)
 
 
 def test_the_scale_of_the_loss_does_not_reach_the_weights(run, amp, monkeypatch):
@@ -95,28 +95,28 @@ def test_the_scale_of_the_loss_does_not_reach_the_weights(run, amp, monkeypatch)
     assert run(amp, name="scaled").losses() == pytest.approx(plain.losses(), rel=REORDERED)
 
 
-@pytest.mark.parametrize("what", ["loss", "student", "projection"])
-def test_an_overflow_updates_neither_and_lowers_the_scale(run, amp, overflow, caplog, what):
+@pytest.mark.parametrize("spoiled_part", ["loss", "student", "projection"])
+def test_an_overflow_updates_neither_and_lowers_the_scale(run, amp, overflow, caplog, spoiled_part):
     """A loss that is not finite before it is scaled is not made so by a lower scale, which therefore stays."""
-    overflow((3,), what)
+    overflow((3,), spoiled_part)
     amp["optim"]["ema_decay"] = None
     two, three = (state(run(amp, name=f"until {stop}", stop_at=stop)) for stop in (3, 4))
     assert (two["step"], three["step"]) == (2, 3)
-    assert (two["amp"]["scale"], three["amp"]["scale"]) == (SCALE, SCALE if what == "loss" else SCALE / 2)
+    assert (two["amp"]["scale"], three["amp"]["scale"]) == (SCALE, SCALE if spoiled_part == "loss" else SCALE / 2)
     assert same_weights(two["state_dict"], three["state_dict"])
-    one, other = (found[keys.CHECKPOINT_KEY] for found in (two, three))
-    assert same_weights(one[keys.PROJECTION], other[keys.PROJECTION])
-    steps = [found[keys.PROJECTION_OPTIMIZER]["state"][0]["step"] for found in (one, other)]
+    before, after = (file[keys.CHECKPOINT_KEY] for file in (two, three))
+    assert same_weights(before[keys.PROJECTION], after[keys.PROJECTION])
+    steps = [entry[keys.PROJECTION_OPTIMIZER]["state"][0]["step"] for entry in (before, after)]
     assert steps[0] == steps[1]
-    rest = "; 9 more in a row stop the run" if what == "loss" else ", and the loss scale of --amp lowered to 32768"
+    rest = "; 9 more in a row stop the run" if spoiled_part == "loss" else ", and the loss scale of --amp lowered to 32768"
     assert f"The step is skipped{rest}." in caplog.text
 
 
-@pytest.mark.parametrize("what", ["student", "projection"])
-def test_gradients_that_no_scale_makes_finite_stop_the_run(run, amp, overflow, monkeypatch, what):
+@pytest.mark.parametrize("spoiled_part", ["student", "projection"])
+def test_gradients_that_no_scale_makes_finite_stop_the_run(run, amp, overflow, monkeypatch, spoiled_part):
     """The scale goes 4, 2, 1, 0.5: two steps may be for the scale, those after it count."""
     monkeypatch.setitem(globals(), "SCALE", 4.0)
-    overflow(range(1, 7), what)
+    overflow(range(1, 7), spoiled_part)
     amp["task"]["distill"]["max_skipped_steps"] = 3
     with pytest.raises(FloatingPointError, match=r"Step 5: gradients .* not finite.* number 3 in a row: the run stops"):
         run(amp)

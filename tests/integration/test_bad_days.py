@@ -1,4 +1,4 @@
-"""What a long run meets: numbers that are not finite, and interruptions of a student that draws random numbers."""
+"""What happens in a long run: numbers that are not finite, and interruptions of a student that draws random numbers."""
 
 from __future__ import annotations
 

@@ -115,7 +115,7 @@ def many(tmp_path_factory, data) -> dict:
 # ---- what the command writes
 
 
-def test_records_are_what_the_teacher_says(distilled, data, caches):
+def test_records_are_the_teachers_outputs(distilled, data, caches):
     cache = TeacherCache(caches["float32"])
     teacher = load_teacher(TeacherConfig(**distilled["task"]["distill"]["teacher"]), torch.device("cpu"))
     assert (cache.plan.fingerprint, cache.plan.width, cache.plan.teacher) == (teacher.fingerprint(), 16, "equiformer_v2")
@@ -166,10 +166,10 @@ def test_energies_and_forces_are_those_of_the_stock_calculator(run, stock, disti
 def test_vectors_are_kept_on_demand(distilled, data, caches, tmp_path):
     plain, cache = TeacherCache(caches["float16"]), cache_teacher(distilled, tmp_path / "cache", "--vectors")
     assert cache.plan.vector_width == 16 and "vector_embedding" not in plain.plan.fields
-    for one, other in zip(plain.records(), cache.records()):
-        assert np.array_equal(one.values["node_embedding"], other.values["node_embedding"])
-        assert other.values["vector_embedding"].shape == (one.atoms, 3, 16)
-        assert np.abs(other.values["vector_embedding"]).max() > 0.01
+    for record, with_vectors in zip(plain.records(), cache.records()):
+        assert np.array_equal(record.values["node_embedding"], with_vectors.values["node_embedding"])
+        assert with_vectors.values["vector_embedding"].shape == (record.atoms, 3, 16)
+        assert np.abs(with_vectors.values["vector_embedding"]).max() > 0.01
 
 
 def test_another_split(distilled, data, tmp_path):
@@ -183,16 +183,16 @@ def test_another_split(distilled, data, tmp_path):
 def test_the_records_do_not_depend_on_the_number_of_ranks(distilled, many, tmp_path):
     distilled["dataset"] = {"train": many}
     chunk = ("--chunk", "4")
-    one = cache_teacher(distilled, tmp_path / "one", *chunk)
-    two = cache_teacher(distilled, tmp_path / "two", *chunk, "--num-gpus", "2")
+    of_one_rank = cache_teacher(distilled, tmp_path / "one", *chunk)
+    of_two_ranks = cache_teacher(distilled, tmp_path / "two", *chunk, "--num-gpus", "2")
     assert len(list((tmp_path / "two").glob("shard.*.records"))) == 2
-    assert len(one) == 60 and content(one) == content(two)
+    assert len(of_one_rank) == 60 and content(of_one_rank) == content(of_two_ranks)
     (tmp_path / "two" / "header.json").unlink()
     (tmp_path / "two" / "shard.0001.records").unlink()
-    two.close()
-    del two
+    of_two_ranks.close()
+    del of_two_ranks
     again = cache_teacher(distilled, tmp_path / "two", *chunk)  # what is missing, with one
-    assert content(again) == content(one)
+    assert content(again) == content(of_one_rank)
 
 
 def test_a_calculator_of_ase(distilled, data, tmp_path):
@@ -237,7 +237,7 @@ def test_verify(distilled, caches, tmp_path, capsys):
             cache_teacher(distilled, tmp_path / name, "--verify", "12")
 
 
-def test_a_finished_cache_is_left_alone(distilled, caches, capsys):
+def test_a_finished_cache_is_left_unchanged(distilled, caches, capsys):
     before = {file.name: file.stat().st_mtime_ns for file in caches["float16"].iterdir()}
     cache_teacher(distilled, caches["float16"])
     assert {file.name: file.stat().st_mtime_ns for file in caches["float16"].iterdir()} == before
@@ -263,7 +263,7 @@ def test_a_damaged_record_is_repaired(distilled, tmp_path, capsys):
 
 
 def test_a_calculator_that_has_changed_is_refused(distilled, tmp_path, monkeypatch):
-    """Where its name and the parameters that it says are the same."""
+    """Where its name and the parameters that it reports are the same."""
     source = "from ase.calculators.emt import EMT\n\ndef make():\n    return EMT()  # {}\n"
     (tmp_path / "changing.py").write_text(source.format("first"))
     monkeypatch.syspath_prepend(tmp_path)
@@ -271,12 +271,12 @@ def test_a_calculator_that_has_changed_is_refused(distilled, tmp_path, monkeypat
     cache_teacher(distilled, tmp_path / "cache", *flags)
     cache_teacher(distilled, tmp_path / "cache", *flags)
     (tmp_path / "changing.py").write_text(source.format("second"))
-    with pytest.raises(SystemExit, match=r"was begun with identity.source \w+, and is now asked for with \w+\. Give"):
+    with pytest.raises(SystemExit, match=r"was begun with identity.source \w+, and is now requested with \w+\. Give"):
         cache_teacher(distilled, tmp_path / "cache", *flags)
 
 
 def test_another_type_in_the_same_directory(distilled, caches):
-    with pytest.raises(SystemExit, match="was begun with dtype float16, and is now asked for with float32"):
+    with pytest.raises(SystemExit, match="was begun with dtype float16, and is now requested with float32"):
         cache_teacher(distilled, caches["float16"], "--dtype", "float32")
 
 
@@ -308,7 +308,7 @@ def test_what_is_missing_is_named(distilled, tmp_path, change):
 
 
 @pytest.mark.slow
-def test_killed_at_ten_moments_it_goes_on_where_it_was(distilled, many, tmp_path, monkeypatch):
+def test_killed_at_ten_moments_it_resumes_where_it_was(distilled, many, tmp_path, monkeypatch):
     """SIGKILL while the toy teacher runs over chunks of one system; no finished chunk is run again."""
     log = tmp_path / "log"
     source_of = module.Job.source
@@ -498,9 +498,9 @@ def test_another_precision(refused, run, distilled, from_cache, tmp_path):
 
 
 def test_another_dataset(refused, from_cache, data, tmp_path):
-    other = copy.deepcopy(from_cache)
-    other["dataset"]["train"]["src"] = str(data / "val_ood_ads")
-    refused(other, "has no record of system 0 of dataset.train")
+    config = copy.deepcopy(from_cache)
+    config["dataset"]["train"]["src"] = str(data / "val_ood_ads")
+    refused(config, "has no record of system 0 of dataset.train")
 
 
 @pytest.mark.parametrize("change", ["position", "tag", "fixed atom"])
@@ -520,8 +520,8 @@ def test_another_system(refused, distilled, data, caches, tmp_path, change):
 def test_another_order_and_a_part_of_the_data_are_served(run, from_cache, caches):
     whole = run(from_cache, name="whole")
     from_cache["dataset"]["train"].update(no_shuffle=True)
-    other = run(from_cache, name="other")
-    assert len(other.steps) == 6 and other.losses() != whole.losses()
+    reordered = run(from_cache, name="other")
+    assert len(reordered.steps) == 6 and reordered.losses() != whole.losses()
     del from_cache["dataset"]["train"]["no_shuffle"]
     from_cache["dataset"]["train"].update(first_n=4)
     assert len(run(from_cache, name="part").steps) == 2

@@ -1,4 +1,4 @@
-"""A run that is started again with other options says so, or refuses."""
+"""A run that is started again with other options warns, or is refused."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ def begun(run, distilled):
     return distilled
 
 
-def said(caplog) -> list[str]:
+def warnings(caplog) -> list[str]:
     """The warnings about the checkpoint."""
     return [record.message for record in caplog.records if "checkpoint.pt (step 4)" in record.message]
 
 
-def test_the_same_run_elsewhere_says_nothing(run, begun, data, teacher_checkpoint, tmp_path, caplog):
+def test_the_same_run_elsewhere_is_not_warned_of(run, begun, data, teacher_checkpoint, tmp_path, caplog):
     shutil.copytree(data / "train", tmp_path / "moved")
     shutil.copy(teacher_checkpoint, tmp_path / "moved.pt")
     begun["dataset"]["train"]["src"] = str(tmp_path / "moved")
     begun["task"]["distill"]["teacher"]["checkpoint"] = str(tmp_path / "moved.pt")
     begun["loss_functions"][0]["energy"]["coefficient"] = 1.0
-    assert run(begun).steps[0]["step"] == 5 and said(caplog) == []
+    assert run(begun).steps[0]["step"] == 5 and warnings(caplog) == []
 
 
 def test_another_run_is_named_and_its_checkpoints_are_its_own(run, begun, caplog):
@@ -39,7 +39,7 @@ def test_another_run_is_named_and_its_checkpoints_are_its_own(run, begun, caplog
     del begun["loss_functions"][3]
     begun["loss_functions"].append({"node_contrast": {"fn": "info_nce", "coefficient": 1}})
     finished = run(copy.deepcopy(begun), seed=1)
-    taken, kept, position = said(caplog)
+    taken, kept, position = warnings(caplog)
     for change in (
         "seed: 0 -> 1",
         "optim.batch_size: 2 -> 4",
@@ -68,7 +68,7 @@ def test_a_run_without_distillation_is_compared_too(run, stock, caplog):
     stock["optim"]["clip_grad_norm"] = 5
     stock["loss_functions"][1]["forces"]["coefficient"] = 20
     run(stock)
-    (message,) = said(caplog)
+    (message,) = warnings(caplog)
     assert "neither's: optim.clip_grad_norm: 10 -> 5; loss_functions.forces.coefficient: 10 -> 20." in message
 
 

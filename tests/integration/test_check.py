@@ -60,9 +60,9 @@ def check(command, capsys, tmp_path):
     def run(config: dict, *flags: str) -> tuple[int, str]:
         arguments = command(config, *flags)
         before = sorted(tmp_path.rglob("*"))
-        status, said = call(arguments, capsys)
+        status, output = call(arguments, capsys)
         assert sorted(tmp_path.rglob("*")) == before
-        return status, said
+        return status, output
 
     return run
 
@@ -74,18 +74,18 @@ def call(arguments: list[str], capsys) -> tuple[int, str]:
         main(arguments)
     except SystemExit as end:
         status = end.code
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert isinstance(status, int), status
-    return status, said
+    return status, output
 
 
-def section(said: str, name: str) -> str:
+def section(output: str, name: str) -> str:
     """The line of one section."""
-    return next(line for line in said.splitlines() if line.startswith(f"{name} "))
+    return next(line for line in output.splitlines() if line.startswith(f"{name} "))
 
 
-def problems(said: str) -> list[str]:
-    return [line for line in said.splitlines() if line.startswith("- ")]
+def problems(output: str) -> list[str]:
+    return [line for line in output.splitlines() if line.startswith("- ")]
 
 
 def build(options: dict) -> torch.nn.Module:
@@ -107,24 +107,24 @@ def test_a_good_config_has_no_problem(check, distilled, data, monkeypatch):
     load = models.load_teacher
     monkeypatch.setattr(models, "load_teacher", lambda *given: loads.append(given) or load(*given))
     distilled["optim"].update(batch_size=4, eval_every=2)
-    status, said = check(distilled)
-    assert (status, said.splitlines()[-1]) == (0, "No problem found.")
+    status, output = check(distilled)
+    assert (status, output.splitlines()[-1]) == (0, "No problem found.")
     assert len(loads) == 1
     for role, options, width in (("student", STUDENT_MODEL, "D_s = 16"), ("teacher", TEACHER_MODEL, "D = 16")):
-        line = section(said, role)
+        line = section(output, role)
         millions = sum(parameter.numel() for parameter in build(options).parameters()) / 1e6
         assert f"{options['name']}, {millions:.3f}M parameters, {width}, float32 on cpu" in line
-    assert "train 12, val 6, test 6" in section(said, "data")
-    assert "train: energy, forces; val: energy, forces" in section(said, "labels")
+    assert "train 12, val 6, test 6" in section(output, "data")
+    assert "train: energy, forces; val: energy, forces" in section(output, "labels")
     gc.collect()
     expected = pairs_per_system(data / "train")
-    found = re.search(r"([\d.]+) per system, (\d+) per batch of 4 .*sample of 12 systems", section(said, "pairs"))
-    assert float(found[1]) == pytest.approx(expected, abs=0.05)
-    assert int(found[2]) == pytest.approx(4 * expected, abs=0.5)
-    assert "; 3 steps, validated every 2 and saved every 2 and after the last one, too" in section(said, "training")
-    assert "2 of 2 scale factors fitted" in section(said, "scales")
-    assert re.search(r"loss of the relations [\d.]+ MB .*weights [\d.]+ MB", section(said, "memory"))
-    seconds = [float(value) for value in re.findall(r"[\d.]+(?:e-\d+)?(?= s:|,| \()", section(said, "step"))]
+    counts = re.search(r"([\d.]+) per system, (\d+) per batch of 4 .*sample of 12 systems", section(output, "pairs"))
+    assert float(counts[1]) == pytest.approx(expected, abs=0.05)
+    assert int(counts[2]) == pytest.approx(4 * expected, abs=0.5)
+    assert "; 3 steps, validated every 2 and saved every 2 and after the last one, too" in section(output, "training")
+    assert "2 of 2 scale factors fitted" in section(output, "scales")
+    assert re.search(r"loss of the relations [\d.]+ MB .*weights [\d.]+ MB", section(output, "memory"))
+    seconds = [float(value) for value in re.findall(r"[\d.]+(?:e-\d+)?(?= s:|,| \()", section(output, "step"))]
     assert len(seconds) == 4
     assert seconds[0] == pytest.approx(sum(seconds[1:]), rel=0.02)
 
@@ -135,8 +135,8 @@ def test_six_problems_are_named_at_once(check, distilled, tmp_path):
     distilled["dataset"]["val"]["src"] = "data/val_idd"
     distilled["dataset"]["train"]["key_mapping"] = {"y": "energy"}
     del distilled["evaluation_metrics"]["primary_metric"]
-    status, said = check(distilled)
-    found = problems(said)
+    status, output = check(distilled)
+    named = problems(output)
     assert status == 1
     expected = [
         "task.distill.relations.anchr: unknown option. Did you mean `anchor`?",
@@ -146,11 +146,11 @@ def test_six_problems_are_named_at_once(check, distilled, tmp_path):
         "dataset.train: 12 of a sample of 12 systems have no `forces`",
         "task.distill.teacher.checkpoint: teachers/gone.pt is neither a file",
     ]
-    assert [problem[2 : 2 + len(start)] for problem, start in zip(found, expected)] == expected
-    assert len(found) == len(expected)
-    assert "6 problems:" in said
-    assert "left out: there is no sound student with a sound teacher" in section(said, "pairs")
-    assert "left out: only a config without problems is timed" in section(said, "step")
+    assert [problem[2 : 2 + len(start)] for problem, start in zip(named, expected)] == expected
+    assert len(named) == len(expected)
+    assert "6 problems:" in output
+    assert "left out: there is no sound student with a sound teacher" in section(output, "pairs")
+    assert "left out: only a config without problems is timed" in section(output, "step")
 
 
 def test_mistakes_in_fairchems_own_options_are_named(check, distilled, tmp_path):
@@ -159,28 +159,28 @@ def test_mistakes_in_fairchems_own_options_are_named(check, distilled, tmp_path)
     distilled["model"]["hiden_channels"] = 8
     distilled["optim"]["optimizer"] = "Adamm"
     distilled["loss_functions"].append({"energie": {"fn": "mae", "coefficient": 1}})
-    status, said = check(distilled, "--run-dir", str(tmp_path / "file"))
+    status, output = check(distilled, "--run-dir", str(tmp_path / "file"))
     assert status == 1
     for message in ("trainer: 'ocp' cannot", "--run-dir", "hiden_channels", "'Adamm'", "Did you mean `energy`"):
-        assert sum(message in problem for problem in problems(said)) == 1, message
-    assert section(said, "teacher").startswith("teacher   equiformer_v2")  # it is looked at all the same
+        assert sum(message in problem for problem in problems(output)) == 1, message
+    assert section(output, "teacher").startswith("teacher   equiformer_v2")  # it is looked at all the same
 
 
 def test_an_element_beyond_the_models_is_named(check, distilled):
     distilled["model"]["num_elements"] = 30
-    status, said = check(distilled)
+    status, output = check(distilled)
     assert status == 1
-    assert [re.sub(r"\d+", "#", problem)[:71] for problem in problems(said)] == [
+    assert [re.sub(r"\d+", "#", problem)[:71] for problem in problems(output)] == [
         "- dataset.train holds an atom of atomic number #; the student knows elemen"[:71]
     ]
 
 
 def test_plain_training_needs_no_teacher(check, stock):
-    status, said = check(stock)
+    status, output = check(stock)
     assert status == 0
-    assert "plain training" in section(said, "config")
-    assert section(said, "teacher").startswith("teacher   left out")
-    assert "student" in section(said, "step")
+    assert "plain training" in section(output, "config")
+    assert section(output, "teacher").startswith("teacher   left out")
+    assert "student" in section(output, "step")
 
 
 @pytest.mark.parametrize("is_known", [True, False])
@@ -190,33 +190,33 @@ def test_the_short_trainer_name_needs_an_installed_package(check, distilled, tmp
     if is_known:
         include.write_text("crack_distill")
     distilled["trainer"] = "crack_distill"
-    status, said = check(distilled)
+    status, output = check(distilled)
     assert status == 0
-    assert ("editable install, `fairchem-crack train` does" in section(said, "config")) is not is_known
+    assert ("editable install, `fairchem-crack train` does" in section(output, "config")) is not is_known
 
 
 def test_a_schedule_without_its_milestones_is_named(check, distilled):
     del distilled["optim"]["scheduler"]
-    status, said = check(distilled)
+    status, output = check(distilled)
     assert status == 1
-    assert "optim: 'lr_milestones' is not given" in said
+    assert "optim: 'lr_milestones' is not given" in output
 
 
 def test_scale_factors_that_are_not_fitted_are_warned_of(check, distilled, tmp_path, capsys):
     distilled["trainer"] = "crack_distill"
     distilled["model"] = dict(GEMNET_T)
     distilled["optim"].update(scheduler="LambdaLR", scheduler_params=COSINE)  # fairchem's own trainer lacks it
-    status, said = check(distilled)
+    status, output = check(distilled)
     assert status == 0  # a warning, not a problem
-    assert "0 of 7 scale factors fitted" in section(said, "scales")
-    printed = next(line for line in said.splitlines() if "fairchem-crack fit-scales" in line)
+    assert "0 of 7 scale factors fitted" in section(output, "scales")
+    printed = next(line for line in output.splitlines() if "fairchem-crack fit-scales" in line)
     file = tmp_path / "scale_factors.json"
     status, _ = call(shlex.split(printed.replace("scale_factors.json", str(file)))[1:], capsys)
     assert status == 0
     fitted = scale_factors(build({**GEMNET_T, "scale_file": str(file)}))
     assert {name: factor.scale_factor.item() for name, factor in fitted.items()} == json.loads(file.read_text())
-    status, said = check(distilled, f"--model.scale_file={file}")
-    assert "7 of 7 scale factors fitted" in section(said, "scales")
+    status, output = check(distilled, f"--model.scale_file={file}")
+    assert "7 of 7 scale factors fitted" in section(output, "scales")
 
 
 def test_check_exits_with_its_verdict(command, distilled):
@@ -245,53 +245,53 @@ def test_a_missing_config_file_is_named(command, distilled, tmp_path):
 def test_memory_estimate_is_that_of_the_benchmark(device, page, method):
     """Peaks measured by benchmarks/crack_loss.py, D = 128, N = P / 12.5."""
     report = Path(__file__).parents[2] / f"docs/benchmarks/{page}.json"
-    measured = [one for one in json.loads(report.read_text())["results"] if one["method"] == method]
-    assert measured
-    for one in measured:
-        pairs, options = one["pairs"], {"width": 128, "device": device, "fused": method == "ours"}
+    results = [result for result in json.loads(report.read_text())["results"] if result["method"] == method]
+    assert results
+    for result in results:
+        pairs, options = result["pairs"], {"width": 128, "device": device, "fused": method == "ours"}
         estimate = loss_bytes(pairs=pairs, atoms=pairs / 12.5, **options) / 2**20
-        assert one["peak_mb"] / 1.5 < estimate < one["peak_mb"] * 1.5, one
+        assert result["peak_mb"] / 1.5 < estimate < result["peak_mb"] * 1.5, result
 
 
 def test_memory_estimate_is_linear_in_pairs_and_atoms():
     """Beyond the width of a block of columns."""
     for device, base in (("cpu", 10_000), ("cuda", 100_000)):
-        one, two, three = (
+        single, double, triple = (
             loss_bytes(pairs=base * n, atoms=base * n / 10, width=64, device=device, fused=False) for n in (1, 2, 3)
         )
-        assert three - two == pytest.approx(two - one)
+        assert triple - double == pytest.approx(double - single)
 
 
 def test_a_teacher_of_other_data_is_noticed(check, distilled, data):
-    _, said = check(distilled)  # the tests' teacher has random weights
-    assert re.search(r"agreement teacher on the labels of the sample: energy MAE \S+ eV, force MAE \S+ eV/A", said)
-    assert "Was the teacher trained on data of this kind" in said
+    _, output = check(distilled)  # the tests' teacher has random weights
+    assert re.search(r"agreement teacher on the labels of the sample: energy MAE \S+ eV, force MAE \S+ eV/A", output)
+    assert "Was the teacher trained on data of this kind" in output
 
 
 def test_a_primary_metric_that_is_never_computed_is_named(check, distilled):
     distilled["evaluation_metrics"]["primary_metric"] = "force_mae"
-    _, said = check(distilled)
-    assert "primary_metric: 'force_mae' is none of the metrics. Did you mean `forces_mae`?" in said
+    _, output = check(distilled)
+    assert "primary_metric: 'force_mae' is none of the metrics. Did you mean `forces_mae`?" in output
 
 
 def test_a_plateau_without_validation_is_refused(check, distilled):
     distilled["optim"]["scheduler"] = "ReduceLROnPlateau"
     del distilled["dataset"]["val"]
-    _, said = check(distilled)
-    assert "dataset.val.src: missing; optim.scheduler ReduceLROnPlateau goes by a validation" in said
+    _, output = check(distilled)
+    assert "dataset.val.src: missing; optim.scheduler ReduceLROnPlateau goes by a validation" in output
 
 
 def test_an_ase_database_read_as_lmdb_is_named(check, distilled, tmp_path):
     (tmp_path / "oxides.db").write_bytes(b"")
     distilled["dataset"]["train"]["src"] = str(tmp_path / "oxides.db")
-    _, said = check(distilled)
-    assert "dataset.train: " in said and "dataset.train.format: ase_db" in said
+    _, output = check(distilled)
+    assert "dataset.train: " in output and "dataset.train.format: ase_db" in output
 
 
 def test_a_misspelt_distill_block_is_named(check, distilled):
     distilled["task"]["distil"] = distilled["task"].pop("distill")
-    _, said = check(distilled)
-    assert "task.distill: missing, but loss_functions has distillation terms; task has `distil`" in said
+    _, output = check(distilled)
+    assert "task.distill: missing, but loss_functions has distillation terms; task has `distil`" in output
 
 
 # ---- what would end a training later
@@ -311,18 +311,18 @@ def test_a_misspelt_distill_block_is_named(check, distilled):
 def test_a_schedule_that_ends_before_the_training(check, distilled, scheduler, expected):
     del distilled["optim"]["T_max"]
     distilled["optim"].update(scheduler="OneCycleLR", max_lr=1e-3, **scheduler)
-    status, said = check(distilled)
-    assert expected in said and status == (0 if expected.startswith("No") else 1)
-    status, said = check(distilled, "--num-gpus", "2")  # half the steps
-    assert status == 0 and f"ends after 3 of the schedule's {scheduler.get('total_steps', 5)} steps" in said
+    status, output = check(distilled)
+    assert expected in output and status == (0 if expected.startswith("No") else 1)
+    status, output = check(distilled, "--num-gpus", "2")  # half the steps
+    assert status == 0 and f"ends after 3 of the schedule's {scheduler.get('total_steps', 5)} steps" in output
 
 
 def test_the_course_of_the_learning_rate_is_printed(check, distilled):
     distilled["optim"].update(T_max=4, max_epochs=2)
-    status, said = check(distilled)
+    status, output = check(distilled)
     assert status == 0
-    assert "learning rate 0.001 in step 1, at most 0.001," in said and "in step 12" in said
-    assert "WARNING: the learning rate rises again after step 4 of 12" in said
+    assert "learning rate 0.001 in step 1, at most 0.001," in output and "in step 12" in output
+    assert "WARNING: the learning rate rises again after step 4 of 12" in output
 
 
 @pytest.fixture
@@ -383,24 +383,24 @@ def make(name: str, value):
     ],
 )
 def test_data_that_would_end_a_training_are_named(check, with_records, split, change, expected):
-    status, said = check(with_records(split, change))
+    status, output = check(with_records(split, change))
     assert status == 1
-    assert [expected in problem for problem in problems(said)] == [True]
+    assert [expected in problem for problem in problems(output)] == [True]
 
 
 def test_a_few_systems_without_a_free_atom_are_warned_of(check, with_records):
     config = with_records("train", lambda index, record: record.__setitem__("fixed", record.fixed * 0 + (index == 3)))
-    status, said = check(config)
-    assert status == 0 and "WARNING: dataset.train: all atoms are fixed in 1 of a sample of 12 systems" in said
-    status, said = check(config, "--optim.batch_size=1")
-    assert status == 1 and "all atoms are fixed in 1 of a sample of 12 systems" in problems(said)[0]
+    status, output = check(config)
+    assert status == 0 and "WARNING: dataset.train: all atoms are fixed in 1 of a sample of 12 systems" in output
+    status, output = check(config, "--optim.batch_size=1")
+    assert status == 1 and "all atoms are fixed in 1 of a sample of 12 systems" in problems(output)[0]
 
 
 def test_a_loss_that_is_not_finite_is_named(check, distilled):
     distilled["dataset"]["train"]["transforms"] = {"normalizer": {"energy": {"mean": 0.0, "stdev": 1e-44}}}
-    status, said = check(distilled)
+    status, output = check(distilled)
     assert status == 1
-    assert problems(said)[0].startswith("- loss_functions: `energy` is inf on a sample of 12 systems")
+    assert problems(output)[0].startswith("- loss_functions: `energy` is inf on a sample of 12 systems")
 
 
 @pytest.mark.parametrize(
@@ -428,6 +428,6 @@ def test_options_that_would_end_a_training_are_named(check, distilled, path, val
     for name in path[:-1]:
         block = block[name]
     block[path[-1]] = value
-    status, said = check(distilled)
+    status, output = check(distilled)
     assert status == 1
-    assert any(problem.startswith(expected) for problem in problems(said)), said
+    assert any(problem.startswith(expected) for problem in problems(output)), output

@@ -84,7 +84,7 @@ def write_lmdb(directory: Path, records: list) -> str:
 
 
 def bulks_and_slabs(count: int) -> list[Atoms]:
-    """By turns, rattled: T T T and T T F, with so little vacuum that the difference shows."""
+    """Alternating and rattled: T T T and T T F, with so little vacuum that the difference shows."""
     systems = []
     for seed in range(count):
         system = fcc111("Cu", (2, 2, 2), vacuum=1.0) if seed % 2 else bulk("Cu", cubic=True) * (2, 1, 1)
@@ -95,7 +95,7 @@ def bulks_and_slabs(count: int) -> list[Atoms]:
 
 @pytest.fixture
 def mixed(distilled, tmp_path) -> dict:
-    """The distilled training on bulks and slabs by turns."""
+    """The distilled training on alternating bulks and slabs."""
     distilled["dataset"] = {
         "train": write_database(tmp_path / "train.db", bulks_and_slabs(8)),
         "val": write_database(tmp_path / "val.db", bulks_and_slabs(4)),
@@ -109,19 +109,19 @@ def mixed(distilled, tmp_path) -> dict:
 
 def test_records_do_not_depend_on_the_pbc_of_their_chunk(mixed, cache, monkeypatch, tmp_path):
     flags = ("--dtype", "float32", "--jacobian-rows", "1")
-    alone = cache(mixed, "alone", *flags, "--chunk", "1")
+    singly = cache(mixed, "alone", *flags, "--chunk", "1")
     together = cache(mixed, "together", *flags, "--chunk", "8")
-    for one, other in zip(alone.records(), together.records()):
-        assert one.digest == other.digest and np.array_equal(one.pairs, other.pairs)
-        np.testing.assert_allclose(one.values["forces"], other.values["forces"], atol=SOFT_FORCE)
+    for record, chunked in zip(singly.records(), together.records()):
+        assert record.digest == chunked.digest and np.array_equal(record.pairs, chunked.pairs)
+        np.testing.assert_allclose(record.values["forces"], chunked.values["forces"], atol=SOFT_FORCE)
     cache(mixed, "together", *flags, "--chunk", "8", "--verify", "8")
     # as fairchem has it: the pbc of the first
     monkeypatch.setattr(OwnBoundaries, "_begin", lambda *_: None)
     wrong = cache(mixed, "wrong", *flags, "--chunk", "8")
     assert (
         max(
-            np.abs(one.values["forces"] - other.values["forces"]).max()
-            for one, other in zip(alone.records(), wrong.records())
+            np.abs(record.values["forces"] - chunked.values["forces"]).max()
+            for record, chunked in zip(singly.records(), wrong.records())
         )
         > 0.01
     )
@@ -259,7 +259,9 @@ def test_a_calculator_sees_the_atoms_as_they_are(cache, distilled, tmp_path):
         np.testing.assert_allclose(record.values["forces"], system.get_forces(), atol=SOFT_FORCE)
     cache(distilled, "cache", "--calculator", "ase.calculators.emt:EMT", "--verify", "5")
     by_name = cache(distilled, "by_name", "--calculator", "emt")
-    assert [encode(record, written.plan) for record in records] == [encode(one, by_name.plan) for one in by_name.records()]
+    assert [encode(record, written.plan) for record in records] == [
+        encode(record, by_name.plan) for record in by_name.records()
+    ]
 
 
 class Charged(Calculator):
@@ -404,7 +406,7 @@ def test_a_process_of_evaluate_sets_its_own_device(monkeypatch, cpu):
     assert chosen == ([] if cpu else [2]) and evaluation_runs._device == 2
 
 
-def test_a_rank_says_what_is_wrong(distilled, systems, tmp_path):
+def test_the_error_of_a_rank_is_reported(distilled, systems, tmp_path):
     class Queue(list):
         put = list.append
 

@@ -239,7 +239,7 @@ def test_resuming_another_student(run, config, change, resume):
     assert (trained.checkpoints / "checkpoint.pt").read_bytes() == before
 
 
-def test_resuming_the_student_alone_with_another_projection(run, config):
+def test_resuming_only_the_student_with_another_projection(run, config):
     run(config, stop_at=5)
     config["task"]["distill"].update(projection={"kind": "mlp"}, resume="student")
     assert [record["step"] for record in run(config).steps] == list(range(5, STEPS + 1))

@@ -28,13 +28,13 @@ def test_loss_and_gradient_of_the_gpu_are_those_of_the_cpu(anchor, atoms):
     generator = torch.Generator().manual_seed(atoms)
     student, teacher = (torch.randn(atoms, 24, generator=generator) for _ in range(2))
     pairs = torch.combinations(torch.arange(atoms)).T[:, :3000]
-    found = []
+    results = []
     for device, dtype in (("cpu", torch.float64), ("cuda", torch.float32)):
         leaf = student.to(device, dtype).requires_grad_()
         loss = crack_loss(student=leaf, teacher=teacher.to(device, dtype), pairs=pairs.to(device), anchor=anchor)
         (gradient,) = torch.autograd.grad(loss, leaf)
-        found.append((loss.item(), gradient.double().cpu()))
-    (exact, exact_gradient), (loss, gradient) = found
+        results.append((loss.item(), gradient.double().cpu()))
+    (exact, exact_gradient), (loss, gradient) = results
     assert loss == pytest.approx(exact, rel=REORDERED)
     assert (gradient - exact_gradient).norm() < 1e-4 * exact_gradient.norm()
 

@@ -102,22 +102,22 @@ def test_check_examines_a_users_own_term(own, capsys, options, problem):
     own["loss_functions"][-1]["own_lengths"].update(options)
     with contextlib.suppress(SystemExit):
         main(["check", *write(own)])
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     if problem is None:
-        assert said.splitlines()[-1] == "No problem found."
-        assert "does not know the short trainer name, `fairchem-crack train` does" in said
-        assert re.search(r"^loss .*own_lengths [\d.]+", said, re.MULTILINE)
+        assert output.splitlines()[-1] == "No problem found."
+        assert "does not know the short trainer name, `fairchem-crack train` does" in output
+        assert re.search(r"^loss .*own_lengths [\d.]+", output, re.MULTILINE)
     else:
-        assert problem in said
+        assert problem in output
 
 
 def test_check_runs_a_users_own_trainer(own, capsys):
     own["trainer"] = f"{MODULE}.OwnTrainer"
     with contextlib.suppress(SystemExit):
         main(["check", *write(own)])
-    said = capsys.readouterr().out
-    assert f"`fairchem` finds `{MODULE}.OwnTrainer` only with PYTHONPATH={os.getcwd()}" in said
-    assert said.splitlines()[-1] == "No problem found."
+    output = capsys.readouterr().out
+    assert f"`fairchem` finds `{MODULE}.OwnTrainer` only with PYTHONPATH={os.getcwd()}" in output
+    assert output.splitlines()[-1] == "No problem found."
     trainer = sys.modules[MODULE].OwnTrainer
     assert parts_of(trainer)._compute_metrics is trainer._compute_metrics and issubclass(parts_of(trainer), trainer)
     assert parts_of(trainer).load is TrainerParts.load and parts_of(registry.get_trainer_class("ocp")) is TrainerParts
@@ -169,7 +169,7 @@ def test_commands_without_a_yaml_import_what_a_flag_names(own, command, argument
     assert "own_lengths" in terms.COMPARISONS
 
 
-def test_a_trainer_is_handed_on_by_its_path(own):
+def test_a_trainer_is_passed_on_by_its_path(own):
     load_plugins([MODULE])
     assert dotted_path("own_distill") == f"{MODULE}.OwnTrainer"
     assert dotted_path("crack_distill") == "fairchem_crack.training.trainer.CrackDistillTrainer"
@@ -217,8 +217,8 @@ def test_installed_plugins_are_loaded_by_their_entry_points(monkeypatch):
     loaded = []
     points = [EntryPoint("mine", "my_package.terms", lambda: loaded.append("mine"))]
     groups = {plugins.GROUP: points, "others": [EntryPoint("no", "no", lambda: loaded.append("no"))]}
-    for found in (groups, type("Selectable", (), {"select": lambda self, group: groups[group]})()):  # Python 3.9, later
-        monkeypatch.setattr(plugins, "entry_points", lambda found=found: found)
+    for installed in (groups, type("Selectable", (), {"select": lambda self, group: groups[group]})()):  # Python 3.9, later
+        monkeypatch.setattr(plugins, "entry_points", lambda installed=installed: installed)
         load_plugins()
     assert loaded == ["mine", "mine"]
     points[0].load = lambda: 1 / 0

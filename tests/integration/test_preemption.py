@@ -31,7 +31,7 @@ from fairchem_crack.training.trainer import CrackDistillTrainer
 
 pytestmark = pytest.mark.slow
 
-STEPS = 12  # checkpoints of steps 4, 8, 12; evaluations behind 5 and 10
+STEPS = 12  # checkpoints of steps 4, 8, 12; evaluations after 5 and 10
 
 
 def long_config(data: Path, teacher: Path) -> dict:
@@ -140,18 +140,18 @@ MOMENTS = {
     "before the optimizer's step": ((torch.nn.utils, "clip_grad_norm_", in_step(11)), 11),
     "the optimizer's step, before the average's": ((ExponentialMovingAverage, "update", in_step(11)), 9),
     "between the student's and the projection's update": ((Distillation, "update_projection", in_step(11)), 9),
-    "behind both updates": ((recorder.Recorder, "log", lambda trainer, _, record, *__: record.get("step") == 11), 12),
+    "after both updates": ((recorder.Recorder, "log", lambda trainer, _, record, *__: record.get("step") == 11), 12),
     "the saving of a checkpoint": ((torch, "save", saving("checkpoint.pt.partial", 8)), 9),
     "the beginning of the second evaluation": ((base_trainer, "ensure_fitted", in_step(10)), 11),
     "an evaluation of the average": ((PaiNNUpdate, "forward", evaluating(10)), 11),
     "the end of an evaluation": ((ExponentialMovingAverage, "restore", evaluating(10), True), 11),
     "the saving of the best checkpoint": ((torch, "save", saving("best_checkpoint.pt.partial", 5)), 6),
-    "the prediction behind the best evaluation": ((CrackDistillTrainer, "save_results", evaluating(5)), 6),
+    "the prediction after the best evaluation": ((CrackDistillTrainer, "save_results", evaluating(5)), 6),
 }
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_a_preempted_job_goes_on_as_the_uninterrupted_one(job, strike, whole, moment):
+def test_a_preempted_job_resumes_as_the_uninterrupted_one(job, strike, whole, moment):
     where, first = MOMENTS[moment]
     strike(*where)
     cut = job()

@@ -86,7 +86,7 @@ def half_without_pairs(data: Path, directory: Path) -> Path:
     ordinary = LmdbDataset({"src": str(data / "train")})
     systems = [ordinary[index] for index in range(len(ordinary))]
     del ordinary
-    alone = [
+    isolated = [
         Data(
             pos=torch.zeros(1, 3),
             cell=3.0 * torch.eye(3)[None],
@@ -98,7 +98,7 @@ def half_without_pairs(data: Path, directory: Path) -> Path:
         for index in range(len(systems))
     ]
     with lmdb.open(str(directory / "data.0000.lmdb"), subdir=False, map_size=1 << 26) as env, env.begin(write=True) as file:
-        for index, system in enumerate([*systems, *alone]):
+        for index, system in enumerate([*systems, *isolated]):
             file.put(str(index).encode(), pickle.dumps(system))
     return directory
 

@@ -88,7 +88,7 @@ def test_an_interrupted_save_leaves_the_last_checkpoint(run, long, monkeypatch, 
 
 
 @pytest.mark.parametrize("which", ["fairchem's file", "ours"])
-def test_a_full_disk_leaves_the_last_checkpoint_and_says_so(run, long, monkeypatch, which):
+def test_a_full_disk_is_named_and_leaves_the_last_checkpoint(run, long, monkeypatch, which):
     whole = run(copy.deepcopy(long), name="whole").losses()
     save, count = torch.save, 0
 
@@ -101,11 +101,11 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_says_so(run, long, monkeypat
         save(content, file, *more, **options)
 
     monkeypatch.setattr(torch, "save", full)
-    said = (
+    message = (
         r"checkpoint\.pt: the checkpoint of step 4 could not be written \(No space left on device\)\. [\d,.]+ MB were free\."
     )
-    said += r" The one before it is whole \(step 2, epoch 0.3333\): make room, .*, and the same command resumes from it"
-    with pytest.raises(OSError, match=said):
+    message += r" The one before it is whole \(step 2, epoch 0.3333\): make room, .*, and the same command resumes from it"
+    with pytest.raises(OSError, match=message):
         run(copy.deepcopy(long), name="cut")
     monkeypatch.undo()
     resumes(run, long, whole)

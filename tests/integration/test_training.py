@@ -39,9 +39,9 @@ def test_without_a_distillation_term_it_is_the_stock_trainer(run, stock, distill
                 term["coefficient"] = 0
     ours = run(distilled if with_terms else stock, name="ours")
     assert len(plain.steps) == 6 and plain.losses() == ours.losses()
-    one, other = (load(found.checkpoints / "checkpoint.pt") for found in (plain, ours))
-    assert same_weights(one["state_dict"], other["state_dict"])
-    assert one.keys() == other.keys()
+    expected, checkpoint = (load(trained.checkpoints / "checkpoint.pt") for trained in (plain, ours))
+    assert same_weights(expected["state_dict"], checkpoint["state_dict"])
+    assert expected.keys() == checkpoint.keys()
 
 
 def test_every_step_logs_each_loss_and_the_relations(run, distilled):
@@ -77,16 +77,16 @@ def test_a_resumed_run_equals_the_uninterrupted_one(run, distilled):
     resumed = run(distilled, name="cut")
     assert [record["step"] for record in resumed.steps] == list(range(5, 13))
     assert resumed.losses() == pytest.approx(whole.losses()[4:], rel=REPEATED)
-    one, other = (load(found.checkpoints / "checkpoint.pt") for found in (whole, resumed))
-    assert same_weights(one["state_dict"], other["state_dict"])
-    assert same_weights(one[keys.CHECKPOINT_KEY][keys.PROJECTION], other[keys.CHECKPOINT_KEY][keys.PROJECTION])
+    expected, checkpoint = (load(trained.checkpoints / "checkpoint.pt") for trained in (whole, resumed))
+    assert same_weights(expected["state_dict"], checkpoint["state_dict"])
+    assert same_weights(expected[keys.CHECKPOINT_KEY][keys.PROJECTION], checkpoint[keys.CHECKPOINT_KEY][keys.PROJECTION])
 
 
 def test_resuming_with_another_teacher_is_refused(run, distilled, teacher_checkpoint, tmp_path):
     run(distilled)
-    other = load(teacher_checkpoint)
-    other["ema"] = None
-    torch.save(other, tmp_path / "other.pt")
+    other_teacher = load(teacher_checkpoint)
+    other_teacher["ema"] = None
+    torch.save(other_teacher, tmp_path / "other.pt")
     distilled["task"]["distill"]["teacher"]["checkpoint"] = str(tmp_path / "other.pt")
     with pytest.raises(ValueError, match=r"another teacher.*task.distill.resume: student"):
         run(distilled)
@@ -103,14 +103,14 @@ def test_resuming_with_another_teacher_is_refused(run, distilled, teacher_checkp
 def test_a_checkpoint_has_one_key_beyond_a_stock_one(run, stock, distilled):
     plain, ours = run(stock, name="stock"), run(distilled, name="ours")
     for name, extra in (("checkpoint.pt", {keys.CHECKPOINT_KEY}), ("best_checkpoint.pt", {keys.CHECKPOINT_KEY})):
-        one, other = (load(found.checkpoints / name) for found in (plain, ours))
-        assert other.keys() - one.keys() == extra
-        assert one["state_dict"].keys() == other["state_dict"].keys()
-        assert other["config"]["loss_functions"] == one["config"]["loss_functions"]
-        assert other["config"]["trainer"] == "ocp" and "distill" not in other["config"]["task"]
-    assert len(other.get("optimizer", one)) and len(load(ours.checkpoints / "checkpoint.pt")["ema"]["shadow_params"]) == len(
-        load(plain.checkpoints / "checkpoint.pt")["ema"]["shadow_params"]
-    )
+        expected, checkpoint = (load(trained.checkpoints / name) for trained in (plain, ours))
+        assert checkpoint.keys() - expected.keys() == extra
+        assert expected["state_dict"].keys() == checkpoint["state_dict"].keys()
+        assert checkpoint["config"]["loss_functions"] == expected["config"]["loss_functions"]
+        assert checkpoint["config"]["trainer"] == "ocp" and "distill" not in checkpoint["config"]["task"]
+    assert len(checkpoint.get("optimizer", expected)) and len(
+        load(ours.checkpoints / "checkpoint.pt")["ema"]["shadow_params"]
+    ) == len(load(plain.checkpoints / "checkpoint.pt")["ema"]["shadow_params"])
     assert sorted(path.name for path in ours.checkpoints.iterdir()) == [
         "best_checkpoint.pt",
         "checkpoint.pt",

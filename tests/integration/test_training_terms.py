@@ -1,4 +1,4 @@
-"""Every distillation term in a training by the stock command: alone, from a cache, without labels, by a schedule."""
+"""Every distillation term in a training by the stock command: one at a time, from a cache, without labels, by a schedule."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ GEMNET = {"name": "gemnet_t", **GEMNET_T, "max_neighbors": 20}
 
 
 @pytest.mark.parametrize("key", TERMS)
-def test_each_term_alone_is_trained(run, distilled, key):
+def test_each_term_is_trained_by_itself(run, distilled, key):
     finished = run(with_terms(distilled, {key: TERMS[key]}))
     values = [step[f"loss_{key}"] for step in finished.steps]
     assert len(values) == 6 and all(value > 0 for value in values)
@@ -57,9 +57,9 @@ def test_all_terms_from_a_cache_are_those_online(run, distilled, teacher_checkpo
     config["task"]["distill"]["teacher"] = {"cache": str(write_cache(config, tmp_path))}
     cached = run(config, name="cached")
     assert len(online.steps) == 6
-    for one, other in zip(online.steps, cached.steps):
+    for online_step, cached_step in zip(online.steps, cached.steps):
         for key in terms:
-            assert other[f"loss_{key}"] == pytest.approx(one[f"loss_{key}"], rel=1e-4), key
+            assert cached_step[f"loss_{key}"] == pytest.approx(online_step[f"loss_{key}"], rel=1e-4), key
 
 
 @pytest.mark.parametrize("student", ["painn", "gemnet_t"])
@@ -101,7 +101,7 @@ def test_outputs_are_taken_by_their_property(run, distilled, tmp_path, capsys, l
     keys_of_energies = ("atom_energies", "teacher_energy", "teacher_forces")
     distilled["task"]["distill"]["labels"] = labels
     config = with_terms(distilled, {key: TERMS[key] for key in keys_of_energies})
-    runs, said, metrics = {}, {}, {}
+    runs, agreements, metrics = {}, {}, {}
     for energy, forces in (("energy", "forces"), ("oc20_energy", "oc20_forces")):
         own = named(config, energy, forces, tmp_path / "references.npz")
         runs[energy] = run(own, name=energy)
@@ -109,17 +109,17 @@ def test_outputs_are_taken_by_their_property(run, distilled, tmp_path, capsys, l
         file.write_text(yaml.safe_dump(own))
         gc.collect()
         main(["check", "--config-yml", str(file), "--cpu"])  # exits with 1 where it finds a problem
-        (said[energy],) = re.findall("^agreement.*", capsys.readouterr().out, re.MULTILINE)
+        (agreements[energy],) = re.findall("^agreement.*", capsys.readouterr().out, re.MULTILINE)
         evaluator = CheckpointEvaluator(runs[energy].checkpoints / "best_checkpoint.pt", dict(DATASET), batch_size=6)
         metrics[energy] = evaluator.metrics(Path(own["dataset"]["val"]["src"]))
         del evaluator  # whose LMDB a process opens only once
-    plain, other = (runs[name].steps for name in ("energy", "oc20_energy"))
-    assert len(plain) == 2 and said["energy"] == said["oc20_energy"] and "energy MAE" in said["energy"]
-    for one, two in zip(plain, other):
-        assert two["loss"] == pytest.approx(one["loss"], rel=REORDERED)
+    plain, renamed = (runs[name].steps for name in ("energy", "oc20_energy"))
+    assert len(plain) == 2 and agreements["energy"] == agreements["oc20_energy"] and "energy MAE" in agreements["energy"]
+    for plain_step, renamed_step in zip(plain, renamed):
+        assert renamed_step["loss"] == pytest.approx(plain_step["loss"], rel=REORDERED)
         for key in keys_of_energies:
-            assert two[f"loss_{key}"] == pytest.approx(one[f"loss_{key}"], rel=REORDERED)
-        label, of_teacher = two["loss_oc20_energy"], two["loss_teacher_energy"]
+            assert renamed_step[f"loss_{key}"] == pytest.approx(plain_step[f"loss_{key}"], rel=REORDERED)
+        label, of_teacher = renamed_step["loss_oc20_energy"], renamed_step["loss_teacher_energy"]
         assert (label == pytest.approx(of_teacher, rel=REPEATED)) == (labels == "teacher")
     assert metrics["oc20_energy"] == pytest.approx(metrics["energy"], rel=REORDERED)
 
@@ -188,13 +188,13 @@ def test_without_labels_the_student_trains_on_the_teachers(run, data, distilled,
 
 
 def test_a_term_whose_schedule_is_over_costs_no_teacher(run, distilled, monkeypatch):
-    asked = []
+    runs = []
     call = Teacher.__call__
-    monkeypatch.setattr(Teacher, "__call__", lambda self, *args: asked.append(1) or call(self, *args))
+    monkeypatch.setattr(Teacher, "__call__", lambda self, *args: runs.append(1) or call(self, *args))
     schedule = {"kind": "off", "until": 0.5}
     finished = run(with_terms(distilled, {"relations": {**TERMS["relations"], "schedule": schedule}}))
     assert ["loss_relations" in step for step in finished.steps] == [True] * 3 + [False] * 3
-    assert len(asked) == 1 + 3  # the sample before the first step
+    assert len(runs) == 1 + 3  # the sample before the first step
 
 
 def test_the_coefficient_follows_its_schedule(run, distilled):

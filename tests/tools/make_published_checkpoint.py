@@ -173,7 +173,7 @@ EMA_DISTANCE = 0.05
 
 
 def published_model(name: str, *, seed: int = 0, **overrides: Any) -> nn.Module:
-    """The published model `name` with random weights that depend on `seed` alone.
+    """The published model `name` with random weights that depend only on `seed`.
 
     Args:
         name: one of `PUBLISHED`.

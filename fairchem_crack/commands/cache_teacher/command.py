@@ -63,7 +63,7 @@ def cache_teacher(arguments: list[str]) -> None:
 
 
 def job_of(given: Given) -> Job:
-    """What the command is asked for.
+    """The job that the command's flags and config describe.
 
     Raises:
         ValueError: no directory to write to, or no teacher to run.

@@ -1,7 +1,7 @@
-"""`fairchem-crack cache-teacher`: run a teacher once over a dataset, on any number of ranks, and keep what it says.
+"""`fairchem-crack cache-teacher`: run a teacher once over a dataset, on any number of ranks, and keep its outputs.
 
 The systems of a chunk always go through the teacher together, whichever rank runs it and however often the command was
-interrupted: a record depends on the teacher and the dataset alone. fairchem's balanced sampler would put other systems
+interrupted: a record depends only on the teacher and the dataset. fairchem's balanced sampler would put other systems
 together with another number of ranks.
 """
 

@@ -19,7 +19,7 @@ SMALLEST_SCALE = {keys.ENERGY: 1.0, keys.FORCES: 1.0, keys.FORCE_JACOBIAN: 1.0} 
 
 
 def verify(job: Job, count: int, *, seed: int = 0) -> float:
-    """Recompute `count` random records, each without any other; the largest deviation of a field, of its largest entry.
+    """Recompute `count` random records, each in a batch by itself; the largest deviation of a field, of its largest entry.
 
     Raises:
         CacheError: a record differs by more than its type explains.
@@ -33,7 +33,7 @@ def verify(job: Job, count: int, *, seed: int = 0) -> float:
     worst = 0.0
     for index in tqdm(chosen, unit=" records"):
         kept = record_of(cache, dataset[index], index, dataset.name)
-        fresh = source.alone(index, kept)
+        fresh = source.recompute(index, kept)
         for name in plan.fields:
             deviation, limit = _deviation(fresh, kept, name), _limit(plan, name)
             if deviation > limit:

@@ -33,7 +33,7 @@ def check_config(config: dict, config_yml: str, problems: Sequence[str] = (), *,
         config: what fairchem's `build_config` makes of YAML, flags and overrides.
         config_yml: its path, for the commands that are printed.
         problems: what is wrong with the flags and the names in the YAML.
-        opens_data: False for what can be said without reading a record of a dataset, each of which may run code.
+        opens_data: False for what can be reported without reading a record of a dataset, each of which may run code.
     """
     setup_imports(config)
     check = Check(config, config_yml, opens_data, problems=list(problems))

@@ -191,7 +191,7 @@ def energy(relaxed: Relaxed, systems: Mapping[str, System]) -> tuple[Values, str
 
 
 def distance(relaxed: Relaxed, systems: Mapping[str, System]) -> tuple[Values, str]:
-    """`distance_within_thresholds` of each system of which the dataset says where it ends; or why there is none."""
+    """`distance_within_thresholds` of each system whose relaxed positions are in the dataset; or why there is none."""
     scores = [
         distance_within_thresholds(
             positions[system.free], system.positions[system.free], system.atoms.cell.array, system.atoms.pbc

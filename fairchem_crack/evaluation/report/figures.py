@@ -62,8 +62,8 @@ def by_split(name: str, metrics: BySplit, roles: Collection[str], gaps: Mapping[
             for split, of_roles in metrics.items()
         )
         has_gap = any(gap is not None and math.isfinite(gap.estimate) for gap in of_splits)
-        what = "Energy" if name == ENERGY_MAE else "Force"
-        caption = f"{what} MAE of each split{'; over the bars, the gap closed' if has_gap else ''}."
+        error = "Energy" if name == ENERGY_MAE else "Force"
+        caption = f"{error} MAE of each split{'; over the bars, the gap closed' if has_gap else ''}."
         return Picture(f"{name}_by_split", caption, f"Bars, {LABELS[name]}. {values}", drawn.png())
 
 
@@ -96,9 +96,9 @@ def by_group(name: str, groups: Groups, *, quantity: str, kind: str, members: st
         drawn.figure.legend(loc="outside upper right", ncols=3, handletextpad=0.1, columnspacing=1.0)
         left_out = len(groups.names) - len(names)
         more = f" The {len(names)} most frequent of {len(groups.names)}." if left_out else ""
-        what = "atoms in so many systems" if members == "atoms" else "systems"
+        counts = "atoms in so many systems" if members == "atoms" else "systems"
         quantity_name = LABELS[quantity].partition(" [")[0].replace("energy", "Energy").replace("force", "Force")
-        caption = f"{quantity_name} by {kind}, with 95 % intervals; beside each {kind}, its {what}.{more}"
+        caption = f"{quantity_name} by {kind}, with 95 % intervals; beside each {kind}, its {counts}.{more}"
         values_in_words = "; ".join(
             f"{group}: " + ", ".join(f"{role} {digits(values[row].estimate)}" for role, values in groups.errors.items())
             for row, group in enumerate(names)
@@ -153,7 +153,7 @@ def force_parity(x: np.ndarray, y: np.ndarray, *, against: str, title: str) -> P
 def curve(tag: str, curves: Mapping[str, Mapping[str, Curve]]) -> Picture:
     """One logged scalar over the training steps, of every model that logged it."""
     name = tag.partition("/")[2]
-    label, what = described(tag)
+    label, meaning = described(tag)
     with canvas(SMALL) as drawn:
         axis, lowest, last, ends = drawn.axis, math.inf, 0, []
         for role, of_tags in curves.items():
@@ -178,7 +178,7 @@ def curve(tag: str, curves: Mapping[str, Mapping[str, Curve]]) -> Picture:
         if len(ends) > 1:
             axis.legend(handlelength=1.4)
         caption = (
-            f"{what} {'in the validations' if tag.startswith(VAL) else 'during training'}; at the end (step {last:,}), "
+            f"{meaning} {'in the validations' if tag.startswith(VAL) else 'during training'}; at the end (step {last:,}), "
         )
         caption += f"{', '.join(ends)}."
         return Picture(f"curve_{tag.replace('/', '_')}", caption, caption, drawn.png())
@@ -253,8 +253,8 @@ def speed_accuracy(name: str, models: Mapping[str, Model], metrics: BySplit) -> 
         labels = [f"{model.title}, {role}" for role, model in models.items()]
         fit = {"fontsize": 8.5, "ncols": 2 if max(map(len, labels)) <= WIDEST_OF_TWO else 1}
         drawn.figure.legend(loc="outside upper left", handletextpad=0.1, columnspacing=0.5, borderpad=0.2, **fit)
-        what = "Energy" if name == ENERGY_MAE else "Force"
+        error = "Energy" if name == ENERGY_MAE else "Force"
         caption = (
-            f"{what} MAE against speed{'; large marks: mean of the splits, small: each split' if len(metrics) > 1 else ''}."
+            f"{error} MAE against speed{'; large marks: mean of the splits, small: each split' if len(metrics) > 1 else ''}."
         )
         return Picture(f"speed_{name}", caption, f"{caption} {'; '.join(in_words)}.", drawn.png())

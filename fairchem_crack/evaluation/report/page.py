@@ -107,7 +107,7 @@ TEMPLATE = """<!DOCTYPE html>
 <p class="soft">{{ subtitle }}</p>
 </header>
 <div class="tiles">
-{% for tile in tiles %}<div class="tile"><strong>{{ tile.value }}</strong><span>{{ tile.what }}</span>
+{% for tile in tiles %}<div class="tile"><strong>{{ tile.value }}</strong><span>{{ tile.caption }}</span>
 {%- if tile.interval %}<small>95 % interval {{ tile.interval }}</small>{% endif %}</div>
 {% endfor %}</div>
 <nav>{% for section in sections %}<a href="#{{ section.anchor }}">{{ section.title }}</a>

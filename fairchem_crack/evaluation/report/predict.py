@@ -82,7 +82,7 @@ def load_model(role: str, checkpoint: str, device: torch.device, *, use_ema: boo
 
 
 def _called(role: str) -> str:
-    """How a message begins: with the role of a model, or with --also."""
+    """The start of a message: the role of a model, or --also."""
     return f"The {role}" if role in ROLES else "--also"
 
 
@@ -114,7 +114,7 @@ def runner(role: str, model: Teacher, batch_size: int, device: torch.device) -> 
         ValueError: another's checkpoint that fairchem's trainer would not take.
     """
     if role == "teacher":
-        return partial(model, wanted=(keys.ENERGY, keys.FORCES))
+        return partial(model, requested=(keys.ENERGY, keys.FORCES))
     try:
         return AsFairchem(model.checkpoint, {}, batch_size=batch_size, cpu=device.type == "cpu")
     except KeyError as error:
@@ -127,7 +127,7 @@ def runner(role: str, model: Teacher, batch_size: int, device: torch.device) -> 
 
 
 def title(model: Teacher) -> str:
-    """What an architecture is called in print."""
+    """The name of an architecture in tables and pictures."""
     name = architecture(model.model).removesuffix("_backbone")
     if name == "gemnet_t" and getattr(model.features.backbone, "direct_forces", False):
         return "GemNet-dT"

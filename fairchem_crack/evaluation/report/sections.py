@@ -61,7 +61,7 @@ class Tile:
     """A number at the page's head: as it is written, what it is, and its interval, empty where there is none."""
 
     value: str
-    what: str
+    caption: str
     interval: str = ""
 
 
@@ -70,10 +70,12 @@ def tiles(findings: Findings) -> list[Tile]:
     student, teacher = findings.models["student"], findings.models["teacher"]
     split = findings.splits[0].name
     shown = []
-    for name, what in ((ENERGY_MAE, "energy"), (FORCE_MAE, "force")):
+    for name, quantity in ((ENERGY_MAE, "energy"), (FORCE_MAE, "force")):
         gap = findings.gaps[split].get(name)
         if gap is not None and math.isfinite(gap.estimate):
-            shown.append(Tile(f"{gap.estimate:.0%}", f"of the gap in {what} MAE closed, {split}", gap_cell(gap).interval))
+            shown.append(
+                Tile(f"{gap.estimate:.0%}", f"of the gap in {quantity} MAE closed, {split}", gap_cell(gap).interval)
+            )
     if not shown:
         of_systems = system_errors(findings.splits[0], findings.predictions["student"][split])
         error = cell(error_interval(*of_systems[FORCE_MAE]))
@@ -163,7 +165,11 @@ def _groups(findings: Findings) -> Section:
 def _curves(findings: Findings) -> Section:
     known = {tag: curve for role in reversed(findings.curves) for tag, curve in findings.curves[role].items()}
     validations = validation_tags(known)
-    zero = [tag for tag in validations if not any(one[tag].values.any() for one in findings.curves.values() if tag in one)]
+    zero = [
+        tag
+        for tag in validations
+        if not any(curves[tag].values.any() for curves in findings.curves.values() if tag in curves)
+    ]
     tags = [*training_tags(findings.curves["student"]), *(tag for tag in validations if tag not in zero)]
     pictures = {tag: figures.curve(tag, _comparable(tag, findings)) for tag in tags}
     first = [tag for tag in FIRST_CURVES if tag in pictures] or tags[:3]

@@ -82,7 +82,7 @@ def _row(
     for error in ERRORS:
         sums, weights = zip(*(_errors(group, split, error, evaluations) for split in splits))
         intervals[error] = average_error_interval([(x.mean(axis=0), w) for x, w in zip(sums, weights)])
-    by_role = {other.role: other for other in groups}
+    by_role = {member.role: member for member in groups}
     gaps = {}
     if group.role == "student" and {"undistilled", "teacher"} <= by_role.keys():
         compared = (by_role["undistilled"], group, by_role["teacher"])

@@ -81,7 +81,7 @@ def _ratios(groups: Sequence[Group], throughput: Throughputs, names: Mapping[Pat
     for group in (group for group in groups if group.role == "student"):
         student = throughput.get(group.name, {})
         if sizes := [size for size in teacher if teacher[size] and student.get(size)]:
-            own, other = (median(speeds[sizes[-1]]["atoms_per_second"]) for speeds in (student, teacher))
-            name, ratio = names[group.checkpoints[0]], digits(own / other, 2)
+            own, of_teacher = (median(speeds[sizes[-1]]["atoms_per_second"]) for speeds in (student, teacher))
+            name, ratio = names[group.checkpoints[0]], digits(own / of_teacher, 2)
             lines.append(f"{name} runs {ratio} times as many atoms/s as the teacher (batches of {sizes[-1]}).")
     return lines

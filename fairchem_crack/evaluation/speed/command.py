@@ -33,7 +33,7 @@ from fairchem_crack.plugins import load_plugins
 
 
 def bench(arguments: list[str]) -> None:
-    """Entry point of `fairchem-crack bench`: print the tables, and write them as JSON where asked to."""
+    """Entry point of `fairchem-crack bench`: print the tables, and write them as JSON where --output is given."""
     options = parser().parse_args(arguments)
     warnings.filterwarnings("ignore", module="fairchem|torch_geometric")
     try:
@@ -65,7 +65,7 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure what the options of `parser` ask for; the content of the JSON file."""
+    """Take the measurements that the options of `parser` select; the content of the JSON file."""
     most = max(*options.batch_sizes, options.relax_batch_size)
     systems = read_systems(options.data, most) if options.data else make_systems(options.atoms or ATOMS, most)
     names = list(short_names(options.checkpoint).values())

@@ -74,13 +74,14 @@ def measure_relaxation(models: dict[str, Model], systems: list[Atoms], options: 
 def ratios(own: dict[str, Any], reference: dict[str, Any]) -> dict[str, Any]:
     """How many times as fast as the reference, of each repeat; above 1 is faster, for latencies too."""
 
-    def divide(above: list[float], below: list[float]) -> list[float]:
-        return [one / other for one, other in zip(above, below)]
+    def divide(numerators: list[float], denominators: list[float]) -> list[float]:
+        return [numerator / denominator for numerator, denominator in zip(numerators, denominators)]
 
     of_quantities: dict[str, Any] = {}
     if "throughput" in own:
         rates = [
-            {size: one.get("atoms_per_second", []) for size, one in of["throughput"].items()} for of in (own, reference)
+            {size: rate.get("atoms_per_second", []) for size, rate in model["throughput"].items()}
+            for model in (own, reference)
         ]
         of_quantities["throughput"] = {size: divide(rate, rates[1][size]) for size, rate in rates[0].items()}
     if "latency" in own:

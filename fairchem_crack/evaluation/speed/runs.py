@@ -32,7 +32,7 @@ from fairchem_crack.io.boundaries import OwnBoundaries
 from fairchem_crack.io.checkpoints import model_config, read_checkpoint, reading_safely
 from fairchem_crack.io.progress import progress_of
 
-# fairchem's batched relaxation does not run with ase >= 3.26, whose `Optimizable` asks for more methods
+# fairchem's batched relaxation does not run with ase >= 3.26, whose `Optimizable` requires more methods
 RELAXES_IN_BATCHES = not inspect.isabstract(OptimizableBatch)
 LBFGS = {"maxstep": 0.04, "memory": 50, "damping": 1.0, "alpha": 70.0}  # of fairchem's configs/oc20 for IS2RE
 TEMPERATURE = 300.0  # K, of the velocities that molecular dynamics begin with
@@ -188,7 +188,7 @@ def _relax_batch(model: Model, systems: list[Atoms], fmax: float, most_steps: in
 
 
 class _StepCounter:
-    """Stands where fairchem's relaxation wants a trainer; counts the forwards of each system before it is converged."""
+    """Takes the place of the trainer in fairchem's relaxation; counts the forwards of each system before it is converged."""
 
     def __init__(self, model: Model, systems: int, fmax: float) -> None:
         self._model, self._fmax = model, fmax

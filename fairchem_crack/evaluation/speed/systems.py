@@ -89,5 +89,5 @@ def _slab(metal: str, site: str, size: tuple[int, int, int], random: np.random.G
 
 
 def take(systems: list[Atoms], count: int, turn: int = 0) -> list[Atoms]:
-    """`count` systems, going round the list, from the one where the `turn`-th such call begins."""
+    """`count` systems, cycling through the list; the `turn`-th call begins where the one before ended."""
     return [systems[(turn * count + index) % len(systems)] for index in range(count)]

@@ -18,13 +18,13 @@ MEANINGS = {
     errno.EROFS: "its file system is read-only. Mount it for writing, or give another directory by --output",
     errno.ENOMEM: "there is no memory left. Raise `ulimit -v`, or take a machine with more",
     errno.EMFILE: "too many files are open. Raise `ulimit -n`",
-    errno.EIO: "the disk failed. See the kernel's log, and take another one if need be",
+    errno.EIO: "the disk failed. See the kernel's log, and replace the disk if need be",
 }
 
 
 @contextmanager
 def explained(directory: Path) -> Iterator[None]:
-    """Raise what the system refuses as a CacheError that says what to do."""
+    """Raise an error of the operating system as a CacheError that says what to do."""
     try:
         yield
     except (OSError, MemoryError) as error:

@@ -113,7 +113,7 @@ def _version(package: str) -> Optional[str]:
 
 
 def _check_repeated(directory: Path, rows: np.ndarray, plan: Plan) -> None:
-    """Raise CacheError for systems that no digest tells apart, and whose outputs differ."""
+    """Raise CacheError for systems of the same digest whose outputs differ."""
     begins = np.ascontiguousarray(rows.view("u1").reshape(len(rows), ROW.itemsize)[:, :8]).view("<u8")[:, 0]
     order = np.argsort(begins, kind="stable")
     same = np.diff(begins[order]) == 0
@@ -126,7 +126,7 @@ def _check_repeated(directory: Path, rows: np.ndarray, plan: Plan) -> None:
             if np.abs(values[0] - values[1]).max() > SAME * max(1.0, np.abs(values[0]).max()):
                 raise CacheError(
                     f"Teacher cache {directory}: systems {rows[first]['position']} and {rows[second]['position']} are the "
-                    f"same to a training, and the teacher's {name} differ. What tells them apart, a charge for example, "
+                    f"same to a training, and the teacher's {name} differ. What distinguishes them, a charge for example, "
                     "must be in the records of the dataset (fairchem's r_data_keys), or one of them left out."
                 )
 

@@ -77,10 +77,10 @@ def read_rows(file: Path, begin: int = HEAD.size) -> np.ndarray:
     rows = np.frombuffer(data, ROW, len(data) // ROW.itemsize)
     view, size = memoryview(data), ROW.itemsize
     checksums = (zlib.crc32(view[at : at + size - 4]) for at in range(0, len(rows) * size, size))
-    return those(rows, np.fromiter(checksums, "<u4", len(rows)) == rows["crc"])
+    return selected(rows, np.fromiter(checksums, "<u4", len(rows)) == rows["crc"])
 
 
-def those(rows: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def selected(rows: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """The rows of a mask; no copy of billions of bytes where it is all of them."""
     return rows if mask.all() else rows[mask]
 

@@ -125,7 +125,7 @@ class TeacherCache:
         return record
 
     def close(self) -> None:
-        """Let go of the files; what is read next opens them again."""
+        """Close the files; the next read opens them again."""
         self._opened = {}
 
 

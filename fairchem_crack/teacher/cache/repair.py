@@ -1,4 +1,4 @@
-"""Find the damaged records of a cache, and forget them: what is missing is then written as after an interruption."""
+"""Find the damaged records of a cache, and drop them: what is missing is then written as after an interruption."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fairchem_crack.teacher.cache.writer import start
 def repair(directory: Path, plan: Plan) -> list[int]:
     """Read every record of a cache, and take the rows of damaged chunks out; returns the chunks that are missing now.
 
-    Killed at any moment, the same call begins anew. A training that has the cache open goes on: records are only added.
+    Killed at any moment, the same call starts over. A training that has the cache open continues: records are only added.
 
     Raises:
         CacheError: it is another plan's, or a process writes it.

@@ -163,7 +163,7 @@ def _check_format(directory: Path, content: Any) -> None:
         return
     if written > FORMAT:
         raise CacheError(
-            f"Teacher cache {directory} has format {written}; this fairchem-crack knows {FORMAT}. Update fairchem-crack."
+            f"Teacher cache {directory} has format {written}; this fairchem-crack reads {FORMAT}. Update fairchem-crack."
         )
     raise CacheError(
         f"Teacher cache {directory} has format {written}, of an earlier fairchem-crack, which did not keep all that its "

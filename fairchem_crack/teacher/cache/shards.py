@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fairchem_crack.teacher.cache.index import HEAD, ROW, read_rows, those
+from fairchem_crack.teacher.cache.index import HEAD, ROW, read_rows, selected
 from fairchem_crack.teacher.cache.records import CacheError, Plan, Record, decode
 from fairchem_crack.teacher.cache.schema import SHARD
 from fairchem_crack.teacher.cache.sums import Sums
@@ -140,7 +140,7 @@ def rows_of(directory: Path) -> np.ndarray:
     parts = []
     for shard in shards_of(directory):
         rows = read_rows(shard.rows) if shard.rows.is_file() else np.zeros(0, ROW)
-        parts.append(those(rows, rows["shard"] == shard.number))
+        parts.append(selected(rows, rows["shard"] == shard.number))
     rows = parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, ROW), *parts])
     del parts
     first = np.unique(rows["position"], return_index=True)[1]

@@ -122,7 +122,7 @@ def start(directory: Path, plan: Plan) -> None:
     """Write the plan of a new cache, or check that the one that is there is the same.
 
     Raises:
-        CacheError: it is another one.
+        CacheError: it belongs to another cache.
     """
     try:
         begun, _ = read_plan(directory)
@@ -137,7 +137,7 @@ def start(directory: Path, plan: Plan) -> None:
         name, before, now = changed[0]
         others = f" ({', '.join(name for name, _, _ in changed[1:4])} differ, too)" if changed[1:] else ""
         raise CacheError(
-            f"Teacher cache {directory} was begun with {name} {before}, and is now asked for with {now}{others}. "
+            f"Teacher cache {directory} was begun with {name} {before}, and is now requested with {now}{others}. "
             "Give another directory, or delete this one."
         )
 
