@@ -22,7 +22,6 @@ from fairchem_crack.teacher.cache.shards import (
 from fairchem_crack.teacher.cache.sums import Sums
 
 KEEP_SUMS = 256  # chunks between two times that the sums are kept: what finishing a killed shard has to read again
-SAME = 1e-2  # of an energy's or a force's size: within it two records are the same outputs, rounded
 
 
 class CacheWriter:
