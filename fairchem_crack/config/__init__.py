@@ -1,6 +1,6 @@
 """The `task.distill` block and the distillation terms of `loss_functions`: options, and what refuses them."""
 
-from fairchem_crack.config.faults import Fault, refuse, suggestion
+from fairchem_crack.config.faults import Fault, nearest_of, refuse, suggestion
 from fairchem_crack.config.options import (
     SMALLEST_TEMPERATURE,
     Anchor,
@@ -29,6 +29,7 @@ __all__ = [
     "TeacherConfig",
     "TermConfig",
     "add_term_options",
+    "nearest_of",
     "parse",
     "read_options",
     "refuse",
