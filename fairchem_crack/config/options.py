@@ -21,6 +21,7 @@ Negatives = Literal["batch", "system", "world"]
 Reduction = Literal["mean", "sum"]
 RelationGraph = Literal["teacher", "student"]
 Precision = Literal["auto", "float32", "bfloat16"]
+Labels = Literal["data", "teacher", "fill"]
 Count = Annotated[int, Field(ge=1)]
 BlockNumbers = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -82,7 +83,7 @@ class DistillConfig:
     relations: RelationsConfig = field(default_factory=RelationsConfig)
     projection: ProjectionConfig = field(default_factory=ProjectionConfig)
     init_from_teacher: Optional[InitConfig] = None
-    labels: Literal["data", "teacher"] = "data"  # teacher: the student's own terms train on its energies and forces
+    labels: Labels = "data"  # of the student's own terms; teacher: its energies and forces; fill: where the data have none
     resume: Literal["all", "student"] = "all"  # from a checkpoint: its projection too, or only its student
     max_skipped_steps: Count = 10  # steps in a row, not finite, that stop the run; of --amp, at a loss scale below 1
     imports: tuple[str, ...] = ()  # modules of your own, with terms, losses, adapters: imported before anything is parsed
