@@ -120,6 +120,13 @@ def test_labels_that_are_not_finite_are_not_evaluated():
     assert energy_agreement(labels, energies(8), systems(8, (1, 8))).is_plausible
 
 
+def test_a_missing_label_is_left_out():
+    labels, batch = energies(8), systems(8, (1, 8))
+    labels[5:] = torch.nan
+    left = Batch.from_data_list(batch.to_data_list()[:5])
+    assert energy_agreement(labels, energies(8, 3), batch) == energy_agreement(labels[:5], energies(8, 3)[:5], left)
+
+
 @pytest.fixture
 def shifted():
     """A batch whose labels, of an output's own name, are off by 52.5 eV from the stub teacher's energies."""
@@ -135,12 +142,19 @@ ENERGY_TERM, NODE_TERM = TermConfig(keys.TEACHER_ENERGY, "mae", 1.0), TermConfig
 
 @pytest.mark.parametrize(
     "term, labels, is_warned",
-    [(ENERGY_TERM, "data", True), (ENERGY_TERM, "teacher", False), (NODE_TERM, "data", False)],
-    ids=["of energies", "labels: teacher", "of embeddings"],
+    [
+        (ENERGY_TERM, "data", True),
+        (ENERGY_TERM, "teacher", False),
+        (NODE_TERM, "data", False),
+        (ENERGY_TERM, "fill", True),
+        (NODE_TERM, "fill", True),  # the labels themselves have two zeros
+    ],
 )
 def test_a_training_warns_once_before_its_first_step(shifted, caplog, term, labels, is_warned):
     from architectures import build
 
+    if labels == "fill":
+        shifted.oc20_energy[1] = torch.nan
     distillation = distillation_of(build("painn"), plain_teacher(), [term], outputs=NAMED, labels=labels)
     with caplog.at_level(logging.WARNING):
         distillation.preflight(shifted)
@@ -148,7 +162,7 @@ def test_a_training_warns_once_before_its_first_step(shifted, caplog, term, labe
     assert len(warned) == is_warned
     if is_warned:
         assert re.search(r"^dataset\.train: in a sample the teacher's energies are off by 52\.5 eV", warned[0])
-        assert "or leave `teacher_energy` out" in warned[0]
+        assert ("or leave `teacher_energy` out" in warned[0]) == (term is ENERGY_TERM)
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,7 @@ def test_choices_are_those_of_the_loss():
                 "`student`?",
                 "relations.negatives: expected one of `batch`, `system`, `world`, found 'galaxy'.",
                 "relations.graph: expected one of `teacher`, `student`, found None.",
-                "labels: expected one of `data`, `teacher`, found True.",
+                "labels: expected one of `data`, `teacher`, `fill`, found True.",
             ],
         ),
         # numbers

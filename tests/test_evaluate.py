@@ -22,6 +22,7 @@ from fairchem_crack.commands.cli import main
 from fairchem_crack.evaluation.intervals import MOST_UNITS, Errors, Interval, error_interval, gap_closed, gap_closed_interval
 from fairchem_crack.evaluation.names import short_names
 from fairchem_crack.evaluation.s2ef.command import evaluate
+from fairchem_crack.evaluation.s2ef.gates import gates_of, outcomes
 from fairchem_crack.evaluation.s2ef.leaderboard import Group, Row, leaderboard, table
 from fairchem_crack.evaluation.s2ef.picture import draw
 from fairchem_crack.evaluation.s2ef.runs import Evaluation
@@ -210,12 +211,28 @@ def test_a_submission_holds_fairchems_own_predictions(models, data, tmp_path, mo
         ({"--data": ["a=."]}, "no *.lmdb file in the directory"),
         ({"--undistilled": ["a.pt", "b.pt"]}, "--undistilled: expected one, got 2"),
         ({"--undistilled": ["a.pt", "b.pt"], "--seeds": []}, "--seeds: got 1 --checkpoint and 2 --undistilled"),
+        ({"--require": ["val_id.forces_mea=1"]}, "--require val_id.forces_mea: unknown. Did you mean `val_id.forces_mae`?"),
+        ({"--require": ["gap_closed.energy=0"]}, "is measured only with --undistilled and --teacher"),
     ],
 )
 def test_bad_input_is_named(models, data, change, part):
     flags = {"--checkpoint": [str(models["student"])], "--data": [f"val_id={data / 'val_id'}"], **change}
     with pytest.raises(SystemExit, match=re.escape(part)):
         evaluate([word for flag, words in flags.items() for word in (flag, *words)] + ["--cpu"])
+
+
+def test_a_missed_requirement_is_the_exit_status(models, data, tmp_path, capsys):
+    flags = ["--checkpoint", str(models["student"]), "--cpu", "--batch-sizes", "--data", f"val_id={data / 'val_id'}"]
+    flags += ["--output", str(tmp_path / "out"), "--require"]
+    evaluate([*flags, "forces_mae=100"])
+    assert "Requirements met: 1 of 1." in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        evaluate([*flags, "val_id.forces_mae=100", "energy_mae=0"])
+    said = capsys.readouterr().out
+    assert ended.value.code == 1 and "Requirements met: 1 of 2; missed:\n- val_id, student: energy_mae is " in said
+    met, missed = json.loads((tmp_path / "out.json").read_text())["gates"]
+    assert met["is_met"] and not missed["is_met"]
+    assert (missed["metric"], missed["bound"], missed["required"]) == ("energy_mae", "at most", 0.0) and missed["value"] > 0
 
 
 def test_a_submission_is_checked_before_anything_runs(models, data, monkeypatch):
@@ -320,6 +337,11 @@ def test_seeds_are_averaged_before_the_gap_is_taken(tmp_path):
     assert cells[1][1:4] == ["crack", "0.400 [0.400, 0.400]", "0.0450 [0.0450, 0.0450]"]
     assert cells[2][1] == "gap closed" and [cell.split()[0] for cell in cells[2][2:4]] == ["75%", "71%"]
     assert cells[3][1:4] == ["teacher", "0.200 [0.200, 0.200]", "0.0200 [0.0200, 0.0200]"]
+    of_gates = outcomes(gates_of(["gap_closed.energy=0.74", "energy_mae=0.39"], ["val_id"], has_gap=True), rows)
+    assert [(gate.model, gate.value, gate.is_met) for gate in of_gates] == [
+        ("crack", pytest.approx(0.75), True),
+        ("crack", pytest.approx(0.4), False),
+    ]
     draw(rows, {}, tmp_path / "picture.png")
     assert [path.name for path in tmp_path.iterdir()] == ["picture.png"]
     assert (tmp_path / "picture.png").stat().st_size > 10_000

@@ -134,10 +134,12 @@ def test_a_normalizer_of_no_output_is_a_fault(transform):
 def test_labels_of_the_teacher_are_not_fitted_to_the_datas(transform):
     dataset = {"transforms": {transform: {"fit": {"targets": ["energy"]}}}}
     given = {"transforms": {transform: {"energy": {"mean": 0.0, "stdev": 1.0}}}}
-    by_data, by_teacher = (DistillConfig(TeacherConfig("t.pt"), labels=labels) for labels in ("data", "teacher"))
-    assert list(label_faults(by_data, dataset)) == list(label_faults(by_teacher, given)) == []
-    (fault,) = label_faults(by_teacher, dataset)
-    assert fault.path == f"dataset.train.transforms.{transform}.fit" and "labels: teacher" in fault.sentence
+    assert list(label_faults(DistillConfig(TeacherConfig("t.pt")), dataset)) == []
+    for labels in ("teacher", "fill"):
+        distill = DistillConfig(TeacherConfig("t.pt"), labels=labels)
+        assert list(label_faults(distill, given)) == []
+        (fault,) = label_faults(distill, dataset)
+        assert fault.path == f"dataset.train.transforms.{transform}.fit" and f"labels: {labels}" in fault.sentence
 
 
 @pytest.mark.parametrize(

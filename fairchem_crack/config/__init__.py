@@ -1,10 +1,11 @@
 """The `task.distill` block and the distillation terms of `loss_functions`: options, and what refuses them."""
 
-from fairchem_crack.config.faults import Fault, refuse, suggestion
+from fairchem_crack.config.faults import Fault, nearest_of, refuse, suggestion
 from fairchem_crack.config.options import (
     SMALLEST_TEMPERATURE,
     Anchor,
     DistillConfig,
+    Labels,
     Negatives,
     Precision,
     RelationsConfig,
@@ -22,6 +23,7 @@ __all__ = [
     "Anchor",
     "DistillConfig",
     "Fault",
+    "Labels",
     "Negatives",
     "Precision",
     "RelationsConfig",
@@ -29,6 +31,7 @@ __all__ = [
     "TeacherConfig",
     "TermConfig",
     "add_term_options",
+    "nearest_of",
     "parse",
     "read_options",
     "refuse",

@@ -21,6 +21,7 @@ Negatives = Literal["batch", "system", "world"]
 Reduction = Literal["mean", "sum"]
 RelationGraph = Literal["teacher", "student"]
 Precision = Literal["auto", "float32", "bfloat16"]
+Labels = Literal["data", "teacher", "fill"]
 Count = Annotated[int, Field(ge=1)]
 BlockNumbers = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
@@ -82,7 +83,7 @@ class DistillConfig:
     relations: RelationsConfig = field(default_factory=RelationsConfig)
     projection: ProjectionConfig = field(default_factory=ProjectionConfig)
     init_from_teacher: Optional[InitConfig] = None
-    labels: Literal["data", "teacher"] = "data"  # teacher: its energies and forces are the labels of the student's own terms
+    labels: Labels = "data"  # of the student's own terms; teacher: its energies and forces; fill: where the data have none
     resume: Literal["all", "student"] = "all"  # what is read from a checkpoint: student and projection, or only the student
     max_skipped_steps: Count = 10  # non-finite steps in a row that stop the run; with --amp, counted at a loss scale below 1
     imports: tuple[str, ...] = ()  # your own modules with terms, losses or adapters; imported before the options are read

@@ -36,7 +36,7 @@ class Options:
     Attributes:
         own_losses: the student's own terms of `loss_functions`, as they are.
         terms: its distillation terms, without those that have a fault.
-        distill: the `task.distill` of a training that distils; None with a fault in it.
+        distill: the `task.distill` of a training that distils or takes labels of the teacher; None with a fault in it.
         faults: of all of these.
     """
 
@@ -55,20 +55,21 @@ class Options:
 def read_options(task: dict, loss_functions: Any) -> Options:
     """`task.distill` and the distillation terms, with every fault of both."""
     options = read_loss_functions(loss_functions)
-    is_distilling = options.is_distilling
+    block = task.get("distill")
+    takes_labels = isinstance(block, dict) and block.get("labels", "data") != "data"
     entries = loss_functions if isinstance(loss_functions, (list, tuple)) else []
     given = {key for entry in entries if isinstance(entry, dict) for key in entry}
     if given and given <= {*keys.DISTILLATION_TERMS}:
         sentence = "has only distillation terms; the student needs its own too, for example `energy`."
         options.faults.append(Fault("loss_functions", sentence))
-    if not is_distilling:
+    if not options.is_distilling and not takes_labels:
         return options
-    if task.get("distill") is None:
+    if block is None:
         nearest = difflib.get_close_matches("distill", [str(name) for name in task if name != "distill"], n=1)
         advice = f"task has `{nearest[0]}`" if nearest else "expected at least `task.distill.teacher.checkpoint`"
         options.faults.append(Fault("task.distill", f"missing, but loss_functions has distillation terms; {advice}."))
     else:
-        options.distill, faults = read(DistillConfig, task["distill"], "task.distill")
+        options.distill, faults = read(DistillConfig, block, "task.distill")
         options.faults += faults
     return options
 

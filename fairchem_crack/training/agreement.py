@@ -49,7 +49,7 @@ def energy_agreement(labels: Tensor, teacher: Tensor, batch: Batch) -> EnergyAgr
     """Compare the teacher's energies with the labels. A fit is evaluated on each system from the others.
 
     Args:
-        labels: (B,) eV.
+        labels: (B,) eV; a system whose label is NaN is left out, some have one.
         teacher: (B,) eV.
         batch: of these systems.
     """
@@ -58,6 +58,8 @@ def energy_agreement(labels: Tensor, teacher: Tensor, batch: Batch) -> EnergyAgr
     elements, columns = np.unique(batch.atomic_numbers.long().cpu().numpy(), return_inverse=True)
     counts, constant = np.zeros((len(values), len(elements))), np.ones((len(values), 1))
     np.add.at(counts, (batch.batch.cpu().numpy(), columns), 1)
+    labelled = ~np.isnan(values)
+    values, difference, counts, constant = (rows[labelled] for rows in (values, difference, counts, constant))
     deviations = [_left(values, constant, 2), _left(values, counts, FEWEST)]
     return EnergyAgreement(
         systems=len(values),

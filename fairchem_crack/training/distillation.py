@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from fairchem_crack.teacher.frozen import Teacher, TeacherOutputs, own
 from fairchem_crack.training import preflight
 from fairchem_crack.training.coefficients import WeightedTerm, active_terms
 from fairchem_crack.training.guard import teacher_faults
+from fairchem_crack.training.labels import take_teachers_labels
 from fairchem_crack.training.losses import LossContext, build_loss, check_compared
 from fairchem_crack.training.projection import Projections
 from fairchem_crack.training.projection_training import RESUME_STUDENT, ProjectionTraining
@@ -57,6 +58,7 @@ class TeacherStep:
         batch: B systems, on the student's device.
         terms: those of the step, with their coefficients.
         teacher: the teacher's outputs; None where nothing is requested.
+        replaced: (B,) bool of each output, the systems whose label is the teacher's.
         gathering: the embeddings of all ranks on their way, for `negatives: world`.
     """
 
@@ -66,6 +68,7 @@ class TeacherStep:
     terms: Sequence[WeightedTerm]
     teacher: TeacherOutputs | None = None
     gathering: Gathering | None = None
+    replaced: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Distillation:
@@ -113,7 +116,7 @@ class Distillation:
         on their way while it does.
 
         Args:
-            batch: B systems, on the student's device; with `labels: teacher` its labels become the teacher's.
+            batch: B systems, on the student's device; labels become the teacher's as `task.distill.labels` has it.
         """
         seed = self.seed_of(global_step)
         terms = active_terms(self.terms, global_step, self.total_steps)
@@ -121,13 +124,11 @@ class Distillation:
         if not fields:
             return TeacherStep(global_step, seed, batch, terms)
         outputs = self.teacher(batch, fields, seed)
-        if self.config.labels == "teacher":
-            for property_ in (keys.ENERGY, keys.FORCES):
-                if self.outputs.names(property_):
-                    batch[self.outputs[property_].name] = outputs[property_]
+        replaced = take_teachers_labels(batch, self.outputs, outputs, self.config.labels)
         if keys.FORCE_JACOBIAN in fields:
             batch.pos.requires_grad_(True)
-        return TeacherStep(global_step, seed, batch, terms, outputs, self._send_to_all_ranks(terms, outputs))
+        gathering = self._send_to_all_ranks(terms, outputs)
+        return TeacherStep(global_step, seed, batch, terms, outputs, gathering, replaced)
 
     def _send_to_all_ranks(self, terms: Sequence[WeightedTerm], outputs: TeacherOutputs) -> Gathering | None:
         """With `negatives: world`, the embeddings as the relations compare them."""
@@ -222,7 +223,8 @@ class Distillation:
         preflight.check_neighbors(batch, self.student_features, self.teacher)
         outputs = self.teacher(batch, self.requested or {keys.NODE_EMBEDDING})
         preflight.check_embeddings(outputs, batch, self.teacher)
-        preflight.warn_of_another_zero(self.terms, self._energy_label(batch), outputs, batch)
+        fills = self.config.labels == "fill"
+        preflight.warn_of_another_zero(self.terms, self._energy_label(batch), outputs, batch, fills=fills)
         self._run_student(batch)
         self.projection_training.measure(outputs, self.student_features)
         pairs = self._pairs(outputs.edge_index, batch.num_nodes).shape[1]
@@ -233,9 +235,10 @@ class Distillation:
         return pairs
 
     def _energy_label(self, batch: Batch) -> Tensor | None:
-        """The energies of the data on which the student trains, where there are such."""
-        names = self.outputs.names(keys.ENERGY) if self.config.labels == "data" else []
-        return batch[names[0]] if len(names) == 1 and names[0] in batch else None
+        """The energies of the data on which the student trains, NaN where there are none; None without any."""
+        names = self.outputs.names(keys.ENERGY) if self.config.labels != "teacher" else []
+        label = batch[names[0]] if len(names) == 1 and names[0] in batch else None
+        return None if label is None or label.isnan().all() else label
 
     @torch.no_grad()
     def _run_student(self, batch: Batch) -> None:

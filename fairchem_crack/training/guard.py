@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -77,11 +78,11 @@ def drop_unless_finite(*optimizers: torch.optim.Optimizer) -> bool:
     return is_finite
 
 
-def faults(rows: dict[str, Compared], batch: Batch, labels: str = "label") -> list[str]:
+def faults(rows: dict[str, Compared], batch: Batch, replaced: Mapping[str, Tensor] = MappingProxyType({})) -> list[str]:
     """What is not finite of the input, labels and predictions of a batch, and in which systems; empty where nothing is.
 
     Args:
-        labels: what a label is called, by where it comes from.
+        replaced: (B,) bool of each output, the systems whose label is the teacher's; none where it has no entry.
     """
     per_atom = {name: batch[name] for name in INPUTS if name in batch}
     values: list[tuple[str, Tensor, Tensor]] = [
@@ -89,7 +90,10 @@ def faults(rows: dict[str, Compared], batch: Batch, labels: str = "label") -> li
         for name, value in per_atom.items()
     ]
     for name, row in rows.items():
-        values += [(f"{labels} `{name}`", row.label, row.systems), (f"student's `{name}`", row.prediction, row.systems)]
+        theirs = replaced.get(name, torch.zeros_like(batch.natoms, dtype=torch.bool))[row.systems]
+        for whose, chosen in (("label", ~theirs), ("teacher's label", theirs)):
+            values.append((f"{whose} `{name}`", row.label[chosen], row.systems[chosen]))
+        values.append((f"student's `{name}`", row.prediction, row.systems))
     return [f"{name} of {ids}" for name, value, systems in values if (ids := _spoiled_systems(value, systems, batch))]
 
 

@@ -110,18 +110,18 @@ def transform_faults(dataset: dict, outputs: dict) -> Iterator[Fault]:
 
 
 def label_faults(distill: DistillConfig, dataset: dict) -> Iterator[Fault]:
-    """Normalizers or references that are to be fitted to labels that are not trained on.
+    """Normalizers or references that are to be fitted to labels that are missing, or not trained on.
 
     Args:
         dataset: the options of the training split.
     """
     for name, given in FITTED.items():
         transform = (dataset.get("transforms") or {}).get(name) or {}
-        if distill.labels == "teacher" and "fit" in transform:
+        if distill.labels != "data" and "fit" in transform:
             yield Fault(
                 f"dataset.train.transforms.{name}.fit",
-                "is fitted to the labels of the data, and with task.distill.labels: teacher the student is trained on the "
-                f"teacher's. Give {given} instead.",
+                f"is fitted to the labels of the data, and with task.distill.labels: {distill.labels} the student is "
+                f"trained on the teacher's. Give {given} instead.",
             )
 
 

@@ -102,15 +102,17 @@ def check_embeddings(outputs: TeacherOutputs, batch: Batch, teacher: AnyTeacher)
 
 
 def warn_of_another_zero(
-    terms: Iterable[TermConfig], label: Optional[Tensor], outputs: TeacherOutputs, batch: Batch
+    terms: Iterable[TermConfig], label: Optional[Tensor], outputs: TeacherOutputs, batch: Batch, *, fills: bool
 ) -> None:
-    """Warn where a term and the label of the same energy would pull the student apart.
+    """Warn where a term and the label of the same energy, or the labels of two systems, would pull the student apart.
 
     Args:
-        label: (B,) eV, energies on which the student trains; None where these are the teacher's, or none.
+        label: (B,) eV, energies of the data on which the student trains, NaN where there are none; None where all are the
+            teacher's, or none.
+        fills: whether the student trains on the teacher's energies where the data have none.
     """
     compared = [term.key for term in terms if keys.ENERGY in teacher_fields(term)]
-    if not compared or label is None:
+    if label is None or not (compared or fills):
         return
     agreement = energy_agreement(label, outputs[keys.ENERGY], batch)
     if not agreement.is_plausible and distutils.is_master():

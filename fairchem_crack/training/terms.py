@@ -231,5 +231,5 @@ def teacher_fields(term: TermConfig) -> set[str]:
 
 def requested_fields(config: DistillConfig, terms: Iterable[TermConfig]) -> set[str]:
     """Fields of `TeacherOutputs` that some terms of a training request, and its labels where the teacher gives them."""
-    labels = {keys.ENERGY, keys.FORCES} if config.labels == "teacher" else set()
+    labels = {keys.ENERGY, keys.FORCES} if config.labels != "data" else set()
     return labels.union(*(teacher_fields(term) for term in terms))

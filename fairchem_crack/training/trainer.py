@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from fairchem.core.common.registry import registry
 from fairchem.core.datasets import data_list_collater
 from fairchem.core.modules.exponential_moving_average import ExponentialMovingAverage
 from torch import Tensor
+from torch.utils.data import Dataset
 from torch_geometric.data import Batch
 
 from fairchem_crack import keys
@@ -19,6 +21,7 @@ from fairchem_crack.adapters.outputs import ModelOutputs
 from fairchem_crack.config import DistillConfig, read_options, refuse
 from fairchem_crack.io.batches import to_device
 from fairchem_crack.io.checkpoints import reading_safely
+from fairchem_crack.io.labels import OptionalLabels
 from fairchem_crack.io.named_records import NAMED, NamedRecords, listed
 from fairchem_crack.io.samples import evenly_spaced
 from fairchem_crack.io.trust import trusts
@@ -45,6 +48,7 @@ from fairchem_crack.training.guard import (
 from fairchem_crack.training.host_options import check_free_atoms, label_faults, own_loss_faults, transform_faults
 from fairchem_crack.training.identity import content_of, joined, of_distillation, of_training
 from fairchem_crack.training.init_from_teacher import copy_weights
+from fairchem_crack.training.labels import labelled_outputs
 from fairchem_crack.training.preflight import check_elements
 from fairchem_crack.training.readout import Readout
 from fairchem_crack.training.reduction import Number
@@ -60,9 +64,9 @@ class CrackDistillTrainer(CheckedTrainer):
     """Trains a student with its own loss functions and, only while training, the distillation terms.
 
     It reads `task.distill` and the distillation terms of `loss_functions`, and hands everything else to fairchem's
-    trainer, whose config, model, optimizer, EMA and checkpoints know nothing of the teacher. Without a distillation term
-    it is that trainer, step for step. The teacher is loaded when training starts: validation, prediction and relaxation
-    need none.
+    trainer, whose config, model, optimizer, EMA and checkpoints know nothing of the teacher. Without a distillation term,
+    on the data's labels, it is that trainer, step for step. The teacher is loaded when training starts: validation,
+    prediction and relaxation need none.
 
     Raises:
         ValueError: `task.distill` or a distillation term is not understood; the message names the option.
@@ -176,11 +180,15 @@ class CrackDistillTrainer(CheckedTrainer):
 
     def _open_teacher(self, config: DistillConfig) -> Teacher | CachedTeacher:
         """The teacher itself; or its cache, whose records the loader then attaches to the training data."""
+        dataset: Dataset = NamedRecords(self.train_dataset, "dataset.train")
+        if config.labels != "data":
+            dataset = OptionalLabels(dataset, labelled_outputs(self.model_outputs()))
         if config.teacher.cache is None:
+            if config.labels != "data":
+                self.train_loader = self.get_dataloader(dataset, self.train_sampler)
             return load_teacher(config.teacher, self.device)
         cache = open_cache(config.teacher, self.device)
-        fields = requested_fields(config, self._terms)
-        dataset = CachedDataset(NamedRecords(self.train_dataset, "dataset.train"), cache, "dataset.train", fields)
+        dataset = CachedDataset(dataset, cache, "dataset.train", requested_fields(config, self._terms))
         self.train_loader = read_ahead(self.get_dataloader(dataset, self.train_sampler))
         return CachedTeacher(cache)
 
@@ -258,7 +266,7 @@ class CrackDistillTrainer(CheckedTrainer):
         return {**self._distillation.state_dict(), keys.DISTILL_CONFIG: self._identity}
 
     def _has_own_state(self) -> bool:
-        return bool(self._terms)
+        return self._distill_config is not None
 
     def _backward(self, loss: Tensor) -> None:
         if self._readout.numbers[NONFINITE]:  # on any rank: none has the backward pass, in which all would have to take part
@@ -285,13 +293,14 @@ class CrackDistillTrainer(CheckedTrainer):
     def _skip(self, what: str, *, loss_scale: float | None) -> None:
         """Name the systems and terms of a step that is not taken, and count it."""
         numbers = self._logged()
-        labels, of_teacher = "label", []
+        replaced: Mapping[str, Tensor] = {}
+        of_teacher: list[str] = []
         if self._distillation is not None and self._teacher_step is not None:
             self._distillation.projection_training.drop_gradients()
-            labels = "label" if self._distillation.config.labels == "data" else "teacher's label"
+            replaced = self._teacher_step.replaced
             of_teacher = self._distillation.faults(self._teacher_step, numbers)
         terms = [f"{name} = {value}" for name, value in numbers.items() if not math.isfinite(value)]
-        details = [*faults(self._rows, self._batch, labels), *of_teacher, *terms]
+        details = [*faults(self._rows, self._batch, replaced), *of_teacher, *terms]
         named = "; ".join(details) or "every term of the loss is finite on this rank"
         where = from_all_ranks(f"systems of {listed(self._batch)} of dataset.train ({named})")
         self._skipped.count_skipped(f"Step {self.step}: {what} not finite, from {where}.", loss_scale=loss_scale)

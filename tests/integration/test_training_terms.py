@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import copy
 import gc
-import pickle
 import re
 from pathlib import Path
 
-import lmdb
 import numpy as np
 import pytest
 import torch
@@ -19,9 +17,8 @@ from tolerances import REORDERED, REPEATED
 
 from fairchem_crack import keys
 from fairchem_crack.commands.cli import main
-from fairchem_crack.config import TeacherConfig
 from fairchem_crack.evaluation.s2ef.evaluator import CheckpointEvaluator
-from fairchem_crack.teacher.frozen import Teacher, load_teacher
+from fairchem_crack.teacher.frozen import Teacher
 from fairchem_crack.training import terms
 
 GEMNET = {"name": "gemnet_t", **GEMNET_T, "max_neighbors": 20}
@@ -131,60 +128,6 @@ def test_two_energies_of_a_student_are_refused_by_their_names(run, distilled, tm
         ValueError, match=r"outputs: expected one output of property `energy`, found `energy`, `omat_energy`"
     ):
         run(config)
-
-
-def relabelled(source: Path, target: Path, change) -> Path:
-    """A copy of an LMDB data set, each of its records changed."""
-    target.mkdir()
-    (file,) = source.glob("*.lmdb")
-    old = lmdb.open(str(file), subdir=False, readonly=True, lock=False)
-    new = lmdb.open(str(target / "data.lmdb"), subdir=False, map_size=1 << 26)
-    with old.begin() as reading, new.begin(write=True) as writing:
-        for key, value in reading.cursor():
-            record = pickle.loads(value)
-            if not isinstance(record, int):
-                change(int(key), record)
-            writing.put(key, pickle.dumps(record))
-    old.close()
-    new.close()
-    return target
-
-
-def test_without_labels_the_student_trains_on_the_teachers(run, data, distilled, teacher_checkpoint, tmp_path, capsys):
-    from fairchem.core.datasets import LmdbDataset, data_list_collater
-
-    teacher = load_teacher(TeacherConfig(str(teacher_checkpoint)), torch.device("cpu"))
-    gc.collect()
-    dataset = LmdbDataset({"src": str(data / "train")})
-    systems = [dataset[index] for index in range(len(dataset))]
-    del dataset
-    gc.collect()
-    said = [teacher(data_list_collater([system], otf_graph=True), ["energy", "forces"]) for system in systems]
-
-    def with_answers(index, record):
-        record.y, record.force = float(said[index].energy), said[index].forces
-
-    def without(_, record):
-        del record.y, record.force
-
-    labelled = relabelled(data / "train", tmp_path / "labelled", with_answers)
-    bare = relabelled(data / "train", tmp_path / "bare", without)
-    config = with_terms(distilled, {"relations": TERMS["relations"]})
-    del config["dataset"]["val"]
-    config["dataset"]["train"]["src"] = str(labelled)
-    expected = run(config, name="labelled")
-    config["dataset"]["train"]["src"] = str(bare)
-    config["task"]["distill"]["labels"] = "teacher"
-    found = run(config, name="bare")
-    assert found.losses() == pytest.approx(expected.losses(), rel=REORDERED)
-    assert [step["energy_mae"] for step in found.steps] == pytest.approx(
-        [step["energy_mae"] for step in expected.steps], 1e-5
-    )
-    file = tmp_path / "bare.yml"
-    file.write_text(yaml.safe_dump(config))
-    gc.collect()
-    main(["check", "--config-yml", str(file), "--cpu"])  # exits with 1 where it finds a problem
-    assert "left out: the training data has no energies and forces" in capsys.readouterr().out
 
 
 def test_a_term_whose_schedule_is_over_costs_no_teacher(run, distilled, monkeypatch):

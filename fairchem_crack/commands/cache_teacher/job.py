@@ -23,6 +23,7 @@ from tqdm import tqdm
 from fairchem_crack import keys
 from fairchem_crack.config import TeacherConfig, parse, split_loss_functions
 from fairchem_crack.io.datasets import load_split
+from fairchem_crack.io.labels import read_unlabelled
 from fairchem_crack.io.named_records import NamedRecords
 from fairchem_crack.io.processes import end_with_parent
 from fairchem_crack.plugins import imports_of, load_plugins
@@ -85,8 +86,9 @@ class Job:
                 raise ValueError(f"{option} {value}: expected at least {least}.")
 
     def dataset(self) -> NamedRecords:
-        """The split as training loads it."""
+        """The split as training loads it; its systems need no labels."""
         dataset = NamedRecords(load_split(self.config, self.split), f"dataset.{self.split}")
+        read_unlabelled(dataset)
         if not len(dataset):
             raise ValueError(f"dataset.{self.split}: holds no system.")
         return dataset

@@ -13,6 +13,7 @@ from typing import Any, Optional
 import torch
 from fairchem.core.datasets import data_list_collater
 from torch import nn
+from torch.utils.data import Dataset
 from torch_geometric.data import Batch
 
 from fairchem_crack.config import DistillConfig, Fault, TeacherConfig, TermConfig
@@ -29,6 +30,7 @@ NAMES = {
     "teacher_config": "valid task.distill.teacher",
     "distillation": "sound student with a sound teacher",
     "pairs_per_system": "number of pairs",
+    "training_data": "training data",
 }
 
 
@@ -91,6 +93,7 @@ class Check:
     unsound: set[str] = field(default_factory=set)  # splits whose systems have fields that no model takes
     trainer_class: type = CrackDistillTrainer  # that the config names
     trainer: Optional[TrainerParts] = None
+    training_data: Optional[Dataset] = None
     distill: Optional[DistillConfig] = None
     teacher_config: Optional[TeacherConfig] = None
     student: Optional[nn.Module] = None
@@ -100,6 +103,11 @@ class Check:
     distillation: Optional[Distillation] = None
     pairs_per_system: Optional[float] = None
     activations: Optional[float] = None  # bytes of the teacher's forward, per system
+
+    @property
+    def takes_labels(self) -> bool:
+        """Whether the student trains on labels of the teacher."""
+        return self.distill is not None and self.distill.labels != "data"
 
     def add(self, faults: Iterable[Fault]) -> None:
         """Each fault is a problem, but for one that is listed already."""

@@ -5,19 +5,24 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import fairchem.core
 import torch
 from fairchem.core.common.registry import registry
+from torch import Tensor
+from torch.utils.data import Dataset
 from torch_geometric.data import Data
 
+from fairchem_crack.adapters.outputs import ModelOutputs
 from fairchem_crack.commands.check.context import Check, LeftOut, TrainerParts, parts_of
 from fairchem_crack.commands.check.fields import field_faults
 from fairchem_crack.config import DistillConfig, Fault, TeacherConfig, parse, read_options
 from fairchem_crack.io.boundaries import OPTION, as_pbc, kinds
 from fairchem_crack.io.datasets import SPLITS, dataset_key
+from fairchem_crack.io.labels import OptionalLabels
 from fairchem_crack.plugins import ADDED_TO_PATH
 from fairchem_crack.training.config_checks import check_dataset, check_gpus, check_run_dir
 from fairchem_crack.training.host_options import (
@@ -29,6 +34,7 @@ from fairchem_crack.training.host_options import (
     transform_faults,
     validation_faults,
 )
+from fairchem_crack.training.labels import labelled_outputs
 from fairchem_crack.training.losses import build_loss
 from fairchem_crack.training.trainer import CrackDistillTrainer
 
@@ -43,13 +49,14 @@ def examine_config(check: Check) -> str:
         check.trainer_class = registry.get_trainer_class(config.get("trainer", "ocp"))
     task, data, outputs = (config.get(name) or {} for name in ("task", "dataset", "outputs"))
     options = read_options(task, config.get("loss_functions"))
-    is_distilling = options.is_distilling
-    if is_distilling and not issubclass(check.trainer_class, CrackDistillTrainer):
-        sentence = f"{config.get('trainer')!r} cannot compute the distillation terms of loss_functions; expected `{TRAINER}`"
-        check.add([Fault("trainer", f"{sentence}, or a subclass of it.")])
     check.add(options.faults)
     check.distill = options.distill
-    check.teacher_config = _teacher_of(task) if is_distilling else None
+    runs_teacher = options.is_distilling or check.takes_labels
+    if runs_teacher and not issubclass(check.trainer_class, CrackDistillTrainer):
+        what = "compute the distillation terms of loss_functions" if options.is_distilling else "take labels of a teacher"
+        sentence = f"{config.get('trainer')!r} cannot {what}; expected `{TRAINER}`, or a subclass of it."
+        check.add([Fault("trainer", sentence)])
+    check.teacher_config = _teacher_of(task) if runs_teacher else None
     for term in options.terms:
         with check.collecting():
             build_loss(term, DistillConfig(TeacherConfig("any")))
@@ -72,7 +79,9 @@ def examine_config(check: Check) -> str:
     check.own_losses = [own for own in options.own_losses if not any(own_loss_faults([own], outputs))]
     coefficients = [f"{key} {options.get('coefficient')}" for own in check.own_losses for key, options in own.items()]
     coefficients += [f"{term.key} {term.coefficient:g}" for term in check.terms]
-    line = f"loss: {', '.join(coefficients)}" + ("" if is_distilling else "; no distillation term, so plain training")
+    line = f"loss: {', '.join(coefficients)}"
+    if not options.is_distilling:
+        line += "; no distillation term, so plain training" + (" on labels of the teacher" if check.takes_labels else "")
     return line + _unknown_to_fairchem(str(config.get("trainer", "ocp")), check.trainer_class)
 
 
@@ -124,12 +133,23 @@ def examine_data(check: Check) -> str:
             sizes.append(f"{split} {len(dataset)}")
             if len(dataset) == 0:
                 check.problems.append(f"dataset.{split}: holds no system.")
+            if split == "train":
+                dataset = check.training_data = _with_optional_labels(check, dataset)
             check.take_sample(split, dataset)
     if "src" not in trainer.config["dataset"]:
         check.problems.append("dataset.train.src: missing; training needs data.")
     if not check.opens_data:
         return "there, and not opened (--no-data)"
     return f"systems in {', '.join(sizes)}{_several_pbc(check)}" if sizes else ""
+
+
+def _with_optional_labels(check: Check, dataset: Dataset) -> Dataset:
+    return OptionalLabels(dataset, _taken_labels(check)) if check.takes_labels else dataset
+
+
+def _taken_labels(check: Check) -> dict[str, str]:
+    """By property, the outputs of which the student takes labels of the teacher, for some systems or for all."""
+    return labelled_outputs(ModelOutputs("outputs", check.need("trainer").config["outputs"])) if check.takes_labels else {}
 
 
 def _several_pbc(check: Check) -> str:
@@ -181,12 +201,15 @@ def examine_labels(check: Check) -> str:
             _examine_fields(check, split, systems)
             _examine_free_atoms(check, split, systems)
     for split, systems in check.samples.items():
-        lacking = {name: sum(name not in system for system in systems) for name in trainer.output_targets}
+        taken = _taken_labels(check).values() if split == "train" else ()
+        lacking = {
+            name: sum(name not in system or (name in taken and _is_unknown(system[name])) for system in systems)
+            for name in trainer.output_targets
+        }
         present = [name for name, count in lacking.items() if count == 0]
-        labels.append(f"{split}: {', '.join(present) or 'none'}")
-        is_labelled = split == "train" and check.distill is not None and check.distill.labels == "teacher"
+        labels.append(f"{split}: {', '.join(present) or 'none'}" + _taken(check, taken, lacking, len(systems)))
         for name, count in lacking.items():
-            if count and split in ("train", "val") and not is_labelled:
+            if count and split in ("train", "val") and name not in taken:
                 available = ", ".join(f"`{key}`" for key in sorted(systems[0].keys()))
                 check.problems.append(
                     f"dataset.{split}: {count} of a sample of {len(systems)} systems have no `{name}`, which outputs.{name} "
@@ -195,14 +218,29 @@ def examine_labels(check: Check) -> str:
     return "; ".join(labels)
 
 
+def _is_unknown(label: Any) -> bool:
+    return isinstance(label, Tensor) and bool(label.isnan().any())
+
+
+def _taken(check: Check, taken: Collection[str], lacking: Mapping[str, int], systems: int) -> str:
+    """How many systems of a sample take which labels of the teacher."""
+    if not taken:
+        return ""
+    is_filled = check.need("distill").labels == "fill"
+    counts = (f"{lacking[name] if is_filled else systems} the teacher's `{name}`" for name in taken)
+    return f" (of a sample of {systems} systems, {', '.join(counts)})"
+
+
 def _examine_fields(check: Check, split: str, systems: list[Data]) -> None:
     """One problem for each kind of fault in the fields of a split, by the first system that has it."""
     outputs = check.need("trainer").output_targets if split in ("train", "val") else {}
     by_mse = {name for own in check.own_losses for name, options in own.items() if options.get("fn") == "mse"}
     first: dict[str, str] = {}
     count: Counter[str] = Counter()
+    taken = _taken_labels(check).values() if split == "train" else ()
     for index, system in enumerate(systems):
-        for kind, fault in field_faults(system, outputs, by_mse):
+        known = {name: value for name, value in outputs.items() if not (name in taken and _is_unknown(system[name]))}
+        for kind, fault in field_faults(system, known, by_mse):
             first.setdefault(kind, f"dataset.{split}: {fault}; of a sample of {len(systems)} systems, number {index}")
             count[kind] += 1
     check.problems += [text + (f" and {count[kind] - 1} more" if count[kind] > 1 else "") for kind, text in first.items()]

@@ -20,7 +20,7 @@ def examine_loss(check: Check) -> str:
     trainer, distillation, batch = check.need("trainer"), check.distillation, check.batch()
     trainer.model.train()
     with torch.autocast("cuda", enabled=trainer.scaler is not None):
-        # before the student's losses: with `labels: teacher` it gives the labels
+        # before the student's losses: it may give the labels
         teacher_step = None if distillation is None else distillation.run_teacher(batch, 1)
         outputs = trainer._forward(batch)
         loss = trainer._compute_loss(outputs, batch)

@@ -12,7 +12,6 @@ from fairchem_crack.adapters import attach_features
 from fairchem_crack.commands.check.context import Check
 from fairchem_crack.config import DistillConfig, TeacherConfig
 from fairchem_crack.evaluation.time_and_memory import megabytes
-from fairchem_crack.io.named_records import NamedRecords
 from fairchem_crack.teacher.cached import CachedDataset, CachedTeacher, open_cache
 from fairchem_crack.teacher.frozen import Teacher, load_teacher
 from fairchem_crack.training.distillation import Distillation, Student
@@ -29,7 +28,7 @@ def examine_student(check: Check) -> str:
         trainer.load_model()
         check.student = trainer._unwrapped_model
     student, width = check.need("student"), None
-    if check.terms:
+    if check.terms or check.takes_labels:
         with check.collecting():
             features = attach_features(student, "student", trainer.model_outputs().names(keys.ENERGY))
             width, check.student_has_adapter = features.width, True
@@ -97,7 +96,7 @@ def examine_teacher(check: Check) -> str:
     if isinstance(teacher, CachedTeacher) and check.samples.get("train"):
         check.take_sample("train", _with_records(check, teacher))
     check.teacher = teacher
-    if check.distill and check.terms and check.student_has_adapter and check.optimizer is not None:
+    if check.distill and check.student_has_adapter and check.optimizer is not None:
         check.distillation = _distillation_of(check, check.distill, teacher, check.optimizer)
         with check.collecting():
             _start_from_teacher(check.need("student"), teacher, check.distill)
@@ -112,8 +111,7 @@ def _with_records(check: Check, teacher: CachedTeacher) -> CachedDataset:
     """The training data with the records that the terms and the other sections read."""
     fields = requested_fields(check.distill, check.terms) if check.distill else set()
     fields |= {keys.ENERGY, keys.FORCES} & set(teacher.cache.plan.fields)
-    data = NamedRecords(check.need("trainer").train_dataset, "dataset.train")
-    return CachedDataset(data, teacher.cache, "dataset.train", fields)
+    return CachedDataset(check.need("training_data"), teacher.cache, "dataset.train", fields)
 
 
 def _distillation_of(

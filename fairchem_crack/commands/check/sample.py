@@ -9,6 +9,8 @@ from torch_geometric.data import Batch
 from fairchem_crack import keys
 from fairchem_crack.commands.check.context import Check, LeftOut, TrainerParts
 from fairchem_crack.evaluation.time_and_memory import REPEATS, loss_bytes, megabytes, peak_growth, seconds
+from fairchem_crack.io.labels import is_missing
+from fairchem_crack.io.named_records import free_atoms
 from fairchem_crack.loss import partition
 from fairchem_crack.teacher.cached import CachedTeacher
 from fairchem_crack.training.agreement import energy_agreement, explanation
@@ -46,14 +48,19 @@ def examine_agreement(check: Check) -> str:
     """The teacher against the labels of the sample: a teacher of other data has little to teach."""
     teacher, batch, outputs = check.need("teacher"), check.batch(), check.need("trainer").model_outputs()
     labels = {property_: outputs.names(property_) for property_ in (keys.ENERGY, keys.FORCES)}
-    if not all(len(names) == 1 and names[0] in batch for names in labels.values()):
+    known = {
+        property_: ~is_missing(batch, names[0], property_)  # (B,)
+        for property_, names in labels.items()
+        if len(names) == 1 and names[0] in batch
+    }
+    if not all(property_ in known and known[property_].any() for property_ in labels):
         raise LeftOut("the training data has no energies and forces")
     if isinstance(teacher, CachedTeacher) and not labels.keys() <= set(teacher.cache.plan.fields):
         raise LeftOut("the cache has no energies and forces")
     predictions = teacher(batch, {keys.ENERGY, keys.FORCES})
-    is_free = batch.fixed == 0 if "fixed" in batch else slice(None)
-    forces = batch[labels[keys.FORCES][0]][is_free]
-    error, size = (predictions[keys.FORCES][is_free] - forces).abs().mean().item(), forces.abs().mean().item()
+    is_compared = free_atoms(batch) & known[keys.FORCES][batch.batch]  # (N,)
+    forces = batch[labels[keys.FORCES][0]][is_compared]
+    error, size = (predictions[keys.FORCES][is_compared] - forces).abs().mean().item(), forces.abs().mean().item()
     energies = energy_agreement(batch[labels[keys.ENERGY][0]], predictions[keys.ENERGY], batch)
     line = f"teacher on the labels of the sample: energy MAE {energies.error:.3g} eV, force MAE {error:.3g} eV/A"
     if error < size:
@@ -106,10 +113,11 @@ def time_step(check: Check) -> str:
     scale = check.batch_size / systems
     trainer.model.train()
     if distillation is not None:
-        teacher_step = distillation.run_teacher(batch, 1)  # with `labels: teacher` it gives the labels
+        teacher_step = distillation.run_teacher(batch, 1)  # which may give the labels
     parts = {"student": scale * seconds(lambda: _student_step(trainer, batch), trainer.device)}
     if distillation is not None:
         parts["teacher"] = scale * seconds(lambda: distillation.run_teacher(batch, 1), trainer.device)
+    if distillation is not None and distillation.terms:
         # every relation is compared with all others, of the batch or of its system
         power = 2 if distillation.config.relations.negatives == "batch" else 1
         parts["distillation terms"] = scale**power * seconds(

@@ -17,6 +17,7 @@ from fairchem.core.common.utils import update_config
 from fairchem_crack.evaluation.names import short_names
 from fairchem_crack.evaluation.s2ef.data import given_options, options_for, validation_options
 from fairchem_crack.evaluation.s2ef.evaluator import CheckpointEvaluator, evaluated_outputs, first_records
+from fairchem_crack.evaluation.s2ef.gates import Outcome, gates_of, outcomes, verdict
 from fairchem_crack.evaluation.s2ef.leaderboard import Group, Row, Throughputs, as_csv, leaderboard
 from fairchem_crack.evaluation.s2ef.options import parser
 from fairchem_crack.evaluation.s2ef.runs import Evaluation, evaluate_all
@@ -41,6 +42,8 @@ def evaluate(arguments: list[str]) -> None:
         load_plugins(options.imports, "--import")
         data = splits_of(options.data, "--data")
         groups = groups_of(options)
+        has_gap = bool(options.undistilled) and options.teacher is not None
+        gates = gates_of(options.require, data, has_gap=has_gap)
         checkpoints = [path for group in groups for path in group.checkpoints]
         dataset = _check(options, checkpoints, data)
         print(f"Data read as {', '.join(f'{name}: {value}' for name, value in dataset.items())}\n")
@@ -57,14 +60,19 @@ def evaluate(arguments: list[str]) -> None:
         rows = leaderboard(evaluations, groups)
         throughput = _throughput(groups, data, dataset, options)
         print(summary(rows, groups, evaluations, throughput))
+        of_gates = outcomes(gates, rows)
+        if of_gates:
+            print(f"\n{verdict(of_gates)}")
         if options.output is not None:
-            _write(options.output, rows, groups, evaluations, throughput)
+            _write(options.output, rows, groups, evaluations, throughput, of_gates)
         if options.submission is not None:
             test = splits_of(options.test, "--test")
             evaluator = CheckpointEvaluator(
                 options.checkpoint[0], dataset_of(options, test), batch_size=options.batch_size, cpu=options.cpu
             )
             print(f"Written: {write_submission(evaluator, test, options.submission)}")
+        if not all(outcome.is_met for outcome in of_gates):
+            sys.exit(1)
     except BrokenProcessPool:
         sys.exit("fairchem-crack evaluate: a process was killed; did memory run out? Lower --num-gpus or --batch-size.")
     except (ValueError, OSError) as error:
@@ -159,7 +167,12 @@ def _throughput(
 
 
 def _write(
-    output: Path, rows: list[Row], groups: Sequence[Group], evaluations: dict[Path, Evaluation], throughput: Throughputs
+    output: Path,
+    rows: list[Row],
+    groups: Sequence[Group],
+    evaluations: dict[Path, Evaluation],
+    throughput: Throughputs,
+    of_gates: list[Outcome],
 ) -> None:
     from fairchem_crack.evaluation.s2ef.picture import draw
 
@@ -178,7 +191,8 @@ def _write(
         for group in groups
         for path in group.checkpoints
     }
-    write_json(output.with_name(f"{output.name}.json"), {"rows": [asdict(row) for row in rows], "models": models})
+    content = {"rows": [asdict(row) for row in rows], "models": models, "gates": [asdict(gate) for gate in of_gates]}
+    write_json(output.with_name(f"{output.name}.json"), content)
     write_text(output.with_name(f"{output.name}.csv"), as_csv(rows, throughput))
     draw(rows, throughput, output.with_name(f"{output.name}.png"))
     print(f"\nWritten: {output}.json, {output}.csv, {output}.png")

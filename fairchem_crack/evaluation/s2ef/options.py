@@ -54,6 +54,15 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument("--num-gpus", type=int, default=1, help="evaluate models and splits in parallel, one on each GPU")
     own.add_argument("--cpu", action="store_true", help="run on the CPU; --num-gpus is then the number of processes")
     own.add_argument("--output", type=Path, help="write OUTPUT.json, OUTPUT.csv and OUTPUT.png")
+    own.add_argument(
+        "--require",
+        nargs="+",
+        default=[],
+        metavar="[SPLIT.]NAME=NUMBER",
+        help="exit with status 1 unless every student meets each of these, by the estimate, not its interval: at most this "
+        "energy_mae [eV], forces_mae [eV/A]; at least this forces_cosine_similarity, energy_forces_within_threshold, "
+        "gap_closed.energy, gap_closed.forces (0.8 is 80 percent). Without a split, on each; `average.` is over the splits",
+    )
     own.add_argument("--submission", type=Path, metavar="FILE", help="of the first checkpoint, for the OC20 leaderboard")
     own.add_argument("--test", nargs=4, metavar="SPLIT=PATH", help="with --submission: id, ood_ads, ood_cat, ood_both")
     return own
