@@ -24,6 +24,10 @@ COMMANDS = {  # of each: where it is, and what it does
         "fairchem_crack.commands.cache_teacher.command:cache_teacher",
         "run the teacher over the training data once; takes fairchem's flags and its own",
     ),
+    "generate": (
+        "fairchem_crack.commands.generate:generate",
+        "new systems from the training data, labelled by the teacher, with their teacher cache; takes fairchem's flags",
+    ),
     "fit-scales": (
         "fairchem_crack.commands.fit_scales:fit_scales",
         "fit the student's scale factors into --output FILE; takes fairchem's flags",

@@ -1,0 +1,141 @@
+"""`fairchem-crack generate`: options in, a dataset and its teacher cache out."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import warnings
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fairchem_crack.commands.flags import Given, parser_of, read_or_refuse
+from fairchem_crack.io.arguments import named_values
+
+if TYPE_CHECKING:
+    from fairchem_crack.generate.settings import Settings
+
+STRATEGIES = """strategies, each with the number of systems of every parent:
+  rattle=9        free atoms moved by normal random numbers
+  displace=3      the adsorbate (tag 2) turned, and put elsewhere on the surface
+  strain=2        the cell and all atoms strained
+  relax=4         frames of a relaxation of the rattled parent
+  md=4            frames of Langevin dynamics
+  displace+rattle=3, strain+md=4: one after the other; relax and md can only be the last"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """fairchem's flags, and those of the command."""
+    own = parser_of("generate", "New systems from those of dataset.train, labelled by the teacher, and their teacher cache.")
+    own.formatter_class, own.epilog = argparse.RawDescriptionHelpFormatter, STRATEGIES
+    own.add_argument("--output", type=Path, required=True, help="directory of data, cache and manifest")
+    made = own.add_argument_group("systems")
+    made.add_argument("--strategies", nargs="+", default=["rattle=9"], metavar="NAME=N", help="see below (rattle=9)")
+    made.add_argument(
+        "--sigma", nargs=2, type=float, default=(0.02, 0.12), metavar="A", help="of rattle, a range (0.02 0.12)"
+    )
+    made.add_argument("--temperature", type=float, default=500.0, metavar="K", help="of md (500)")
+    made.add_argument("--every", type=int, default=10, metavar="N", help="steps between two frames of md and relax (10)")
+    made.add_argument("--strain", type=float, default=0.01, help="standard deviation of a strain's entries (0.01)")
+    made.add_argument(
+        "--with", dest="checkpoint", metavar="CHECKPOINT", help="moves the atoms of md and relax (the teacher)"
+    )
+    made.add_argument("--without-parents", action="store_true", help="leave the systems of dataset.train out")
+    made.add_argument(
+        "--format", dest="output_format", default="lmdb", choices=["lmdb", "ase_db"], help="of the data (lmdb)"
+    )
+    limits = own.add_argument_group("what is thrown out")
+    limits.add_argument("--min-distance", type=float, default=0.6, help="of two atoms, in sums of covalent radii (0.6)")
+    limits.add_argument("--max-force", type=float, default=20.0, help="eV/A, the teacher's on a free atom (20)")
+    limits.add_argument("--max-energy-change", type=float, default=20.0, help="eV, the teacher's, from the parent's (20)")
+    limits.add_argument("--max-gap", type=float, metavar="A", help="from the adsorbate to the nearest atom (no limit)")
+    cache = own.add_argument_group("the teacher cache, as cache-teacher has it")
+    cache.add_argument("--dtype", default="float16", choices=["float16", "float32"], help="of the embeddings (float16)")
+    cache.add_argument("--chunk", type=int, default=16, help="systems in a teacher's batch, of one parent (16)")
+    cache.add_argument("--vectors", action="store_true", help="keep the l=1 embedding, even where no term reads it")
+    cache.add_argument("--jacobian-rows", type=int, metavar="N", help="rows of the Jacobian of the forces")
+    own.set_defaults(calculator=None, split="train")
+    return own
+
+
+def generate(arguments: list[str]) -> None:
+    """Write a dataset and its teacher cache."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    warnings.filterwarnings("ignore", module="fairchem|torch_geometric")
+    try:
+        given = read_or_refuse(parser(), arguments)
+        from fairchem_crack.commands.cache_teacher.command import job_of
+        from fairchem_crack.generate.job import describe
+        from fairchem_crack.generate.job import generate as make
+        from fairchem_crack.io.locks import LockedError
+
+        try:
+            keep_order(given.config)
+            summary = make(job_of(given), settings_of(given), given.flags.output, ranks=given.flags.num_gpus)
+        except LockedError as error:
+            raise ValueError(str(error)) from error
+    except (ValueError, OSError) as error:
+        sys.exit(f"fairchem-crack generate: {error}")
+    kept = ", ".join(f"{count} {strategy}" for strategy, count in summary.kept.items())
+    print(f"{summary.systems} systems of {summary.parents} parents: {kept}.")
+    print(f"Thrown out: {describe(summary.thrown_out) or 'none'}.")
+    print(yaml_of(summary.dataset, given.flags.output / "cache"))
+
+
+def keep_order(config: dict[str, Any]) -> None:
+    """Have the parents read in the order of their files, unless options choose among them.
+
+    Raises:
+        ValueError: the config has no `dataset.train`.
+    """
+    from fairchem_crack.io.datasets import CHOOSING
+
+    datasets = config.get("dataset")
+    options = datasets.get("train") if isinstance(datasets, dict) else None
+    if not isinstance(options, dict):
+        raise ValueError("dataset.train: missing; it holds the systems from which others are made.")
+    if not CHOOSING & {*options, *(options.get("train_split_settings") or {})}:
+        options["no_shuffle"] = True
+
+
+def settings_of(given: Given) -> Settings:
+    """What of the flags decides the systems."""
+    from fairchem_crack.generate.settings import Settings
+
+    flags = given.flags
+    values: dict[str, Any] = {
+        field.name: getattr(flags, field.name) for field in fields(Settings) if hasattr(flags, field.name)
+    }
+    values |= {
+        "strategies": counts_of(flags.strategies),
+        "with_parents": not flags.without_parents,
+        "sigma": tuple(flags.sigma),
+    }
+    return Settings(**values)
+
+
+def counts_of(entries: list[str]) -> dict[str, int]:
+    """`NAME=N` entries.
+
+    Raises:
+        ValueError: an entry of another form.
+    """
+    form = "NAME=N, for example rattle=9"
+    counts = {}
+    for name, count in named_values(entries, "--strategies", form).items():
+        if not count.isdecimal():
+            raise ValueError(f"--strategies {name}={count}: expected {form}.")
+        counts[name] = int(count)
+    return counts
+
+
+def yaml_of(dataset: dict[str, Any], cache: Path) -> str:
+    """What a training's YAML needs, to be laid over the one that was given."""
+    import yaml
+
+    content = {
+        "dataset": {"train": {name: value for name, value in dataset.items() if name != "transforms"}},
+        "task": {"distill": {"labels": "teacher", "teacher": {"cache": str(cache)}}},
+    }
+    return "Train with\n\n" + yaml.safe_dump(content, sort_keys=False)

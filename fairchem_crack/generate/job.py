@@ -1,0 +1,239 @@
+"""`fairchem-crack generate`: make systems of every parent, resume where it stopped, write the outcome at once."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Callable, Protocol
+
+import lmdb
+from tqdm import tqdm
+
+from fairchem_crack.config import TeacherConfig, parse
+from fairchem_crack.generate.outcome import (
+    CACHE,
+    DATA,
+    MANIFEST,
+    dataset_options,
+    manifest_line,
+    write_cache,
+    write_dataset,
+)
+from fairchem_crack.generate.settings import Settings
+from fairchem_crack.generate.staging import Staging
+from fairchem_crack.generate.unit import PARENTS, Workshop
+from fairchem_crack.io.datasets import close_unused
+from fairchem_crack.io.files import whole, write_json
+from fairchem_crack.io.locks import exclusive
+from fairchem_crack.io.named_records import NamedRecords
+from fairchem_crack.io.processes import values_from
+from fairchem_crack.plugins import imports_of, load_plugins
+from fairchem_crack.teacher.cache import Plan, differences
+from fairchem_crack.teacher.cache_sources import Source, TeacherSource
+from fairchem_crack.teacher.frozen import load_teacher
+
+SUMMARY, STAGING, SETTINGS, LOCK = "generate.json", "unfinished", "settings.json", "lock"
+
+
+class TeacherJob(Protocol):
+    """What of `cache-teacher`'s job is needed: the data, the teacher, and the plan of a cache."""
+
+    @property
+    def config(self) -> dict:
+        """Of the training, as `build_config` makes it."""
+
+    def dataset(self) -> NamedRecords:
+        """The parents."""
+
+    def source(self, rank: int, dataset: NamedRecords) -> tuple[Source, Plan]:
+        """What makes the teacher's outputs."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What `generate.json` holds.
+
+    Attributes:
+        settings: what decides the outcome; a second run with others is refused.
+        systems: of the dataset.
+        kept: systems by strategy.
+        thrown_out: systems by strategy and reason.
+        dataset: the options of fairchem that read it.
+    """
+
+    settings: dict[str, Any]
+    parents: int
+    systems: int
+    kept: dict[str, int]
+    thrown_out: dict[str, dict[str, int]]
+    dataset: dict[str, Any]
+
+
+def generate(job: TeacherJob, settings: Settings, directory: Path, *, ranks: int = 1) -> Summary:
+    """Make the systems, or what is missing of them, and write `data`, `cache`, the manifest and the summary.
+
+    Args:
+        ranks: processes that make systems, each on a GPU of its own; the outcome does not depend on it.
+
+    Raises:
+        ValueError: the directory has another outcome or other files, no system is kept, or the disk refuses.
+        LockedError: another process writes to the directory.
+    """
+    parents = job.dataset()
+    workshop, plan = _workshop(job, settings, parents, 0)
+    made_with = _made_with(settings, plan, workshop)
+    unfinished, count = directory / STAGING, len(parents)
+    with _explained(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        with exclusive(directory / LOCK):
+            if (directory / SUMMARY).is_file():
+                summary = Summary(**json.loads((directory / SUMMARY).read_text()))
+                _check_same(directory, summary.settings, made_with)
+                shutil.rmtree(unfinished, ignore_errors=True)
+                return summary
+            _begin(directory, made_with)
+            todo = _missing(unfinished, count)
+            if ranks > 1 and len(todo) >= ranks:
+                del workshop, parents  # each process opens its own
+                close_unused()
+                shares = [(job, settings, unfinished, todo[rank::ranks], rank) for rank in range(ranks)]
+                made: Iterator[int] = values_from(_make_share, shares)
+            else:
+                made = _made(unfinished, workshop, parents, todo)
+                del workshop, parents
+            for _ in tqdm(made, total=count, initial=count - len(todo), unit=" parents"):
+                pass
+            del made
+            close_unused()
+            with Staging(unfinished) as staging:
+                summary = _write(job.config, settings, directory, staging, plan, made_with, count)
+            shutil.rmtree(unfinished)
+    return summary
+
+
+def _workshop(job: TeacherJob, settings: Settings, parents: NamedRecords, rank: int) -> tuple[Workshop, Plan]:
+    source, plan = job.source(rank, parents)
+    assert isinstance(source, TeacherSource)
+    model = source.teacher
+    if settings.checkpoint is not None and settings.has_trajectories:
+        given = parse(TeacherConfig, job.config["task"]["distill"]["teacher"], "task.distill.teacher")
+        model = load_teacher(replace(given, checkpoint=settings.checkpoint, cache=None), source.device)
+    return Workshop(source, model, settings), plan
+
+
+def _missing(unfinished: Path, parents: int) -> list[int]:
+    with Staging(unfinished) as staging:
+        return [number for number in range(parents) if not staging.done(number)]
+
+
+def _made(unfinished: Path, workshop: Workshop, parents: NamedRecords, numbers: list[int]) -> Iterator[int]:
+    """Make the systems of these parents; the number of each when it is kept."""
+    with Staging(unfinished) as staging:
+        for number in numbers:
+            staging.put(number, workshop.make(number, parents[number]))
+            yield number
+
+
+def _make_share(
+    job: TeacherJob, settings: Settings, unfinished: Path, numbers: list[int], rank: int, put: Callable[[int], None]
+) -> None:
+    """In a process: the systems of some parents."""
+    logging.basicConfig(level=logging.WARNING)
+    load_plugins(imports_of(job.config.get("task")))
+    parents = job.dataset()
+    workshop, _ = _workshop(job, settings, parents, rank)
+    with _explained(unfinished.parent):
+        for number in _made(unfinished, workshop, parents, numbers):
+            put(number)
+
+
+def _made_with(settings: Settings, plan: Plan, workshop: Workshop) -> dict[str, Any]:
+    """What decides the outcome, as JSON has it; the model of trajectories by its weights."""
+    options = {**asdict(settings), "checkpoint": workshop.model.fingerprint() if settings.has_trajectories else None}
+    return json.loads(json.dumps({"options": options, "teacher_and_parents": asdict(plan)}))
+
+
+def _check_same(directory: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    changed = differences(before, now)
+    if changed:
+        named = "; ".join(f"{name.partition('.')[2]} {old}, now {new}" for name, old, new in changed[:4])
+        raise ValueError(
+            f"--output {directory} was made with other settings: {named}. Give another directory, or delete it."
+        )
+
+
+def _begin(directory: Path, made_with: dict[str, Any]) -> None:
+    """Keep the settings of a new outcome, or compare those of the one that was begun."""
+    file = directory / STAGING / SETTINGS
+    if file.is_file():
+        _check_same(directory, json.loads(file.read_text()), made_with)
+        return
+    others = sorted(path.name for path in directory.iterdir() if path.name not in (LOCK, STAGING))
+    if others:
+        raise ValueError(f"--output {directory}: holds {', '.join(others[:4])}; expected a new or an empty directory.")
+    file.parent.mkdir(exist_ok=True)
+    write_json(file, made_with)
+
+
+def _write(
+    config: dict, settings: Settings, directory: Path, staging: Staging, plan: Plan, made_with: dict[str, Any], parents: int
+) -> Summary:
+    """Write the outcome beside its final place, and rename it; the summary comes last."""
+    places, unfinished = list(staging.places(parents)), directory / STAGING
+    kept = Counter(staging[place].row["strategy"] for place in places)
+    thrown_out = _nested(staging.thrown_out(parents))
+    if not kept.keys() - {PARENTS}:
+        raise ValueError(
+            f"no system is kept. Thrown out: {describe(thrown_out) or 'none'}. Change the limits or strategies."
+        )
+    for name in (DATA, CACHE):
+        for place in (unfinished / name, directory / name):  # of a run that was killed here
+            shutil.rmtree(place, ignore_errors=True)
+    options = dataset_options(config["dataset"]["train"], unfinished / DATA, settings.output_format)
+    progress = tqdm(places, desc="data", unit=" systems")
+    write_dataset(unfinished / DATA, (staging[place] for place in progress), options)
+    with_data = {**config, "dataset": {"train": copy.deepcopy(options)}}
+    write_cache(unfinished / CACHE, staging, places, with_data, plan)
+    with whole(directory / MANIFEST) as partial, partial.open("w", encoding="utf-8") as file:
+        file.writelines(manifest_line(index, staging[place]) for index, place in enumerate(places))
+    for name in (DATA, CACHE):
+        os.replace(unfinished / name, directory / name)
+    options["src"] = str(directory / DATA)
+    summary = Summary(made_with, parents, len(places), dict(kept), thrown_out, options)
+    write_json(directory / SUMMARY, asdict(summary))
+    return summary
+
+
+def _nested(counts: Counter[tuple[str, str]]) -> dict[str, dict[str, int]]:
+    nested: dict[str, dict[str, int]] = {}
+    for (strategy, reason), count in sorted(counts.items()):
+        nested.setdefault(strategy, {})[reason] = count
+    return nested
+
+
+def describe(thrown_out: dict[str, dict[str, int]]) -> str:
+    """For example `rattle: 3 two atoms too close; md: 1 a force above the limit`."""
+    return "; ".join(
+        f"{strategy}: " + ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+        for strategy, reasons in thrown_out.items()
+    )
+
+
+@contextmanager
+def _explained(directory: Path) -> Iterator[None]:
+    """Raise what the system refuses as a ValueError that says what to do."""
+    try:
+        yield
+    except (lmdb.Error, OSError) as error:
+        raise ValueError(
+            f"--output {directory}: cannot write ({error}). Put that right, a full disk for example, and run the same "
+            "command again: what is written is kept and resumed."
+        ) from error

@@ -1,0 +1,144 @@
+"""Write what was made: a dataset of fairchem, its teacher cache, the manifest."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Callable
+
+import lmdb
+import numpy as np
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.db import connect
+from torch_geometric.data import Data
+from tqdm import tqdm
+
+from fairchem_crack.generate.records import COPY, LABELS, PARENT, labelled, to_bytes
+from fairchem_crack.generate.staging import MAP_SIZE, Place, Staging
+from fairchem_crack.generate.unit import Kept, with_digest
+from fairchem_crack.io.atoms import INFO, to_atoms
+from fairchem_crack.io.datasets import Records, close_unused, load_split
+from fairchem_crack.io.named_records import NamedRecords
+from fairchem_crack.teacher.cache import CacheWriter, Plan, finish
+from fairchem_crack.teacher.cache_sources import sample_digest
+from fairchem_crack.teacher.cached import digest_of
+
+DATA, CACHE, MANIFEST = "data", "cache", "manifest.jsonl"
+FILES = {"lmdb": "data.0000.lmdb", "ase_db": "data.db"}
+METADATA = "metadata.npz"
+COMMIT = 200  # systems between two commits
+
+
+def dataset_options(parents: Mapping[str, Any], source: Path, output_format: str) -> dict[str, Any]:
+    """fairchem's options of the dataset that is written, from those of the parents."""
+    kept = {name: parents[name] for name in ("key_mapping", "transforms") if parents.get(name)}
+    options = {"format": output_format, "src": str(source), **kept}
+    if output_format == "ase_db":
+        options["a2g_args"] = {"r_energy": True, "r_forces": True}
+    return options
+
+
+def write_dataset(directory: Path, systems: Iterable[Kept], options: Mapping[str, Any]) -> None:
+    """Write the dataset that `options` read, of the systems in their order."""
+    directory.mkdir()
+    names = _names_in_file(options.get("key_mapping") or {})
+    natoms = []
+    with _WRITERS[options["format"]](directory / FILES[options["format"]], names) as write:
+        for kept in systems:
+            write(kept)
+            natoms.append(len(kept.system.pos))
+    np.savez(directory / METADATA, natoms=np.array(natoms))
+
+
+def _names_in_file(key_mapping: Mapping[str, Any]) -> dict[str, str]:
+    """Name of a label in the file, by its name in a training."""
+    return {
+        name: before
+        for before, after in key_mapping.items()
+        for name in ([after] if isinstance(after, str) else after)
+        if name in LABELS
+    }
+
+
+Write = Callable[[Kept], None]
+
+
+@contextmanager
+def _lmdb_writer(file: Path, names: Mapping[str, str]) -> Iterator[Write]:
+    environment = lmdb.open(str(file), map_size=MAP_SIZE, subdir=False, lock=False)
+    pending: list[Data] = []
+    count = 0
+
+    def commit() -> None:
+        nonlocal count
+        with environment.begin(write=True) as transaction:
+            for record in pending:
+                transaction.put(str(count).encode(), to_bytes(record))
+                count += 1
+            transaction.put(b"length", pickle.dumps(count))
+        pending.clear()
+
+    def write(kept: Kept) -> None:
+        pending.append(labelled(kept.system, kept.labels, names))
+        if len(pending) == COMMIT:
+            commit()
+
+    try:
+        yield write
+        commit()
+    finally:
+        environment.close()
+
+
+@contextmanager
+def _ase_writer(file: Path, names: Mapping[str, str]) -> Iterator[Write]:
+    """Labels are a calculator's results, as in any ASE database; the rest is in each row's `data`."""
+    with connect(file) as database:
+
+        def write(kept: Kept) -> None:
+            atoms = to_atoms(kept.system)
+            energy, forces = (kept.labels[name] for name in LABELS)
+            atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=forces.numpy().astype(float))
+            data = {name: kept.row[name] for name in ("sid", "fid", PARENT, COPY) if name in kept.row}
+            database.write(atoms, data={**data, **{name: atoms.info[name] for name in INFO if name in atoms.info}})
+
+        yield write
+
+
+_WRITERS = {"lmdb": _lmdb_writer, "ase_db": _ase_writer}
+
+
+def write_cache(directory: Path, staging: Staging, places: list[Place], config: dict, plan: Plan) -> None:
+    """Fill the teacher cache of a dataset just written, from the outputs that are there, in the order of a training.
+
+    Args:
+        config: of a training, whose `dataset.train` reads it.
+        plan: of the cache; its systems and their sample are the dataset's.
+    """
+    place_of: dict[bytes, Place] = {}
+    with Records(config["dataset"]["train"]) as records:
+        in_order = NamedRecords(records, DATA)
+        for index, place in enumerate(places):
+            place_of[digest_of(in_order[index])] = place
+    dataset = NamedRecords(load_split(config, "train"), DATA)
+    plan = replace(plan, systems=len(dataset), sample=sample_digest(dataset))
+    writer = CacheWriter(directory, plan)
+    try:
+        for chunk in tqdm(range(plan.chunks), desc="cache", unit=" chunks"):
+            indices = range(chunk * plan.chunk, min((chunk + 1) * plan.chunk, plan.systems))
+            digests = [digest_of(dataset[index]) for index in indices]
+            writer.write(chunk, [with_digest(staging[place_of[digest]].record, digest) for digest in digests])
+    finally:
+        writer.close()
+    finish(directory, plan)
+    del dataset
+    close_unused()
+
+
+def manifest_line(index: int, kept: Kept) -> str:
+    """A line of the manifest: where the system is in the dataset, and how it was made."""
+    return json.dumps({"index": index, **kept.row}) + "\n"

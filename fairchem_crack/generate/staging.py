@@ -1,0 +1,71 @@
+"""What is made so far, kept whatever becomes of the process: an LMDB, one transaction for each parent."""
+
+from __future__ import annotations
+
+import pickle
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Optional
+
+import lmdb
+
+from fairchem_crack.generate.unit import Kept, Unit
+
+FILE = "systems.lmdb"
+MAP_SIZE = 1 << 40  # upper limit in bytes; the file grows with its content
+
+Place = tuple[int, int]  # number of the parent, and of the system among those kept of it
+
+
+class Staging:
+    """The systems made so far. Several processes may write at the same time."""
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self._environment = lmdb.open(str(directory / FILE), subdir=False, map_size=MAP_SIZE)
+
+    def __enter__(self) -> Staging:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._environment.close()
+
+    def put(self, number: int, unit: Unit) -> None:
+        """Keep what parent `number` has led to, all or nothing; when this returns, it is on disk."""
+        with self._environment.begin(write=True) as transaction:
+            for position, kept in enumerate(unit.kept):
+                transaction.put(_key((number, position)), pickle.dumps(kept, protocol=4))
+            transaction.put(_key((number, None)), pickle.dumps((len(unit.kept), unit.thrown_out), protocol=4))
+
+    def done(self, number: int) -> bool:
+        """Whether parent `number` is done."""
+        return self._get(_key((number, None))) is not None
+
+    def places(self, parents: int) -> Iterator[Place]:
+        """Of all systems that are kept, in the order of the dataset: by parent, then by copy."""
+        for number in range(parents):
+            yield from ((number, position) for position in range(self._head(number)[0]))
+
+    def thrown_out(self, parents: int) -> Counter[tuple[str, str]]:
+        """How many systems, by strategy and reason."""
+        return sum((self._head(number)[1] for number in range(parents)), Counter())
+
+    def __getitem__(self, place: Place) -> Kept:
+        value = self._get(_key(place))
+        assert value is not None, place
+        return pickle.loads(value)
+
+    def _head(self, number: int) -> tuple[int, Counter[tuple[str, str]]]:
+        value = self._get(_key((number, None)))
+        assert value is not None, number
+        return pickle.loads(value)
+
+    def _get(self, key: bytes) -> Optional[bytes]:
+        with self._environment.begin() as transaction:
+            return transaction.get(key)
+
+
+def _key(place: tuple[int, Optional[int]]) -> bytes:
+    number, position = place
+    return f"{number}".encode() if position is None else f"{number}.{position}".encode()

@@ -1,0 +1,319 @@
+"""`fairchem-crack generate`: its dataset, its teacher cache, interruptions, bad input."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixAtoms
+from ase.db import connect
+from conftest import DATASET, with_terms, write_edited
+
+from fairchem_crack.commands.cli import main
+from fairchem_crack.config import TeacherConfig
+from fairchem_crack.generate import job as module
+from fairchem_crack.generate import staging
+from fairchem_crack.generate.job import CACHE, DATA, MANIFEST, STAGING
+from fairchem_crack.generate.staging import Staging
+from fairchem_crack.io.datasets import Records
+from fairchem_crack.teacher.cache import TeacherCache
+from fairchem_crack.teacher.cached import digest_of
+from fairchem_crack.teacher.frozen import Teacher, load_teacher
+
+MIXED = ("--strategies", "rattle=2", "displace+rattle=1", "md=2", "relax=1", "--every", "2")
+ANY_FORCE = ("--max-force", "1e6", "--max-energy-change", "1e6")  # the toy teacher has random weights
+LABELS = {"relations": {"fn": "crack", "coefficient": 1}, "node_embeddings": {"fn": "mse", "coefficient": 1}}
+
+
+@pytest.fixture
+def config(distilled) -> dict:
+    distilled["dataset"]["train"]["first_n"] = 3
+    return distilled
+
+
+def generate(config: dict, directory: Path, *flags: str) -> dict:
+    """Run the command in this process; its summary."""
+    file = directory.parent / f"{directory.name}.yml"
+    file.write_text(yaml.safe_dump(config))
+    gc.collect()  # one process opens an LMDB only once
+    main(["generate", "--config-yml", str(file), "--cpu", "--output", str(directory), *ANY_FORCE, *flags])
+    gc.collect()
+    return json.loads((directory / "generate.json").read_text())
+
+
+def records_of(options: dict) -> list:
+    with Records(options) as records:
+        return records.first(len(records))
+
+
+def manifest(directory: Path) -> list[dict]:
+    return [json.loads(line) for line in (directory / MANIFEST).read_text().splitlines()]
+
+
+def content(directory: Path) -> dict[str, bytes]:
+    """All that is there, by name; without the locks."""
+    return {
+        str(file.relative_to(directory)): file.read_bytes()
+        for file in directory.rglob("*")
+        if file.is_file() and "lock" not in file.name
+    }
+
+
+def test_data_cache_and_manifest_are_of_the_same_systems(config, data, teacher_checkpoint, tmp_path):
+    summary = generate(config, tmp_path / "out", *MIXED, "--dtype", "float32")
+    assert summary["kept"] == {"parent": 3, "rattle": 6, "displace+rattle": 3, "md": 6, "relax": 3}
+    records, rows, cache = records_of(summary["dataset"]), manifest(tmp_path / "out"), TeacherCache(tmp_path / "out" / CACHE)
+    assert len(records) == len(rows) == len(cache) == summary["systems"] == 21
+    assert (np.load(tmp_path / "out" / DATA / "metadata.npz")["natoms"] == [len(record.pos) for record in records]).all()
+    parents = records_of({**DATASET, "src": str(data / "train")})
+    teacher = load_teacher(TeacherConfig(checkpoint=str(teacher_checkpoint)), torch.device("cpu"))
+    for record, row in zip(records, rows):
+        parent = records[7 * record.parent]
+        assert (row["parent"], row["copy_number"]) == (record.parent, record.copy_number) and record.sid == parent.sid
+        kept = cache.get(digest_of(record))
+        assert kept is not None and row["teacher_energy"] == pytest.approx(float(kept.values["energy"]))
+        for name in ("cell", "atomic_numbers", "tags", "fixed"):
+            assert torch.equal(record[name], parent[name])
+        assert torch.equal(record.pos[record.fixed == 1], parent.pos[record.fixed == 1])
+        if record.copy_number == 0:
+            assert row["labels"] == {"energy": "data", "forces": "data"}
+            own = next(one for one in parents if one.sid == record.sid)
+            assert record.energy == pytest.approx(own.energy) and torch.equal(record.forces, own.forces)
+            continue
+        assert row["labels"] == {"energy": "teacher", "forces": "teacher"} and not torch.equal(record.pos, parent.pos)
+        assert record.energy == pytest.approx(float(kept.values["energy"]))
+        assert np.array_equal(record.forces, kept.values["forces"])
+    assert len({digest_of(record) for record in records}) == 21
+    teacher.close()
+
+
+def test_training_and_verification_take_what_was_made(config, run, tmp_path, capsys):
+    summary = generate(config, tmp_path / "out", "--strategies", "rattle=2")
+    config["dataset"]["train"] = summary["dataset"]
+    config["task"]["distill"]["teacher"]["cache"] = str(tmp_path / "out" / CACHE)
+    config["task"]["distill"]["labels"] = "teacher"
+    assert len(run(config).steps) == 5  # 9 systems
+    file = tmp_path / "verify.yml"
+    file.write_text(yaml.safe_dump(config))
+    gc.collect()
+    main(["cache-teacher", "--config-yml", str(file), "--cpu", "--verify", "9"])
+    assert "9 records recomputed" in capsys.readouterr().out
+    del config["task"], config["loss_functions"][2:]
+    config["trainer"] = "ocp"
+    assert len(run(config, name="plain").steps) == 5  # plain distillation, by fairchem alone
+
+
+def test_a_system_depends_on_its_seed_parent_and_number(config, tmp_path):
+    few, more, other = (
+        {(one.parent, one.copy_number): one.pos for one in records_of(generate(config, tmp_path / name, *flags)["dataset"])}
+        for name, flags in (
+            ("few", ("--strategies", "rattle=1")),
+            ("more", ("--strategies", "rattle=2", "--without-parents")),
+            ("other", ("--strategies", "rattle=1", "--seed", "1")),
+        )
+    )
+    assert set(more) == {(parent, number) for parent in range(3) for number in (1, 2)}
+    for parent in range(3):
+        assert torch.equal(few[parent, 1], more[parent, 1]) and not torch.equal(few[parent, 1], other[parent, 1])
+        assert torch.equal(few[parent, 0], other[parent, 0])
+
+
+def die_at(owner, name: str, number: int) -> None:
+    """SIGKILL to this process before call `number` of a function."""
+    function, calls = getattr(owner, name), []
+
+    def dying(*arguments, **options):
+        calls.append(1)
+        if len(calls) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **options)
+
+    setattr(owner, name, dying)
+
+
+MOMENTS = [
+    (Staging, "put", 1),
+    (staging, "_key", 5),  # three to see what is there; then within a transaction
+    (Staging, "put", 2),
+    (module.Workshop, "make", 2),
+    (module, "write_dataset", 1),
+    (module, "write_cache", 1),
+    (module, "manifest_line", 4),
+    (module.os, "replace", 6),
+    (module, "Summary", 1),
+    (module.shutil, "rmtree", 5),
+]
+
+
+@pytest.mark.slow
+def test_killed_at_ten_moments_the_outcome_is_equal(config, tmp_path):
+    expected = generate(config, tmp_path / "whole", *MIXED)
+    killed = tmp_path / "killed"
+    for owner, name, number in MOMENTS:
+        gc.collect()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                torch.set_num_threads(1)  # the threads of the parent's pool are not here
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+                die_at(owner, name, number)
+                generate(config, killed, *MIXED)
+            finally:
+                os._exit(1)
+        assert os.waitpid(pid, 0)[1] == signal.SIGKILL, (name, number)
+    assert generate(config, killed, *MIXED)["thrown_out"] == expected["thrown_out"]
+    before, after = content(tmp_path / "whole"), content(killed)
+    assert {name for name in before if before[name] != after.get(name)} == {"generate.json"}  # whose paths differ
+    assert before.keys() == after.keys() and not (killed / STAGING).exists()
+
+
+@pytest.mark.slow
+def test_the_outcome_does_not_depend_on_the_number_of_ranks(config, tmp_path):
+    for name, flags in (("one", ()), ("two", ("--num-gpus", "2"))):
+        generate(config, tmp_path / name, "--strategies", "rattle=2", *flags)
+    one, two = (content(tmp_path / name) for name in ("one", "two"))
+    assert {name for name in one if one[name] != two.get(name)} == {"generate.json"}
+
+
+def test_another_outcome_and_other_files_are_refused(config, tmp_path, capsys):
+    generate(config, tmp_path / "out", "--strategies", "rattle=1")
+    before = content(tmp_path / "out")
+    generate(config, tmp_path / "out", "--strategies", "rattle=1")  # complete
+    assert content(tmp_path / "out") == before
+    with pytest.raises(SystemExit, match=r"made with other settings: sigma \[0.02, 0.12\], now \[0.1, 0.2\]; max_gap None"):
+        generate(config, tmp_path / "out", "--strategies", "rattle=1", "--sigma", "0.1", "0.2", "--max-gap", "3")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes.txt").write_text("mine")
+    with pytest.raises(SystemExit, match=r"mine: holds notes.txt; expected a new or an empty directory"):
+        generate(config, tmp_path / "mine")
+    with pytest.raises(SystemExit, match=r"--strategies rattle: expected NAME=N, for example rattle=9"):
+        generate(config, tmp_path / "new", "--strategies", "rattle")
+
+
+def test_a_full_disk_is_said_and_what_is_made_is_kept(config, tmp_path, monkeypatch):
+    put, calls = Staging.put, []
+
+    def full(self, number, unit):
+        calls.append(number)
+        if len(calls) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        put(self, number, unit)
+
+    monkeypatch.setattr(Staging, "put", full)
+    with pytest.raises(SystemExit, match=r"cannot write \(.*No space left on device\)\. Put that right"):
+        generate(config, tmp_path / "out", "--strategies", "rattle=1")
+    assert generate(config, tmp_path / "out", "--strategies", "rattle=1")["systems"] == 6
+    assert calls == [0, 1, 1, 2]
+
+
+def test_outputs_that_are_not_finite_are_thrown_out(config, tmp_path, monkeypatch):
+    """Those of one copy; of a parent, with its copies; of all, which is an error."""
+    run, is_bad = Teacher.__call__, [lambda batch, index: False]
+
+    def spoilt(teacher, batch, *arguments):
+        outputs = run(teacher, batch, *arguments)
+        for index in range(len(batch.natoms)):
+            if is_bad[0](batch, index):
+                outputs.forces[batch.batch == index] = torch.nan
+        return outputs
+
+    monkeypatch.setattr(Teacher, "__call__", spoilt)
+    is_bad[0] = lambda batch, index: (int(batch.parent[index]), int(batch.copy_number[index])) in ((0, 2), (1, 0))
+    summary = generate(config, tmp_path / "out", "--strategies", "rattle=2")
+    reason = "numbers that are not finite"
+    assert summary["thrown_out"] == {"parent": {reason: 1}, "rattle": {reason: 3}}
+    assert [(row["parent"], row["copy_number"]) for row in manifest(tmp_path / "out")] == [
+        (0, 0),
+        (0, 1),
+        (2, 0),
+        (2, 1),
+        (2, 2),
+    ]
+    is_bad[0] = lambda batch, index: True
+    with pytest.raises(SystemExit, match=f"no system is kept. Thrown out: parent: 3 {reason}; rattle: 6 {reason}"):
+        generate(config, tmp_path / "none", "--strategies", "rattle=2")
+
+
+def test_limits_are_counted_by_reason(config, tmp_path):
+    flags = ("--strategies", "rattle=2", "md=2", "--sigma", "1.5", "1.5")
+    summary = generate(config, tmp_path / "close", *flags, "--every", "1")
+    assert summary["thrown_out"] == {"rattle": {"two atoms too close": 6}} and summary["kept"]["md"] == 6
+    with pytest.raises(SystemExit, match="md: 6 a force above the limit; rattle: 6 a force above the limit"):
+        generate(config, tmp_path / "strong", "--strategies", "rattle=2", "md=2", "--max-force", "1e-6")
+
+
+def test_unlabelled_fixed_and_single_atoms_with_words_as_ids(config, data, tmp_path):
+    def edit(index: int, system) -> None:
+        system.sid = f"system-{index}"
+        if index == 0:
+            del system.y, system.force
+        if index == 1:
+            system.fixed[:] = 1
+        if index == 2:
+            system.y = float("nan")
+
+    config["dataset"]["train"]["src"] = str(write_edited(data / "train", tmp_path / "edited", edit))
+    config["dataset"]["train"].pop("first_n")
+    summary = generate(config, tmp_path / "out", "--strategies", "rattle=1", "displace=1")
+    assert summary["thrown_out"] == {"displace": {"the adsorbate is fixed": 1}, "rattle": {"all atoms are fixed": 1}}
+    rows = manifest(tmp_path / "out")
+    labels = {row["sid"]: row["labels"] for row in rows if row["strategy"] == "parent"}
+    assert labels["system-0"] == {"energy": "teacher", "forces": "teacher"}
+    assert labels["system-2"] == {"energy": "teacher", "forces": "data"}
+    assert {row["sid"] for row in rows} == {f"system-{index}" for index in range(12)}
+
+
+PBC = [(True, True, True), (True, True, False), (False, False, False)]
+
+
+def test_an_ase_database_in_and_out_with_every_pbc(config, tmp_path):
+    rng = np.random.default_rng(0)
+    with connect(tmp_path / "parents.db") as database:
+        for pbc in PBC:
+            atoms = Atoms(
+                "Cu4", np.array([(0, 0, 0), (2.5, 0, 0), (0, 2.5, 0), (2.5, 2.5, 1)]) - 0.5, cell=[5, 5, 9], pbc=pbc
+            )
+            atoms.set_constraint(FixAtoms([0]))
+            atoms.calc = SinglePointCalculator(atoms, energy=1.0, forces=rng.normal(size=(4, 3)))
+            database.write(atoms)
+    options = {"format": "ase_db", "src": str(tmp_path / "parents.db"), "a2g_args": {"r_energy": True, "r_forces": True}}
+    config["dataset"]["train"] = options
+    for output_format in ("lmdb", "ase_db"):
+        summary = generate(config, tmp_path / output_format, "--strategies", "rattle=1", "md=1", "--format", output_format)
+        records = records_of(summary["dataset"])
+        assert [tuple(record.pbc.view(-1).tolist()) for record in records[::3]] == PBC
+        assert [float(record.energy) for record in records[::3]] == [1.0] * 3
+        assert len(records) == len(TeacherCache(tmp_path / output_format / CACHE)) == 9
+        assert all(TeacherCache(tmp_path / output_format / CACHE).get(digest_of(record)) for record in records)
+        free = np.abs(records[1].pos - records[0].pos).max(1).values > 0
+        assert free.tolist() == [False, True, True, True]
+
+
+def test_a_student_moves_the_atoms_where_asked(config, run, tmp_path):
+    student = run(config | {"trainer": "ocp", "task": {}} | {"loss_functions": config["loss_functions"][:2]})
+    flags = ("--strategies", "md=1", "--every", "3")
+    by_teacher = records_of(generate(config, tmp_path / "teacher", *flags)["dataset"])
+    checkpoint = str(student.checkpoints / "checkpoint.pt")
+    summary = generate(config, tmp_path / "student", *flags, "--with", checkpoint)
+    by_student = records_of(summary["dataset"])
+    assert summary["settings"]["options"]["checkpoint"]  # its fingerprint
+    assert torch.equal(by_teacher[0].pos, by_student[0].pos) and not torch.equal(by_teacher[1].pos, by_student[1].pos)
+    shutil.copy(checkpoint, tmp_path / "elsewhere.pt")
+    generate(config, tmp_path / "student", *flags, "--with", str(tmp_path / "elsewhere.pt"))  # the same
+
+
+def test_rows_of_the_jacobian_are_kept_where_a_term_reads_them(config, tmp_path):
+    terms = {"force_jacobian": {"fn": "mse", "coefficient": 1}, "vector_embeddings": {"fn": "mse", "coefficient": 1}}
+    generate(with_terms(config, terms), tmp_path / "out", "--strategies", "rattle=1", "--jacobian-rows", "2")
+    assert TeacherCache(tmp_path / "out" / CACHE).plan.fields[-2:] == ("vector_embedding", "force_jacobian")

@@ -1,0 +1,199 @@
+"""Moves of a geometry, what is thrown out, the settings: `fairchem_crack.generate` without a model."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import add_adsorbate, fcc111, molecule
+from ase.constraints import FixAtoms
+from ase.data import covalent_radii
+from torch_geometric.data import Data
+
+from fairchem_crack.generate.limits import check_geometry, check_outputs
+from fairchem_crack.generate.moves import displace, free_mask, rattle, strain
+from fairchem_crack.generate.records import bare, own_labels, to_bytes
+from fairchem_crack.generate.settings import Settings, ThrownOut
+from fairchem_crack.io.processes import values_from
+from fairchem_crack.teacher.cache import Record
+
+SETTINGS = Settings({"rattle": 1})
+
+
+def slab(adsorbate: str = "CO") -> Atoms:
+    """Three layers of copper, the lowest fixed, and an adsorbate that the cell's faces cut."""
+    atoms = fcc111("Cu", (3, 3, 3), vacuum=8.0, periodic=True)
+    is_bottom = atoms.get_tags() == 3
+    atoms.set_tags(np.where(is_bottom, 0, 1))
+    gas = molecule(adsorbate) if len(adsorbate) > 1 else Atoms(adsorbate)
+    gas.rotate(90, "x")
+    gas.set_tags(2)
+    add_adsorbate(atoms, gas, 1.8, position=(0.3, 0.2))
+    atoms.set_constraint(FixAtoms(mask=[*is_bottom, *[False] * len(gas)]))
+    atoms.wrap()
+    return atoms
+
+
+def moved(move, atoms: Atoms, settings: Settings = SETTINGS, seed: int = 0) -> tuple[Atoms, dict]:
+    after = atoms.copy()
+    return after, move(after, settings, np.random.default_rng(seed))
+
+
+def test_rattle_moves_free_atoms_by_a_sigma_of_the_range():
+    atoms = fcc111("Cu", (8, 8, 4), vacuum=8.0)
+    atoms.set_constraint(FixAtoms(range(64)))
+    sigmas = []
+    for seed in range(20):
+        after, drawn = moved(rattle, atoms, Settings({"rattle": 1}, sigma=(0.05, 0.2)), seed)
+        step = after.positions - atoms.positions
+        assert not step[:64].any() and step[64:].std() == pytest.approx(drawn["sigma"], rel=0.15)
+        sigmas.append(drawn["sigma"])
+    assert 0.05 <= min(sigmas) < 0.07 and 0.18 < max(sigmas) <= 0.2
+
+
+@pytest.mark.parametrize("adsorbate", ["CO", "H2O", "H"])
+def test_displace_keeps_the_molecule_and_touches_the_surface(adsorbate):
+    atoms = slab(adsorbate)
+    is_adsorbate = atoms.get_tags() == 2
+    places = []
+    for seed in range(8):
+        after, drawn = moved(displace, atoms, seed=seed)
+        assert np.array_equal(after.positions[~is_adsorbate], atoms.positions[~is_adsorbate])
+        before, now = (one[is_adsorbate].get_all_distances(mic=True) for one in (atoms, after))
+        assert now == pytest.approx(before, abs=1e-9)
+        rows = np.flatnonzero(is_adsorbate)
+        touch = covalent_radii[after.numbers[rows]][:, None] + covalent_radii[after.numbers[~is_adsorbate]]
+        assert (after.get_all_distances(mic=True)[rows][:, ~is_adsorbate] / touch).min() == pytest.approx(drawn["touch"])
+        assert after.positions[rows, 2].min() > atoms.positions[~is_adsorbate, 2].max() - 0.5
+        places.append(after.positions[rows[0], :2])
+    assert np.std(places, axis=0).min() > 0.8
+    below = atoms.copy()
+    below.positions[is_adsorbate, 2] -= 12
+    after, _ = moved(displace, below)
+    assert after.positions[is_adsorbate, 2].max() < atoms.positions[:, 2].min() + 0.5  # on the side where it was
+
+
+@pytest.mark.parametrize(
+    ("edit", "reason"),
+    [
+        (lambda atoms: atoms.set_tags(1), "no adsorbate"),
+        (lambda atoms: atoms.set_tags(2), "no surface"),
+        (lambda atoms: atoms.set_constraint(FixAtoms(range(len(atoms)))), "the adsorbate is fixed"),
+        (lambda atoms: atoms.set_pbc(False), "not periodic along"),
+    ],
+)
+def test_what_cannot_be_displaced_says_why(edit, reason):
+    atoms = slab()
+    edit(atoms)
+    with pytest.raises(ThrownOut, match=reason):
+        displace(atoms, SETTINGS, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("pbc", [(True, True, True), (True, True, False), (False, False, True)])
+def test_strain_deforms_the_periodic_directions(pbc):
+    atoms = slab()
+    atoms.pbc = pbc
+    after, drawn = moved(strain, atoms, Settings({"strain": 1}, strain=0.02))
+    assert after.get_scaled_positions() == pytest.approx(atoms.get_scaled_positions(), abs=1e-9)
+    change = np.linalg.solve(atoms.cell.array, after.cell.array) - np.eye(3)
+    assert change == pytest.approx(change.T, abs=1e-9) and 0 < np.linalg.norm(change) == pytest.approx(drawn["strain"])
+    assert [np.allclose(one, other) for one, other in zip(atoms.cell.array, after.cell.array)] == [not each for each in pbc]
+
+
+def test_what_has_no_cell_or_no_free_atom_is_thrown_out():
+    atoms = molecule("H2O")
+    with pytest.raises(ThrownOut, match="not periodic"):
+        strain(atoms, SETTINGS, np.random.default_rng(0))
+    atoms.set_constraint(FixAtoms([0, 1, 2]))
+    assert not free_mask(atoms).any()
+    with pytest.raises(ThrownOut, match="all atoms are fixed"):
+        rattle(atoms, SETTINGS, np.random.default_rng(0))
+
+
+def test_close_atoms_and_a_lost_adsorbate_are_thrown_out():
+    """Distances are those of the nearest images."""
+    check_geometry(slab(), Settings({}, min_distance=0.6, max_gap=2.5))
+    atoms = slab()
+    atoms.positions[-1] = atoms.positions[0] + atoms.cell[0] + (0, 0, 1.0)
+    with pytest.raises(ThrownOut, match="too close"):
+        check_geometry(atoms, SETTINGS)
+    atoms = slab()
+    atoms.positions[-2:, 2] += 4
+    check_geometry(atoms, SETTINGS)
+    with pytest.raises(ThrownOut, match="left the surface"):
+        check_geometry(atoms, Settings({}, max_gap=2.5))
+    check_geometry(molecule("H2O"), Settings({}, max_gap=2.5))  # no cell, no adsorbate
+    atoms.positions[0, 0] = np.nan
+    with pytest.raises(ThrownOut, match="not finite"):
+        check_geometry(atoms, SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("energy", "force", "reason"),
+    [
+        (0.0, 21.0, "a force"),
+        (25.0, 1.0, "an energy"),
+        (-25.0, 1.0, "an energy"),
+        (np.nan, 1.0, "finite"),
+        (1.0, np.inf, "finite"),
+    ],
+)
+def test_outputs_out_of_bounds_are_thrown_out(energy, force, reason):
+    atoms = molecule("OH")
+    atoms.set_constraint(FixAtoms([0]))
+
+    def record(energy: float, *forces: float) -> Record:
+        values = {"energy": np.array(energy), "forces": np.array([[one, 0, 0] for one in forces])}
+        return Record(b"", 2, values, np.zeros((2, 0)))
+
+    parent = record(0.0, 0.0, 0.0)
+    check_outputs(record(19.0, 99.0, 19.0), parent, atoms, SETTINGS)  # of the fixed atom any force will do
+    with pytest.raises(ThrownOut, match=reason):
+        check_outputs(record(energy, 0.0, force), parent, atoms, SETTINGS)
+
+
+def test_own_labels_are_those_that_are_there_and_finite():
+    system = Data(pos=torch.zeros(2, 3), energy=1.5, forces=torch.ones(2, 3), edge_index=torch.zeros(2, 0), sid="a-1")
+    labels = own_labels(system)
+    assert labels["energy"] == 1.5 and torch.equal(labels["forces"], torch.ones(2, 3))
+    assert set(bare(system, 3).keys()) == {"pos", "sid", "parent", "copy_number"}
+    system.forces[0, 0] = torch.nan
+    system.energy = torch.tensor([2.5])
+    assert own_labels(system) == {"energy": 2.5}
+    assert own_labels(Data(pos=torch.zeros(2, 3))) == {}
+
+
+def test_equal_records_have_equal_bytes():
+    first, second = (Data(pos=torch.arange(6.0).view(2, 3), sid=3) for _ in range(2))
+    assert to_bytes(first) == to_bytes(second)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"strategies": {"shake": 2}}, "--strategies shake: 'shake' is none of rattle, displace, strain, relax, md"),
+        ({"strategies": {"md+rattle": 2}}, r"--strategies md\+rattle: md can only be the last"),
+        ({"strategies": {"rattle": 0}}, "--strategies rattle=0: expected at least 1"),
+        ({"sigma": (0.2, 0.1)}, "--sigma 0.2 0.1: expected two positive numbers"),
+        ({"max_force": float("nan")}, "--max-force nan: expected a positive number"),
+        ({"min_distance": -1.0}, "--min-distance -1: expected 0 or"),
+        ({"every": 0}, "--every 0: expected at least 1"),
+    ],
+)
+def test_settings_out_of_bounds_are_refused_by_option(given, message):
+    with pytest.raises(ValueError, match=message):
+        Settings(**{"strategies": {"rattle": 1}, **given})
+
+
+def halve(number: int, put) -> None:
+    if number % 2:
+        raise ValueError(f"{number} is odd")
+    put(number // 2)
+
+
+@pytest.mark.slow
+def test_processes_hand_back_values_and_errors():
+    assert sorted(values_from(halve, [(2,), (4,)])) == [1, 2]
+    with pytest.raises(ValueError, match="3 is odd"):
+        list(values_from(halve, [(3,)]))
