@@ -46,7 +46,7 @@ class OptionalLabels(Dataset):
 
 
 def is_missing(batch: Batch, name: str, property_: str) -> Tensor:
-    """(B,) bool, the systems without a label: any number of it is NaN, and of forces any of any atom."""
+    """(B,) bool, the systems whose label has a NaN: in the energy, or in the forces on any of their atoms."""
     unknown = batch[name].isnan().view(len(batch[name]), -1).any(dim=1)
     if property_ == keys.ENERGY:
         return unknown

@@ -162,7 +162,7 @@ def test_check_counts_the_labels_of_the_teacher(distilled, data, unlabelled, tmp
     assert "left out: the training data has no energies and forces" in said
 
 
-def test_an_ase_database_with_some_labels_is_cached_and_trained_on(run, distilled, data, tmp_path):
+def test_an_ase_database_with_some_labels_is_trained_on(run, distilled, data, tmp_path):
     gc.collect()
     with Records({"src": str(data / "train")}) as records, ase.db.connect(tmp_path / "data.db") as database:
         for index in range(12):
