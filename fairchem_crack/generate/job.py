@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Callable, Protocol
 
 import lmdb
+import torch
 from tqdm import tqdm
 
 from fairchem_crack.config import TeacherConfig, parse
@@ -39,6 +40,7 @@ from fairchem_crack.plugins import imports_of, load_plugins
 from fairchem_crack.teacher.cache import Plan, differences
 from fairchem_crack.teacher.cache_sources import Source, TeacherSource
 from fairchem_crack.teacher.frozen import load_teacher
+from fairchem_crack.training.config_checks import check_gpus
 
 SUMMARY, STAGING, SETTINGS, LOCK = "generate.json", "unfinished", "settings.json", "lock"
 
@@ -49,6 +51,10 @@ class TeacherJob(Protocol):
     @property
     def config(self) -> dict:
         """Of the training, as `build_config` makes it."""
+
+    @property
+    def cpu(self) -> bool:
+        """Even where there is a GPU."""
 
     def dataset(self) -> NamedRecords:
         """The parents."""
@@ -84,9 +90,10 @@ def generate(job: TeacherJob, settings: Settings, directory: Path, *, ranks: int
         ranks: processes that make systems, each on a GPU of its own; the outcome does not depend on it.
 
     Raises:
-        ValueError: the directory has another outcome or other files, no system is kept, or the disk refuses.
+        ValueError: the directory has another outcome or other files, no system is kept, the disk refuses, ranks lack GPUs.
         LockedError: another process writes to the directory.
     """
+    check_gpus(ranks, cpu=job.cpu)
     parents = job.dataset()
     workshop, plan = _workshop(job, settings, parents, 0)
     made_with = _made_with(settings, plan, workshop)
@@ -104,6 +111,8 @@ def generate(job: TeacherJob, settings: Settings, directory: Path, *, ranks: int
             if ranks > 1 and len(todo) >= ranks:
                 del workshop, parents  # each process opens its own
                 close_unused()
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
                 shares = [(job, settings, unfinished, todo[rank::ranks], rank) for rank in range(ranks)]
                 made: Iterator[int] = values_from(_make_share, shares)
             else:
@@ -187,13 +196,13 @@ def _write(
     config: dict, settings: Settings, directory: Path, staging: Staging, plan: Plan, made_with: dict[str, Any], parents: int
 ) -> Summary:
     """Write the outcome beside its final place, and rename it; the summary comes last."""
-    places, unfinished = list(staging.places(parents)), directory / STAGING
-    kept = Counter(staging[place].row["strategy"] for place in places)
-    thrown_out = _nested(staging.thrown_out(parents))
+    unfinished, kept, thrown_out = directory / STAGING, staging.kept(parents), _nested(staging.thrown_out(parents))
     if not kept.keys() - {PARENTS}:
+        shutil.rmtree(unfinished)  # for a run with other settings
         raise ValueError(
             f"no system is kept. Thrown out: {describe(thrown_out) or 'none'}. Change the limits or strategies."
         )
+    places = list(staging.places(parents))
     for name in (DATA, CACHE):
         for place in (unfinished / name, directory / name):  # of a run that was killed here
             shutil.rmtree(place, ignore_errors=True)

@@ -243,6 +243,8 @@ def test_outputs_that_are_not_finite_are_thrown_out(config, tmp_path, monkeypatc
     is_bad[0] = lambda batch, index: True
     with pytest.raises(SystemExit, match=f"no system is kept. Thrown out: parent: 3 {reason}; rattle: 6 {reason}"):
         generate(config, tmp_path / "none", "--strategies", "rattle=2")
+    is_bad[0] = lambda batch, index: False
+    assert generate(config, tmp_path / "none", "--strategies", "rattle=1")["systems"] == 6  # nothing is left of the other
 
 
 def test_limits_are_counted_by_reason(config, tmp_path):
