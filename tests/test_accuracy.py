@@ -281,7 +281,7 @@ def test_a_training_keeps_its_run_when_its_parent_is_killed(tmp_path):
 
 def test_an_interrupted_benchmark_ends_its_training(tmp_path, monkeypatch):
     script = tmp_path / "fairchem"
-    script.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nkill -ALRM $PPID\nexec sleep 60\n")
+    script.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nsleep 1\nkill -ALRM $PPID\nexec sleep 60\n")
     script.chmod(0o755)
     monkeypatch.setattr(training, "COMMANDS", tmp_path)
     workspace = Workspace(tmp_path / "out")

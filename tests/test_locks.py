@@ -21,9 +21,9 @@ import os, pathlib, sys, time
 from fairchem_crack.io.locks import exclusive
 with exclusive(pathlib.Path(sys.argv[1])):
     if len(sys.argv) > 2 and os.fork():  # the parent ends, the child lives on
-        print(os.getpid(), flush=True)
+        os.write(1, f"{os.getpid()}\\n".encode())  # at once: the child writes, too
         os.kill(os.getpid(), 9)
-    print(os.getpid(), flush=True)
+    os.write(1, f"{os.getpid()}\\n".encode())
     time.sleep(60)
 """
 

@@ -219,9 +219,8 @@ def test_too_many_in_a_row_stop_the_run(run, distilled, spoil):
 
 def test_graph_parallelism_is_refused_with_the_reason(distilled):
     with pytest.raises(ValueError, match="--gp-gpus 2: distillation needs all atoms of a system on one rank"):
-        trainer.CrackDistillTrainer(
-            task=distilled["task"], loss_functions=distilled["loss_functions"], gp_gpus=2, run_dir="."
-        )
+        given = {name: distilled[name] for name in ("task", "loss_functions", "outputs", "dataset")}
+        trainer.CrackDistillTrainer(**given, gp_gpus=2, run_dir=".")
 
 
 @pytest.mark.parametrize("stop_at", [3, 5, 8])

@@ -120,14 +120,6 @@ def test_report_reads_no_code(evil, sound, data, tmp_path, ran):
     assert ran.exists() and (tmp_path / "reports/run/report.html").is_file()
 
 
-def test_summarize_demo_reads_no_code(evil, sound, data, tmp_path, ran):
-    for name in ("undistilled-0", "crack-0"):
-        (tmp_path / "checkpoints" / name).mkdir(parents=True)
-        shutil.copyfile(evil if name == "crack-0" else sound, tmp_path / "checkpoints" / name / "best_checkpoint.pt")
-    refused("summarize-demo", tmp_path, "--data", data, "--teacher", sound)
-    assert not ran.exists()
-
-
 def test_cache_teacher_reads_no_code(evil, data, config_file, tmp_path, ran):
     flags = [*config_file(distill_config(data, evil)), "--output", tmp_path / "cache", "--chunk", "2"]
     refused("cache-teacher", *flags)
