@@ -10,6 +10,7 @@ from statistics import median
 from benchmarks.accuracy.plan import EXPERIMENTS, Run, read_plan
 from benchmarks.accuracy.summary import GROUP, Results
 from benchmarks.accuracy.training import Workspace
+from benchmarks.cache.report import by_shape
 from benchmarks.screening.report import ratio
 from fairchem_crack.evaluation.intervals import t_interval
 
@@ -118,6 +119,8 @@ PRECISION = load("teacher")["precision"]["mean"]
 READ_AHEAD = load("read_ahead")
 TRUE_SIZE = {row["name"]: row["step"]["seconds"] for row in load("true_size")["results"]}
 SCREENING = load("screening")
+CACHE = load("cache")
+LARGE_CACHE, LONG_CACHE = (rows[-1] for rows in by_shape(CACHE).values())  # of realistic records; of most
 DEMO = SCREENING["demo"]
 
 
@@ -166,3 +169,14 @@ def relaxations_per_hour(name: str) -> float:
 def waiting(way: str) -> float:
     """Milliseconds of a step."""
     return 1000 * median(row["waiting"] for row in READ_AHEAD["rounds"][way])
+
+
+def layout(number: int) -> list[float]:
+    """Of a layout of records: bytes read over bytes of the records, page faults, ms a record."""
+    row = CACHE["layouts"][number]
+    return [row["bytes"] / row["record_bytes"], row["faults"], row["ms"]]
+
+
+def disk(number: int) -> float:
+    """Bytes on disk of a record in a layout."""
+    return CACHE["layouts"][number]["disk_bytes"]

@@ -21,6 +21,7 @@ def module_of(name: str):
 @pytest.mark.parametrize(
     "name, module",
     [
+        ("cache", "cache.report"),
         ("crack_loss", "crack_loss"),
         ("crack_loss_gpu", "crack_loss"),
         ("gpu", "gpu.report"),
@@ -34,6 +35,12 @@ def module_of(name: str):
 def test_the_page_is_made_of_its_figures(name, module):
     content = json.loads((PAGES / f"{name}.json").read_text())
     assert module_of(module).report(content) == (PAGES / f"{name}.md").read_text(encoding="utf-8")
+
+
+def test_the_page_of_all_of_oc20_is_made_of_the_benchmarks():
+    module = module_of("internet_scale")
+    page = module.report(module.figures(*map(module.load, ("gpu", "true_size", "cache"))))
+    assert page == (ROOT / module.PAGE_FILE).read_text(encoding="utf-8")
 
 
 def test_the_page_of_the_true_size_is_made_of_its_results():
