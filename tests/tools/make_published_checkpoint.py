@@ -1,7 +1,7 @@
 """Write a checkpoint with random weights, in the format and at the size of fairchem's published OC20 files.
 
-    python tests/tools/make_published_checkpoint.py eqV2_31M /tmp/eqV2_31M.pt
-    python tests/tools/make_published_checkpoint.py escn_L4_M2_Lay12 /tmp/toy.pt --set num_layers=1 sphere_channels=16
+    python tests/tools/make_published_checkpoint.py eqV2_31M eqV2_31M.pt
+    python tests/tools/make_published_checkpoint.py escn_L4_M2_Lay12 toy.pt --set num_layers=1 sphere_channels=16
 
 The published files are of the time before fairchem 1.0: `config["model"]` is a name and `config["model_attributes"]` its
 arguments, keys of the state dict start with `module.module.`, the normalizers are `target` and `grad_target`, with a `std`.
