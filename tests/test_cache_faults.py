@@ -225,12 +225,12 @@ def test_a_limit_of_the_size_of_files(tmp_path, limit):
 
 
 def test_a_limit_of_address_space_is_no_obstacle(tmp_path):
-    """Nothing is mapped: 64 MB on top of what the process has are plenty."""
+    """Nothing is mapped: 1 GB on top of what the process has is plenty."""
     plan, records = make_plan(), make_records(make_plan())
 
     def write() -> int:
         pages = int(Path("/proc/self/statm").read_text().split()[0])
-        limit = pages * os.sysconf("SC_PAGE_SIZE") + (64 << 20)
+        limit = pages * os.sysconf("SC_PAGE_SIZE") + (1 << 30)
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         return int(len(list(write_cache(tmp_path, plan, records).records())) != 10)
 

@@ -332,7 +332,7 @@ UNREADABLE = {
     "EMA of more parameters": (changed(lambda content: content["ema"]["shadow_params"].append(torch.ones(1))), "EMA"),
     "no adapter": (
         changed(lambda content: content.update(scn())),
-        "teacher .*is a `scn`.*knows .*`equiformer_v2`, .*`painn`",
+        "teacher .*is a `scn`.*it has those of .*`equiformer_v2`, .*`painn`",
     ),
 }
 
