@@ -14,22 +14,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from runs_code import Runs
 
 from fairchem_crack.io.checkpoints import UntrustedError, read, read_checkpoint, reading_safely
 from fairchem_crack.io.trust import trusting, trusts
 
 CONTENT = {"state_dict": OrderedDict(weight=torch.arange(3.0)), "config": {"model": {"name": "painn"}}}
 FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-
-
-class Runs:
-    """Its pickle is a command of the shell."""
-
-    def __init__(self, command: str) -> None:
-        self.command = command
-
-    def __reduce__(self) -> tuple:
-        return os.system, (self.command,)
 
 
 @pytest.fixture

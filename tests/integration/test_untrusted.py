@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import os
 import pickle
 import re
 import shutil
@@ -17,21 +16,12 @@ import torch
 import yaml
 from conftest import distill_config, run_fairchem, stock_config
 from fairchem.core.common import distutils
+from runs_code import Runs
 
 from fairchem_crack.commands.cli import main
 from fairchem_crack.io.checkpoints import UntrustedError
 
 REFUSED = r"\.pt was not read: it needs `posix\.system`.*give --trust \(.*task\.distill\.teacher\.trust: True\)"
-
-
-class Runs:
-    """Its pickle is a command of the shell."""
-
-    def __init__(self, command: str) -> None:
-        self.command = command
-
-    def __reduce__(self) -> tuple:
-        return os.system, (self.command,)
 
 
 @pytest.fixture
