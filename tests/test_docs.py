@@ -65,6 +65,7 @@ TOY = {  # what makes a command a matter of seconds, and what a page has the rea
     "run-relaxations": ["--task.relaxation_steps=2", "--task.relaxation_fmax=1e-4"],  # of models that know no forces yet
     "evaluate": ["--batch-sizes", "1"],
     "report": ["--systems=6"],
+    "stability": ["--starts=1", "--temperatures", "300", "--ps=0.01", "--drift-ps=0.005"],
     "bench": ["--atoms=13", "--batch-sizes=1", "--repeats=1", "--md-steps=2", "--relax-steps=2", "--relax-batch-size=2"],
 }
 
@@ -260,6 +261,8 @@ def check_evaluate(namespace: dict, log: str) -> None:
     assert set(ours) == set(stock) and len(ours) == 16
     assert all(np.array_equal(ours[name], stock[name]) for name in stock)
     assert Path("runs/demo/leaderboard.csv").is_file()
+    assert len(json.loads(Path("runs/demo/stability.json").read_text())["checkpoints"]) == 3
+    assert len(namespace["frames"]) == int(100 * namespace["survival"].ps + 1e-6)
 
 
 def check_use(namespace: dict, log: str) -> None:
