@@ -235,6 +235,20 @@ def test_a_missed_requirement_is_the_exit_status(models, data, tmp_path, capsys)
     assert (missed["metric"], missed["bound"], missed["required"]) == ("energy_mae", "at most", 0.0) and missed["value"] > 0
 
 
+def test_unstable_dynamics_are_a_missed_requirement(models, data, capsys):
+    flags = ["--checkpoint", str(models["student"]), "--cpu", "--batch-sizes", "--data", f"val_id={data / 'val_id'}"]
+    flags += ["--stability-starts", "2", "--require"]
+    evaluate([*flags, "stable_ps=0.005"])
+    assert "Requirements met: 1 of 1." in capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        evaluate([*flags, "stable_ps=0.1", "--temperature", "1e6"])  # at which atoms meet
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert ended.value.code == 1
+    assert re.match(
+        r"- val_id, student: stable_ps is 0\.0\d+, required at least 0\.1; start [01] ended after 0\.0\d+ ps: ", line
+    )
+
+
 def test_a_submission_is_checked_before_anything_runs(models, data, monkeypatch):
     monkeypatch.setattr("fairchem_crack.evaluation.s2ef.command.evaluate_all", lambda *_, **__: pytest.fail("a model ran"))
     flags = ["--checkpoint", str(models["student"]), "--cpu", "--data", f"val_id={data / 'val_id'}", "--submission"]
