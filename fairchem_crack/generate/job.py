@@ -19,6 +19,7 @@ import torch
 from tqdm import tqdm
 
 from fairchem_crack.config import TeacherConfig, parse
+from fairchem_crack.generate.choice import choose
 from fairchem_crack.generate.outcome import (
     CACHE,
     DATA,
@@ -28,6 +29,7 @@ from fairchem_crack.generate.outcome import (
     write_cache,
     write_dataset,
 )
+from fairchem_crack.generate.selection import check_installed
 from fairchem_crack.generate.settings import Settings
 from fairchem_crack.generate.staging import Staging
 from fairchem_crack.generate.unit import PARENTS, Workshop
@@ -43,6 +45,7 @@ from fairchem_crack.teacher.frozen import load_teacher
 from fairchem_crack.training.config_checks import check_gpus
 
 SUMMARY, STAGING, SETTINGS, LOCK = "generate.json", "unfinished", "settings.json", "lock"
+OF_OUTCOME = ("select", "select_random", "with_parents", "output_format")  # decide what is written of the systems made
 
 
 class TeacherJob(Protocol):
@@ -71,7 +74,7 @@ class Summary:
         settings: what decides the outcome; a second run with others is refused.
         systems: of the dataset.
         kept: systems by strategy.
-        thrown_out: systems by strategy and reason.
+        thrown_out: systems by strategy and reason, those that were not selected too.
         dataset: the options of fairchem that read it.
     """
 
@@ -90,11 +93,16 @@ def generate(job: TeacherJob, settings: Settings, directory: Path, *, ranks: int
         ranks: processes that make systems, each on a GPU of its own; the outcome does not depend on it.
 
     Raises:
-        ValueError: the directory has another outcome or other files, no system is kept, the disk refuses, ranks lack GPUs.
+        ValueError: the directory has another outcome or other files, too few systems are kept, the disk refuses, ranks lack
+            GPUs, a library is missing.
         LockedError: another process writes to the directory.
     """
     check_gpus(ranks, cpu=job.cpu)
+    if settings.select is not None:
+        check_installed()
     parents = job.dataset()
+    most = len(parents) * sum(settings.strategies.values())
+    settings.check_selected(most, f"are made of {len(parents)} parents")
     workshop, plan = _workshop(job, settings, parents, 0)
     made_with = _made_with(settings, plan, workshop)
     unfinished, count = directory / STAGING, len(parents)
@@ -180,7 +188,9 @@ def _check_same(directory: Path, before: dict[str, Any], now: dict[str, Any]) ->
 
 
 def _begin(directory: Path, made_with: dict[str, Any]) -> None:
-    """Keep the settings of a new outcome, or compare those of the one that was begun."""
+    """Keep the settings of new systems, or compare those of the ones that were begun."""
+    options = {name: value for name, value in made_with["options"].items() if name not in OF_OUTCOME}
+    made_with = {**made_with, "options": options}
     file = directory / STAGING / SETTINGS
     if file.is_file():
         _check_same(directory, json.loads(file.read_text()), made_with)
@@ -196,13 +206,14 @@ def _write(
     config: dict, settings: Settings, directory: Path, staging: Staging, plan: Plan, made_with: dict[str, Any], parents: int
 ) -> Summary:
     """Write the outcome beside its final place, and rename it; the summary comes last."""
-    unfinished, kept, thrown_out = directory / STAGING, staging.kept(parents), _nested(staging.thrown_out(parents))
-    if not kept.keys() - {PARENTS}:
+    unfinished, thrown_out = directory / STAGING, staging.thrown_out(parents)
+    if not set(staging.strategies(parents).values()) - {PARENTS}:
         shutil.rmtree(unfinished)  # for a run with other settings
         raise ValueError(
-            f"no system is kept. Thrown out: {describe(thrown_out) or 'none'}. Change the limits or strategies."
+            f"no system is kept. Thrown out: {describe(_nested(thrown_out)) or 'none'}. Change the limits or strategies."
         )
-    places = list(staging.places(parents))
+    choice = choose(staging, parents, settings)
+    places = choice.places
     for name in (DATA, CACHE):
         for place in (unfinished / name, directory / name):  # of a run that was killed here
             shutil.rmtree(place, ignore_errors=True)
@@ -216,7 +227,8 @@ def _write(
     for name in (DATA, CACHE):
         os.replace(unfinished / name, directory / name)
     options["src"] = str(directory / DATA)
-    summary = Summary(made_with, parents, len(places), dict(kept), thrown_out, options)
+    left_out = _nested(thrown_out + choice.not_selected)
+    summary = Summary(made_with, parents, len(places), dict(choice.kept), left_out, options)
     write_json(directory / SUMMARY, asdict(summary))
     return summary
 
