@@ -24,6 +24,8 @@ RUN := runs/demo$(if $(filter-out painn,$(STUDENT))$(filter-out equiformer_v2,$(
 # Both, because fairchem sets torch's number to numba's.
 export OMP_NUM_THREADS ?= 1
 export NUMBA_NUM_THREADS ?= 1
+# Images of containers often set it. Each command would then compile torch and fairchem anew: 13 s of imports instead of 4.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test lint venv clean
 
