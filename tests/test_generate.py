@@ -15,7 +15,6 @@ from fairchem_crack.generate.limits import check_geometry, check_outputs
 from fairchem_crack.generate.moves import displace, free_mask, rattle, strain
 from fairchem_crack.generate.records import bare, own_labels, to_bytes
 from fairchem_crack.generate.settings import Settings, ThrownOut
-from fairchem_crack.io.processes import values_from
 from fairchem_crack.teacher.cache import Record
 
 SETTINGS = Settings({"rattle": 1})
@@ -187,13 +186,3 @@ def test_equal_records_have_equal_bytes():
 def test_settings_out_of_bounds_are_refused_by_option(given, message):
     with pytest.raises(ValueError, match=message):
         Settings(**{"strategies": {"rattle": 1}, **given})
-
-
-def refuse(number: int, put) -> None:
-    raise ValueError(f"{number} is odd")
-
-
-@pytest.mark.slow
-def test_an_error_in_a_process_reaches_the_command():
-    with pytest.raises(ValueError, match="3 is odd"):
-        list(values_from(refuse, [(3,)]))
