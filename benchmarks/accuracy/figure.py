@@ -1,13 +1,17 @@
-"""The picture of the accuracy benchmark: the gap to the teacher that each method closes."""
+"""The pictures of the accuracy benchmark: the gap to the teacher that each method closes; errors by number of systems."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
+from benchmarks.accuracy.plan import TEACHER, UNDISTILLED
+from benchmarks.accuracy.summary import MEAN
 from fairchem_crack.io.files import whole
 
 SPLITS = {"val_id": ("#1d3557", "o"), "val_ood_both": ("#d1495b", "s")}  # and their colour and marker
+ERRORS = {"energy_mae": "energy MAE [eV]", "forces_mae": "force MAE [eV/Å]"}
 QUANTITIES = {"gap_energy": "energy MAE", "gap_forces": "force MAE"}
 
 
@@ -18,10 +22,7 @@ def draw(groups: dict[str, list[dict]], file: Path) -> None:
         groups: their rows, by title, see `summary.figures`.
         file: the PNG.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    pyplot = _pyplot()
     from matplotlib.ticker import PercentFormatter
 
     shown = {
@@ -56,6 +57,57 @@ def draw(groups: dict[str, list[dict]], file: Path) -> None:
             axis.spines[["top", "right"]].set_visible(False)
         panel[0].set_title(heading, loc="left", fontsize=10)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=len(SPLITS), frameon=False)
+    _save(figure, file)
+
+
+def draw_by_size(rows: list[dict], names: dict[str, str], file: Path) -> None:
+    """PaiNN's errors against the number of systems labelled by the teacher, one panel for each error and split.
+
+    Args:
+        rows: of `generated.figures`; lines through the numbers of rattled copies, single points for all else.
+        names: of the methods.
+        file: the PNG.
+    """
+    pyplot = _pyplot()
+    size = {"figsize": (10, 7.5), "layout": "constrained"}
+    figure, axes = pyplot.subplots(2, 2, sharex=True, **size)
+    for panel, split in zip(axes, ("val_id", MEAN)):
+        own = [row for row in rows if row["split"] == split and row["student"] in ("painn", "")]
+        for axis, (column, label) in zip(panel, ERRORS.items()):
+            levels = [row for row in own if row["method"] in (TEACHER, UNDISTILLED) and row["budget"] in ("", "steps")]
+            for row, style in zip(sorted(levels, key=lambda row: row["seeds"]), ("--", ":")):
+                axis.axhline(row[column][0], color="#9aa5b1", linestyle=style, label=names[row["method"]])
+            curves: dict[str, list[tuple[float, float]]] = {}
+            for row in own:
+                if row["method"] not in (TEACHER, UNDISTILLED):
+                    is_curve = row["structures"].removeprefix("rattle").isdigit() and row["budget"] == "steps"
+                    parts = [names[row["method"]], *([] if is_curve else [row["structures"] or "parents"])]
+                    parts += [row["budget"]] * (row["budget"] != "steps")
+                    curves.setdefault(", ".join(parts), []).append((row["systems"], row[column][0]))
+            for number, (name, points) in enumerate(curves.items()):
+                style = {"marker": "osD^v<>phX*P"[number % 12], "color": f"C{number % 10}", "markersize": 5}
+                axis.plot(*zip(*sorted(points)), label=name, **style)
+            axis.set_xscale("log")
+            axis.set_yscale("log")
+            axis.set_title(f"{split}, {label}", loc="left", fontsize=10)
+            axis.grid(which="both", color="#e5e9ee", linewidth=0.6)
+            axis.spines[["top", "right"]].set_visible(False)
+    for axis in axes[1]:
+        axis.set_xlabel("systems with the teacher's outputs")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    _save(figure, file)
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _save(figure: Any, file: Path) -> None:
     with whole(file) as partial:
         figure.savefig(partial, dpi=150)
-    pyplot.close(figure)
+    _pyplot().close(figure)
