@@ -23,11 +23,8 @@ from fairchem_crack.io.files import write_text
 
 SPLITS = ("val_id", "val_ood_ads", "val_ood_cat", "val_ood_both")
 METRICS = ("energy_mae", "forces_mae", "forces_cosine_similarity", "energy_forces_within_threshold")
-ERRORS = (
-    "energy",
-    "forces",
-    "components",
-)  # of `CheckpointEvaluator.metrics_and_errors`, in a table's npz as RUN/SPLIT, (3, K)
+# Of `CheckpointEvaluator.metrics_and_errors`, in a table's npz as RUN/SPLIT, (3, K).
+ERRORS = ("energy", "forces", "components")
 VALIDATIONS = 5  # in a training; the weights of the best one are evaluated
 COMMANDS = Path(sys.executable).parent
 
@@ -148,10 +145,7 @@ def write_config(run: Run, config: dict[str, Any], workspace: Workspace) -> None
 
 
 def prepare(run: Run, plan: Plan, workspace: Workspace, *, device: str) -> None:
-    """Write the data and the teacher's cache that a run needs, unless they are there; others who need them wait.
-
-    What a cache took is a row of the table `labels`: of the teacher, and of making the structures.
-    """
+    """Write the data and the teacher's cache that a run needs, unless they are there; others who need them wait."""
     from fairchem_crack.demo.prepare import prepare_demo
 
     sizes: dict[int | None, dict[str, int]] = {None: dict.fromkeys(SPLITS, plan.validation_systems)}
@@ -160,25 +154,29 @@ def prepare(run: Run, plan: Plan, workspace: Workspace, *, device: str) -> None:
     with locked(workspace.preparing):
         for systems, splits in sizes.items():
             prepare_demo(workspace.data(systems), sizes=splits, seed=0, workers=1)
-    if not (run.student and run.teacher):
-        return
-    has_jacobian = plan.needs_jacobian(run)
-    cache_directory = workspace.cache(run, has_jacobian=has_jacobian)
-    made, written_last = (workspace.structures(run), "generate.json") if run.structures else (cache_directory, "header.json")
+    if run.student and run.teacher:
+        run_teacher(run, plan, workspace, device=device)
+
+
+def run_teacher(run: Run, plan: Plan, workspace: Workspace, *, device: str) -> None:
+    """Make the structures of a run and the teacher's cache, and append what they took to the table `labels`."""
+    rows = plan.jacobian_rows * plan.needs_jacobian(run)
+    made, written_last = workspace.cache(run, has_jacobian=bool(rows)), "header.json"
+    if run.structures:
+        made, written_last = workspace.structures(run), "generate.json"
     with locked(made.with_suffix(".lock")):
         if (made / written_last).exists():
             return
-        rows, was_interrupted, start = plan.jacobian_rows * has_jacobian, made.exists(), _cpu_seconds()
+        was_interrupted, start = made.exists(), _cpu_seconds()
         command = [COMMANDS / "fairchem-crack", "generate" if run.structures else "cache-teacher", "--output", made]
         command += ["--config-yml", ROOT / plan.students[run.student], *["--cpu"] * (device == "cpu"), "--vectors"]
         command += ["--jacobian-rows", str(rows), *plan.structures.get(run.structures, "").split()]
         command += [f"--dataset.train.src={workspace.data(run.train_systems, 'train')}"]
         command += [f"--task.distill.teacher.checkpoint={ROOT / plan.teachers[run.teacher]}"]
         subprocess.run(command, cwd=workspace.directory, check=True)
-        what = {name: getattr(run, name) for name in ("teacher", "train_systems", "structures")}
-        cost = "" if was_interrupted else _cpu_seconds() - start
-        counts = {"jacobian_rows": rows, "systems": workspace.systems(run), "cpu_seconds": cost}
-        workspace.table("labels").append([{**what, **counts}])
+        row = {name: getattr(run, name) for name in ("teacher", "train_systems", "structures")}
+        row |= {"jacobian_rows": rows, "systems": workspace.systems(run)}
+        workspace.table("labels").append([{**row, "cpu_seconds": "" if was_interrupted else _cpu_seconds() - start}])
 
 
 def train(run: Run, workspace: Workspace, *, device: str, lock: int) -> dict[str, Any]:
