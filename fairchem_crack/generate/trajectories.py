@@ -26,19 +26,17 @@ TIMESTEP = 1.0  # fs, of `md`; 2 is much for hydrogen
 FRICTION = 0.01  # 1/fs, of `md`
 FMAX = 0.02  # eV/A, where `relax` ends
 MAX_STEP = 0.1  # A, of an atom in a step of `relax`
+OVER = "the relaxation was over before"
 
 
 class ModelCalculator(Calculator):
-    """Energy and forces of a model, frozen as a teacher is, for the system of a record whose atoms move.
-
-    Raises ThrownOut for forces out of bounds: it ends the trajectory.
-    """
+    """Energy and forces of a model, frozen as a teacher is, for the system of a record whose atoms move."""
 
     implemented_properties = ["energy", "forces"]  # noqa: RUF012, ASE declares it so
 
-    def __init__(self, model: Teacher, device: torch.device, system: Data, settings: Settings) -> None:
+    def __init__(self, model: Teacher, device: torch.device, system: Data) -> None:
         super().__init__()
-        self._model, self._device, self._system, self._settings = model, device, system, settings
+        self._model, self._device, self._system = model, device, system
 
     def calculate(self, atoms: Any = None, properties: Any = None, system_changes: Any = all_changes) -> None:
         """See ASE's `Calculator`."""
@@ -46,8 +44,20 @@ class ModelCalculator(Calculator):
         batch = data_list_collater([at(self._system, atoms)], otf_graph=True).to(self._device)
         outputs = self._model(batch, (keys.ENERGY, keys.FORCES))
         forces = outputs[keys.FORCES].cpu().numpy().astype(float)
-        check_forces(forces, free_mask(atoms), self._settings)
         self.results = {"energy": float(outputs[keys.ENERGY]), "forces": forces}
+
+
+class BoundedCalculator(ModelCalculator):
+    """The same; raises ThrownOut for forces out of bounds, which ends the trajectory."""
+
+    def __init__(self, model: Teacher, device: torch.device, system: Data, settings: Settings) -> None:
+        super().__init__(model, device, system)
+        self._settings = settings
+
+    def calculate(self, atoms: Any = None, properties: Any = None, system_changes: Any = all_changes) -> None:
+        """See ASE's `Calculator`."""
+        super().calculate(atoms, properties, system_changes)
+        check_forces(self.results["forces"], free_mask(atoms), self._settings)
 
 
 Trajectory = Callable[[Atoms, int, Settings, np.random.Generator], Iterator[dict[str, float]]]
@@ -61,7 +71,7 @@ def relax(atoms: Atoms, frames: int, settings: Settings, rng: np.random.Generato
         is_over = optimizer.run(fmax=FMAX, steps=settings.every)
         yield {**drawn, "step": optimizer.nsteps}
         if is_over:
-            raise ThrownOut("the relaxation was over before")
+            raise ThrownOut(OVER)
 
 
 def md(atoms: Atoms, frames: int, settings: Settings, rng: np.random.Generator) -> Iterator[dict[str, float]]:

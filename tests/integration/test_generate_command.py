@@ -23,8 +23,9 @@ from conftest import DATASET, with_terms, write_edited
 from fairchem_crack.commands.cli import main
 from fairchem_crack.config import TeacherConfig
 from fairchem_crack.generate import job as module
-from fairchem_crack.generate import staging
-from fairchem_crack.generate.job import CACHE, DATA, MANIFEST, STAGING
+from fairchem_crack.generate import outcome, staging
+from fairchem_crack.generate.directory import STAGING
+from fairchem_crack.generate.outcome import CACHE, DATA, MANIFEST
 from fairchem_crack.generate.staging import Staging
 from fairchem_crack.io.datasets import Records
 from fairchem_crack.teacher.cache import TeacherCache
@@ -147,10 +148,10 @@ MOMENTS = [
     (staging, "_key", 5),  # three to see what is there; then within a transaction
     (Staging, "put", 2),
     (module.Workshop, "make", 2),
-    (module, "write_dataset", 1),
-    (module, "write_cache", 1),
-    (module, "manifest_line", 4),
-    (module.os, "replace", 6),
+    (outcome, "write_dataset", 1),
+    (outcome, "write_cache", 1),
+    (outcome, "manifest_line", 4),
+    (os, "replace", 6),
     (module, "Summary", 1),
     (module.shutil, "rmtree", 5),
 ]
