@@ -124,7 +124,7 @@ class Workshop:
             if name in moves.BY_NAME:
                 drawn |= moves.BY_NAME[name](atoms, settings, rng)
                 continue
-            atoms.calc = trajectories.BoundedCalculator(self.model, self._source.device, at(parent, atoms), settings)
+            atoms.calc = trajectories.ModelCalculator(self.model, self._source.device, at(parent, atoms))
             for step in trajectories.BY_NAME[name](atoms, frames, settings, rng):
                 yield Candidate(at(parent, atoms), {**drawn, **step})
             return
