@@ -179,6 +179,9 @@ def test_equal_records_have_equal_bytes():
         ({"max_force": float("nan")}, "--max-force nan: expected a positive number"),
         ({"min_distance": -1.0}, "--min-distance -1: expected 0 or"),
         ({"every": 0}, "--every 0: expected at least 1"),
+        ({"select": 0}, "--select 0: expected at least 1"),
+        ({"select_random": -2}, "--select-random -2: expected at least 1"),
+        ({"select": 1, "select_random": 1}, "--select and --select-random: expected one of them"),
     ],
 )
 def test_settings_out_of_bounds_are_refused_by_option(given, message):

@@ -14,9 +14,11 @@ import torch
 from tqdm import tqdm
 
 from fairchem_crack.config import TeacherConfig, parse
+from fairchem_crack.generate.choice import choose
 from fairchem_crack.generate.counts import describe, nested
 from fairchem_crack.generate.directory import LOCK, SETTINGS, STAGING, begin, check_same, explained
 from fairchem_crack.generate.outcome import write_outcome
+from fairchem_crack.generate.selection import check_installed
 from fairchem_crack.generate.settings import Settings
 from fairchem_crack.generate.staging import Staging, Systems
 from fairchem_crack.generate.unit import PARENTS, Workshop
@@ -32,6 +34,7 @@ from fairchem_crack.teacher.frozen import load_teacher
 from fairchem_crack.training.config_checks import check_gpus
 
 SUMMARY = "generate.json"
+OF_OUTCOME = ("select", "select_random", "with_parents", "output_format")  # decide what is written of the systems made
 
 
 class TeacherJob(Protocol):
@@ -60,7 +63,7 @@ class Summary:
         settings: what decides the outcome; a second run with others is refused.
         systems: of the dataset.
         kept: systems by strategy.
-        thrown_out: systems by strategy and reason.
+        thrown_out: systems by strategy and reason, those that were not selected too.
         dataset: the options of fairchem that read it.
     """
 
@@ -79,11 +82,16 @@ def generate(job: TeacherJob, settings: Settings, directory: Path, *, ranks: int
         ranks: processes that make systems, each on a GPU of its own; the outcome does not depend on it.
 
     Raises:
-        ValueError: the directory has another outcome or other files, no system is kept, the disk refuses, ranks lack GPUs.
+        ValueError: the directory has another outcome or other files, too few systems are kept, the disk refuses, ranks lack
+            GPUs, a library is missing.
         LockedError: another process writes to the directory.
     """
     check_gpus(ranks, cpu=job.cpu)
+    if settings.select is not None:
+        check_installed()
     parents = job.dataset()
+    most = len(parents) * sum(settings.strategies.values())
+    settings.check_selected(most, f"are made of {len(parents)} parents")
     workshop, plan = _workshop(job, settings, parents, 0)
     made_with = _made_with(settings, plan, workshop)
     unfinished, count = directory / STAGING, len(parents)
@@ -95,7 +103,7 @@ def generate(job: TeacherJob, settings: Settings, directory: Path, *, ranks: int
                 check_same(directory, summary.settings, made_with)
                 shutil.rmtree(unfinished, ignore_errors=True)
                 return summary
-            begin(directory, unfinished / SETTINGS, made_with)
+            begin(directory, unfinished / SETTINGS, _of_systems(made_with))
             todo = _missing(unfinished, count)
             if ranks > 1 and len(todo) >= ranks:
                 del workshop, parents  # each process opens its own
@@ -159,18 +167,26 @@ def _made_with(settings: Settings, plan: Plan, workshop: Workshop) -> dict[str, 
     return json.loads(json.dumps({"options": options, "teacher_and_parents": asdict(plan)}))
 
 
+def _of_systems(made_with: dict[str, Any]) -> dict[str, Any]:
+    """What of the settings decides the systems that are made, whichever of them are written."""
+    options = {name: value for name, value in made_with["options"].items() if name not in OF_OUTCOME}
+    return {**made_with, "options": options}
+
+
 def _write(
     config: dict, settings: Settings, directory: Path, staging: Staging, plan: Plan, made_with: dict[str, Any], parents: int
 ) -> Summary:
     """Write the outcome; the summary comes last."""
-    unfinished, kept, thrown_out = directory / STAGING, staging.kept(parents), nested(staging.thrown_out(parents))
-    if not kept.keys() - {PARENTS}:
+    unfinished, thrown_out = directory / STAGING, staging.thrown_out(parents)
+    if not set(staging.strategies(parents).values()) - {PARENTS}:
         shutil.rmtree(unfinished)  # for a run with other settings
         raise ValueError(
-            f"no system is kept. Thrown out: {describe(thrown_out) or 'none'}. Change the limits or strategies."
+            f"no system is kept. Thrown out: {describe(nested(thrown_out)) or 'none'}. Change the limits or strategies."
         )
-    systems = Systems(staging, list(staging.places(parents)))
+    choice = choose(staging, parents, settings)
+    systems = Systems(staging, choice.places)
     options = write_outcome(directory, unfinished, systems, config, plan, settings.output_format)
-    summary = Summary(made_with, parents, len(systems), dict(kept), thrown_out, options)
+    left_out = nested(thrown_out + choice.not_selected)
+    summary = Summary(made_with, parents, len(systems), dict(choice.kept), left_out, options)
     write_json(directory / SUMMARY, asdict(summary))
     return summary

@@ -58,6 +58,7 @@ class Unit:
     """What one parent has led to.
 
     Attributes:
+        kept: the parent and the systems within the limits; empty where the teacher's outputs for the parent are not finite.
         thrown_out: how many systems, by strategy and reason.
     """
 
@@ -92,7 +93,7 @@ class Workshop:
                 thrown_out[candidate.made["strategy"], thrown.reason] += 1
             else:
                 kept.append(kept_of(candidate, record, {}))
-        return Unit(kept if self._settings.with_parents else kept[1:], thrown_out)
+        return Unit(kept, thrown_out)
 
     def _candidates(self, parent: Data, thrown_out: Counter[tuple[str, str]]) -> Iterator[Candidate]:
         copy = 1
