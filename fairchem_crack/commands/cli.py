@@ -28,6 +28,10 @@ COMMANDS = {  # of each: where it is, and what it does
         "fairchem_crack.commands.generate:generate",
         "new systems from the training data, labelled by the teacher, with their teacher cache; takes fairchem's flags",
     ),
+    "explore": (
+        "fairchem_crack.commands.explore:explore",
+        "train a student on frames of its own dynamics, labelled by its teacher, in rounds; takes fairchem's flags",
+    ),
     "fit-scales": (
         "fairchem_crack.commands.fit_scales:fit_scales",
         "fit the student's scale factors into --output FILE; takes fairchem's flags",

@@ -71,7 +71,7 @@ def generate(arguments: list[str]) -> None:
     try:
         given = read_or_refuse(parser(), arguments)
         from fairchem_crack.commands.cache_teacher.command import job_of
-        from fairchem_crack.generate.job import describe
+        from fairchem_crack.generate.counts import describe
         from fairchem_crack.generate.job import generate as make
         from fairchem_crack.io.locks import LockedError
 

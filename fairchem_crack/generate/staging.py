@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional
 
@@ -67,6 +68,19 @@ class Staging:
     def _get(self, key: bytes) -> Optional[bytes]:
         with self._environment.begin() as transaction:
             return transaction.get(key)
+
+
+class Systems(Sequence[Kept]):
+    """Some of the systems of a staging, in the order of a dataset; each is read when it is needed."""
+
+    def __init__(self, staging: Staging, places: Sequence[Place]) -> None:
+        self._staging, self._places = staging, places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._staging[self._places[index]]
 
 
 def _key(place: tuple[int, Optional[int]]) -> bytes:

@@ -24,8 +24,9 @@ from conftest import DATASET, distill_config, with_terms, write_edited
 
 from fairchem_crack.commands.cli import main
 from fairchem_crack.generate import job as module
-from fairchem_crack.generate import staging
-from fairchem_crack.generate.job import CACHE, DATA, MANIFEST, STAGING
+from fairchem_crack.generate import outcome, staging
+from fairchem_crack.generate.directory import STAGING
+from fairchem_crack.generate.outcome import CACHE, DATA, MANIFEST
 from fairchem_crack.generate.staging import Staging
 from fairchem_crack.io.datasets import Records
 from fairchem_crack.teacher.cache import TeacherCache
@@ -168,9 +169,9 @@ MOMENTS = [
     (Staging, "put", 2),
     (module.Workshop, "make", 2),
     (module, "choose", 1),
-    (module, "write_cache", 1),
-    (module, "manifest_line", 4),
-    (module.os, "replace", 6),
+    (outcome, "write_cache", 1),
+    (outcome, "manifest_line", 4),
+    (os, "replace", 6),
     (module, "Summary", 1),
     (module.shutil, "rmtree", 5),
 ]
