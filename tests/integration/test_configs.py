@@ -96,9 +96,10 @@ def shrink(config: dict, data: Path, teacher: Path) -> dict:
     if "scheduler_params" in config["optim"]:
         config["optim"]["scheduler_params"]["warmup_epochs"] = 0.5  # of 6 steps; fairchem divides by their number
     if "distill" in config.get("task", {}):
-        options = config["task"]["distill"]["teacher"]
-        options["checkpoint"] = str(teacher)
-        options.pop("cache", None)  # of another teacher
+        options = config["task"]["distill"]
+        options["teacher"]["checkpoint"] = str(teacher)
+        options["teacher"].pop("cache", None)  # of another teacher
+        options.pop("labels", None)  # `fill` is `data` here: all systems have labels
     config["logger"] = "recorder"
     return config
 
