@@ -18,6 +18,7 @@ from torch_geometric.data import Data
 from fairchem_crack.io.boundaries import as_pbc
 from fairchem_crack.io.wrapping import wrapped
 
+SURFACE, ADSORBATE = 1, 2  # tags, in OC20's data; 0 is below the surface
 INFO = ("charge", "spin")  # of a whole system: fields of a record that calculators read from `Atoms.info`
 
 
@@ -74,6 +75,14 @@ def _source_of(dataset: Any, index: int) -> tuple[Any, int]:
         place = source.indices[place] if hasattr(source, "indices") else place
         source = source.dataset
     return source, place
+
+
+def free_mask(atoms: Atoms) -> np.ndarray:
+    """(N,) bool, the atoms that no constraint fixes."""
+    free = np.ones(len(atoms), bool)
+    for constraint in atoms.constraints:
+        free[constraint.get_indices()] = False
+    return free
 
 
 def _array(value: Any) -> np.ndarray:

@@ -29,11 +29,11 @@ from fairchem_crack.plugins import imports_of, load_plugins
 from fairchem_crack.teacher.cache import (
     HEADER,
     CacheError,
-    Lock,
     Plan,
     TeacherCache,
     explained,
     finish,
+    only_writer,
     repair,
     start,
 )
@@ -152,7 +152,7 @@ def cache_teacher(job: Job, *, ranks: int = 1, is_repair: bool = False) -> Teach
     if (job.directory / HEADER).is_file() and not is_repair:
         print(f"Teacher cache {job.directory} is complete; nothing to do.")
         return TeacherCache(job.directory)
-    with Lock(job.directory / LOCK):
+    with only_writer(job.directory / LOCK):
         if is_repair:
             missing = repair(job.directory, plan)
             print(f"{len(missing)} of {plan.chunks} chunks are damaged or missing{_listed(missing, plan)}.", flush=True)

@@ -16,12 +16,12 @@ from fairchem_crack.io.samples import evenly_spaced
 from fairchem_crack.teacher.cache import (
     HEADER,
     CacheError,
-    Lock,
     Plan,
     Record,
     TeacherCache,
     explained,
     finish,
+    only_writer,
     repair,
     start,
 )
@@ -113,7 +113,7 @@ def label(job: Job, *, processes: int = 1, is_repair: bool = False) -> TeacherCa
     if (job.directory / HEADER).is_file() and not is_repair:
         print(f"Teacher cache {job.directory} is complete; nothing to do.")
         return TeacherCache(job.directory)
-    with Lock(job.directory / LOCK):
+    with only_writer(job.directory / LOCK):
         if is_repair:
             print(f"{len(repair(job.directory, plan))} of {plan.chunks} chunks are damaged or missing.", flush=True)
         todo = begin(job.directory, maker(labeller, systems, plan), plan)
