@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+import yaml
 from ase import Atoms
 from ase.build import add_adsorbate, fcc111, molecule
 from ase.constraints import FixAtoms
 from ase.data import covalent_radii
 from torch_geometric.data import Data
 
+from fairchem_crack.commands.generate import yaml_of
 from fairchem_crack.generate.limits import check_geometry, check_outputs
 from fairchem_crack.generate.moves import displace, free_mask, rattle, strain
 from fairchem_crack.generate.records import bare, own_labels, to_bytes
@@ -186,3 +190,12 @@ def test_equal_records_have_equal_bytes():
 def test_settings_out_of_bounds_are_refused_by_option(given, message):
     with pytest.raises(ValueError, match=message):
         Settings(**{"strategies": {"rattle": 1}, **given})
+
+
+def test_the_printed_yaml_leaves_other_splits_as_they_were():
+    before = {"train": {"src": "a.db", "format": "ase_db"}, "val": {"src": "b.db"}, "test": {"src": "c", "format": "lmdb"}}
+    printed = yaml_of(before, {"format": "lmdb", "src": "made/data"}, Path("made/cache")).partition("\n\n")[2]
+    assert yaml.safe_load(printed) == {
+        "dataset": {"train": {"format": "lmdb", "src": "made/data"}, "val": {"format": "ase_db"}},
+        "task": {"distill": {"labels": "teacher", "teacher": {"cache": "made/cache"}}},
+    }

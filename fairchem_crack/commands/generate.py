@@ -85,7 +85,7 @@ def generate(arguments: list[str]) -> None:
     kept = ", ".join(f"{count} {strategy}" for strategy, count in summary.kept.items())
     print(f"{summary.systems} systems of {summary.parents} parents: {kept}.")
     print(f"Thrown out: {describe(summary.thrown_out) or 'none'}.")
-    print(yaml_of(summary.dataset, given.flags.output / "cache"))
+    print(yaml_of(given.config["dataset"], summary.dataset, given.flags.output / "cache"))
 
 
 def keep_order(config: dict[str, Any]) -> None:
@@ -135,12 +135,21 @@ def counts_of(entries: list[str]) -> dict[str, int]:
     return counts
 
 
-def yaml_of(dataset: dict[str, Any], cache: Path) -> str:
-    """What a training's YAML needs, to be laid over the one that was given."""
+def yaml_of(before: dict[str, Any], train: dict[str, Any], cache: Path) -> str:
+    """What a training's YAML needs, to be laid over the one that was given.
+
+    fairchem reads every split by the options of `train` where it has none of its own: the other splits keep those of before.
+    """
     import yaml
 
-    content = {
-        "dataset": {"train": {name: value for name, value in dataset.items() if name != "transforms"}},
-        "task": {"distill": {"labels": "teacher", "teacher": {"cache": str(cache)}}},
-    }
+    options = {name: value for name, value in train.items() if name != "transforms"}
+    were = {"format": "lmdb", **before["train"]}  # fairchem's default
+    changed = {name: value for name, value in were.items() if name != "src" and options.get(name, value) != value}
+    datasets: dict[str, Any] = {"train": options}
+    for split, own in before.items():
+        takes_those = split != "train" and isinstance(own, dict) and own.get("src") and own.get("use_train_settings", True)
+        kept = {name: value for name, value in changed.items() if name not in own} if takes_those else {}
+        if kept:
+            datasets[split] = kept
+    content = {"dataset": datasets, "task": {"distill": {"labels": "teacher", "teacher": {"cache": str(cache)}}}}
     return "Train with\n\n" + yaml.safe_dump(content, sort_keys=False)
