@@ -51,7 +51,7 @@ from fairchem_crack.evaluation.speed.runs import RELAXES_IN_BATCHES
 from fairchem_crack.teacher.cache import TeacherCache
 
 ROOT = Path(__file__).parents[1]
-NAMES = ("evaluate", "use", "cache", "generate", "architectures", "loss", "terms", "running", "development")
+NAMES = ("evaluate", "use", "cache", "energies", "generate", "architectures", "loss", "terms", "running", "development")
 PAGES = ("README.md", *(f"docs/{name}.md" for name in NAMES))
 STUDENT = "runs/demo/checkpoints/crack-0/best_checkpoint.pt"
 TEACHER = "configs/oc20/demo/teacher_equiformer_v2.pt"
