@@ -163,3 +163,17 @@ def test_wrong_caches_of_the_validation_data_are_refused(totals, caches, tmp_pat
     with pytest.raises(SystemExit):
         call(capsys, "check", *file_of(totals, tmp_path))
     assert "task.distill.labels: teacher.val_cache gives labels; expected `teacher` or `fill`" in capsys.readouterr().out
+
+
+def test_heavy_terms_are_named_with_their_share(totals, tmp_path, capsys):
+    totals["task"]["distill"]["teacher"]["cache"] = str(totals["task"]["distill"]["teacher"]["cache"]).replace("total_", "")
+    totals["loss_functions"].append({"node_embeddings": {"fn": "mse", "coefficient": 1e5}})
+    output = call(capsys, "check", *file_of(totals, tmp_path))
+    (line,) = (line for line in output.splitlines() if line.startswith("loss "))
+    values = {name: (float(value), int(share)) for name, value, share in re.findall(r"(\w+) (\S+) \((\d+)%\)", line)}
+    assert sum(share for _, share in values.values()) == pytest.approx(100, abs=2)
+    weighted = 1e5 * values["node_embeddings"][0]
+    own = values["energy"][0] + 10 * values["forces"][0]
+    (warning,) = (line for line in output.splitlines() if "WARNING: loss_functions: `node_embeddings`" in line)
+    times = float(re.search(r", (\d+) times the student's own terms", warning)[1])
+    assert times == pytest.approx(weighted / own, rel=0.03) and times > 10
