@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import json
 import re
 from pathlib import Path
 
@@ -177,3 +178,28 @@ def test_heavy_terms_are_named_with_their_share(totals, tmp_path, capsys):
     (warning,) = (line for line in output.splitlines() if "WARNING: loss_functions: `node_embeddings`" in line)
     times = float(re.search(r", (\d+) times the student's own terms", warning)[1])
     assert times == pytest.approx(weighted / own, rel=0.03) and times > 10
+
+
+def test_a_cached_teacher_is_evaluated_as_its_checkpoint(run, distilled, data, caches, teacher_checkpoint, tmp_path, capsys):
+    trained = run(distilled)
+    split = ["--data", f"val={data / 'val_id'}", "--batch-sizes", "--output"]
+    students = ["--checkpoint", str(trained.checkpoints / "best_checkpoint.pt")]
+    students += ["--undistilled", str(trained.checkpoints / "checkpoint.pt")]
+    content = {}
+    for name, teacher in (
+        ("model", ["--teacher", str(teacher_checkpoint)]),
+        ("cache", ["--teacher-cache", str(caches["val"])]),
+    ):
+        call(capsys, "evaluate", *students, *teacher, *split, str(tmp_path / name))
+        content[name] = json.loads((tmp_path / f"{name}.json").read_text())["rows"]
+    for row, other in zip(content["cache"], content["model"]):
+        assert row["role"] == other["role"]
+        for metric, value in row["metrics"].items():
+            assert value == pytest.approx(other["metrics"][metric], rel=5e-3), metric
+    with pytest.raises(SystemExit, match=r"--teacher-cache: no record of system 0 of .*val_id in .*train"):
+        call(capsys, "evaluate", *students, "--teacher-cache", str(caches["train"]), *split, str(tmp_path / "wrong"))
+    flags = [str(tmp_path), "--name", "run", "--data", f"val={data / 'val_id'}", "--systems", "4"]
+    call(capsys, "report", *flags, "--teacher-cache", str(caches["val"]), "--output", str(tmp_path / "page"))
+    report = json.loads((tmp_path / "page/report.json").read_text())
+    assert report["models"]["teacher"]["speed"] is None and report["models"]["student"]["speed"] > 0
+    assert report["relation_cosine"] is not None and "energy_mae" in report["metrics"]["val"]["teacher"]
