@@ -52,7 +52,7 @@ from fairchem_crack.teacher.cache import TeacherCache
 
 ROOT = Path(__file__).parents[1]
 NAMES = (
-    *("evaluate", "use", "cache", "teachers", "generate", "explore"),
+    *("evaluate", "use", "cache", "teachers", "energies", "generate", "explore"),
     *("architectures", "loss", "terms", "running", "development"),
 )
 PAGES = ("README.md", *(f"docs/{name}.md" for name in NAMES))

@@ -44,6 +44,10 @@ COMMANDS = {  # of each: where it is, and what it does
         "fairchem_crack.commands.fit_scales:fit_scales",
         "fit the student's scale factors into --output FILE; takes fairchem's flags",
     ),
+    "references": (
+        "fairchem_crack.commands.references:references",
+        "fit element references and a normalizer into --output FILE; takes fairchem's flags",
+    ),
     "evaluate": (
         "fairchem_crack.evaluation.s2ef.command:evaluate",
         "S2EF metrics of checkpoints side by side; a submission to OC20's leaderboard",

@@ -35,6 +35,7 @@ class TeacherConfig:
 
     checkpoint: Optional[str] = None  # a fairchem checkpoint file, or a name in fairchem's registry of pretrained models
     cache: Optional[str] = None  # directory of a teacher cache; with it, the teacher is not run and not needed
+    val_cache: Optional[str] = None  # a teacher cache of dataset.val, which then has labels as `labels` says
     local_cache: str = "pretrained_models"  # where a pretrained checkpoint is downloaded to
     use_ema: bool = True  # take the checkpoint's EMA weights when it has them
     precision: Precision = "auto"  # auto: the training's (float16 autocast with --amp); bfloat16: autocast
@@ -100,6 +101,10 @@ class DistillConfig:
     resume: Literal["all", "student"] = "all"  # what is read from a checkpoint: student and projection, or only the student
     max_skipped_steps: Count = 10  # non-finite steps in a row that stop the run; with --amp, counted at a loss scale below 1
     imports: tuple[str, ...] = ()  # your own modules with terms, losses or adapters; imported before the options are read
+
+    def __post_init__(self) -> None:
+        if self.teacher.val_cache and self.labels == "data":
+            raise ValueError("labels: teacher.val_cache gives labels; expected `teacher` or `fill`, found `data`.")
 
 
 @dataclass(frozen=True)

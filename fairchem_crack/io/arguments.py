@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 IMPORT_HELP = "modules of your own with models or adapters, as task.distill.imports in a YAML"
+CACHE_HELP = "in place of --teacher: teacher caches of the data, one of each split for example"
 CALCULATOR = "a name that ASE knows (emt), or package.module:function that takes no argument and returns an ASE calculator"
 
 

@@ -102,11 +102,16 @@ class CachedDataset(Dataset):
         """System `index` with the fields `keys.TEACHER_*`."""
         system = self.dataset[index]
         record = record_of(self.cache, system, int(index), self.name, self._parts, self.dataset)
-        for field in self.fields:
-            system[keys.TEACHER_PREFIX + field] = torch.from_numpy(np.array(record.values[field]))
-        if self.cache.plan.has_pairs:
-            system[keys.TEACHER_PAIRS] = torch.from_numpy(record.pairs.astype(np.int64))
-        return system
+        return attach(system, record, self.fields, has_pairs=self.cache.plan.has_pairs)
+
+
+def attach(system: Data, record: Record, fields: Collection[str], *, has_pairs: bool) -> Data:
+    """The system with fields of its record, as `CachedTeacher` reads them of a batch."""
+    for field in fields:
+        system[keys.TEACHER_PREFIX + field] = torch.from_numpy(np.array(record.values[field]))
+    if has_pairs:
+        system[keys.TEACHER_PAIRS] = torch.from_numpy(record.pairs.astype(np.int64))
+    return system
 
 
 def record_of(

@@ -27,10 +27,7 @@ LAMBDAS = {  # of fairchem's schedules in epochs, what each needs
     "cosine": ("warmup_epochs", "warmup_factor", "lr_min_factor"),
     "multistep": ("warmup_epochs", "warmup_factor", "decay_epochs", "decay_rate"),
 }
-FITTED = {  # transforms that fairchem fits to labels, and what may be given instead
-    "normalizer": "`mean` and `stdev` of each output",
-    "element_references": "a `file` with the coefficients",
-}
+FITTED = ("normalizer", "element_references")  # transforms that fairchem fits to labels
 BEST_WHEN_SMALL = ("mse", "magnitude_error", "min_diff")  # errors whose names fairchem does not know for those
 
 
@@ -115,13 +112,15 @@ def label_faults(distill: DistillConfig, dataset: dict) -> Iterator[Fault]:
     Args:
         dataset: the options of the training split.
     """
-    for name, given in FITTED.items():
-        transform = (dataset.get("transforms") or {}).get(name) or {}
-        if distill.labels != "data" and "fit" in transform:
+    if distill.labels == "data":
+        return
+    for name in FITTED:
+        if "fit" in ((dataset.get("transforms") or {}).get(name) or {}):
             yield Fault(
                 f"dataset.train.transforms.{name}.fit",
                 f"is fitted to the labels of the data, and with task.distill.labels: {distill.labels} the student is "
-                f"trained on the teacher's. Give {given} instead.",
+                "trained on the teacher's. `fairchem-crack references --config-yml ... --output references.npz` fits both "
+                "transforms to these, and prints the lines that replace this one.",
             )
 
 

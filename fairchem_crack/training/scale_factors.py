@@ -17,6 +17,7 @@ from torch import nn
 from fairchem_crack.config import split_loss_functions
 from fairchem_crack.io.checkpoints import read
 from fairchem_crack.io.trust import trusting, trusts
+from fairchem_crack.training.host_options import FITTED
 
 
 def scale_factors(model: nn.Module) -> dict[str, ScaleFactor]:
@@ -36,7 +37,7 @@ def with_inline_scales(model: dict) -> dict:
 
 
 def fit_scale_factors(config: dict) -> dict[str, float]:
-    """Fit all scale factors of a training's student on its training data, with fairchem's trainer and its own losses.
+    """Fit all scale factors of a training's student on its training data, by fairchem's function. No label is needed.
 
     Args:
         config: as of `build_config`; nothing is written to its run directory.
@@ -57,11 +58,11 @@ def fit_scale_factors(config: dict) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory) / "scale_factors.pt"
         config.update(
-            trainer="fairchem_crack.CrackDistillTrainer",  # without distillation terms
+            trainer="fairchem_crack.training.forward_trainer.ForwardTrainer",
             task={},
             optim={**(config.get("optim") or {}), "scheduler": "Null"},  # `lambda_type` is our trainer's
             loss_functions=split_loss_functions(config["loss_functions"])[0],
-            dataset={"train": config["dataset"]["train"]},
+            dataset={"train": _without_fits(config["dataset"]["train"])},
             checkpoint=str(file),  # where fairchem's function writes to
             is_debug=True,
             world_size=1,
@@ -87,3 +88,11 @@ def fit_scale_factors(config: dict) -> dict[str, float]:
     model = registry.get_model_class(attributes.pop("name"))(**attributes)
     model = getattr(model, "backbone", model)
     return {getattr(model.get_submodule(path), "name", None) or path: float(value) for path, value in by_path.items()}
+
+
+def _without_fits(dataset: dict) -> dict:
+    """The options of a dataset without what would be fitted to its labels."""
+    dataset = copy.deepcopy(dataset)
+    for transform in FITTED:
+        ((dataset.get("transforms") or {}).get(transform) or {}).pop("fit", None)
+    return dataset

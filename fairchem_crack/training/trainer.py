@@ -28,6 +28,7 @@ from fairchem_crack.io.trust import trusts
 from fairchem_crack.plugins import imports_of, load_plugins
 from fairchem_crack.teacher.cached import CachedDataset, CachedTeacher, open_cache
 from fairchem_crack.teacher.frozen import Teacher, load_teacher
+from fairchem_crack.teacher.labels import TeacherLabels, validation_labels
 from fairchem_crack.teacher.read_ahead import read_ahead
 from fairchem_crack.training.block_shuffle import BlockSampler
 from fairchem_crack.training.checked_trainer import CheckedTrainer, training_split
@@ -125,6 +126,7 @@ class CrackDistillTrainer(CheckedTrainer):
             self._compare_with_checkpoint(of_training(self.config, ranks=distutils.get_world_size()))
             self._take_steps(disable_eval_tqdm)
             return
+        self._take_validation_labels()
         self._distillation = self.build_distillation(self._distill_config)
         try:
             self._begin_distillation(self._distillation, self._distill_config)
@@ -208,6 +210,14 @@ class CrackDistillTrainer(CheckedTrainer):
             batches.sampler = BlockSampler(batches.sampler, self._distill_config.shuffle)
         return batches
 
+    def _take_validation_labels(self) -> None:
+        """Let the validation data have the labels of the teacher's cache, with `task.distill.teacher.val_cache`."""
+        config, loader = self._distill_config, getattr(self, "val_loader", None)
+        if config is None or config.teacher.val_cache is None or loader is None or isinstance(loader.dataset, TeacherLabels):
+            return
+        dataset = validation_labels(config, loader.dataset, labelled_outputs(self.model_outputs()))
+        self.val_loader = self.get_dataloader(dataset, self.val_sampler)
+
     def _start_from_teacher(self, blocks: tuple[int, ...]) -> None:
         assert self._distillation is not None and self._distill_config is not None
         teacher = self._distillation.teacher
@@ -268,6 +278,8 @@ class CrackDistillTrainer(CheckedTrainer):
     def validate(self, split: str = "val", disable_tqdm: bool = False) -> dict:
         """Validate as fairchem does, and name what is not finite."""
         self._spoiled = []
+        if split == "val":
+            self._take_validation_labels()
         metrics = super().validate(split, disable_tqdm)
         if self._spoiled:
             logging.warning(

@@ -2,6 +2,6 @@
 
 Each section examines one thing and returns a line to print. Problems are collected; a section is left out where an
 earlier one could not make what it needs. Nothing is written, and the teacher is loaded once. The modules, each importing
-only those above it: `context` (what the sections share), `fields`, `inputs`, `models`, `sample`, `losses` (the sections),
-`command`.
+only those above it: `context` (what the sections share), `fields`, `inputs`, `models`, `sample`, `energies`, `losses` (the
+sections), `command`.
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from fairchem_crack.io.boundaries import OPTION, as_pbc, kinds
 from fairchem_crack.io.datasets import SPLITS, dataset_key
 from fairchem_crack.io.labels import OptionalLabels
 from fairchem_crack.plugins import ADDED_TO_PATH
+from fairchem_crack.teacher.labels import validation_labels
 from fairchem_crack.training.config_checks import check_dataset, check_gpus, check_run_dir
 from fairchem_crack.training.host_options import (
     label_faults,
@@ -135,6 +136,8 @@ def examine_data(check: Check) -> str:
                 check.problems.append(f"dataset.{split}: holds no system.")
             if split == "train":
                 dataset = check.training_data = _with_optional_labels(check, dataset)
+            elif split == "val" and check.distill is not None and check.distill.teacher.val_cache:
+                dataset = validation_labels(check.distill, dataset, _taken_labels(check, split))
             check.take_sample(split, dataset)
     if "src" not in trainer.config["dataset"]:
         check.problems.append("dataset.train.src: missing; training needs data.")
@@ -144,12 +147,16 @@ def examine_data(check: Check) -> str:
 
 
 def _with_optional_labels(check: Check, dataset: Dataset) -> Dataset:
-    return OptionalLabels(dataset, _taken_labels(check)) if check.takes_labels else dataset
+    return OptionalLabels(dataset, _taken_labels(check, "train")) if check.takes_labels else dataset
 
 
-def _taken_labels(check: Check) -> dict[str, str]:
-    """By property, the outputs of which the student takes labels of the teacher, for some systems or for all."""
-    return labelled_outputs(ModelOutputs("outputs", check.need("trainer").config["outputs"])) if check.takes_labels else {}
+def _taken_labels(check: Check, split: str) -> dict[str, str]:
+    """By property, the outputs of which a split has labels of the teacher, for some systems or for all."""
+    if check.distill is None or not check.takes_labels:
+        return {}
+    if split != "train" and not (split == "val" and check.distill.teacher.val_cache):
+        return {}
+    return labelled_outputs(ModelOutputs("outputs", check.need("trainer").config["outputs"]))
 
 
 def _several_pbc(check: Check) -> str:
@@ -201,13 +208,13 @@ def examine_labels(check: Check) -> str:
             _examine_fields(check, split, systems)
             _examine_free_atoms(check, split, systems)
     for split, systems in check.samples.items():
-        taken = _taken_labels(check).values() if split == "train" else ()
+        taken = _taken_labels(check, split).values()
         lacking = {
             name: sum(name not in system or (name in taken and _is_unknown(system[name])) for system in systems)
             for name in trainer.output_targets
         }
         present = [name for name, count in lacking.items() if count == 0]
-        labels.append(f"{split}: {', '.join(present) or 'none'}" + _taken(check, taken, lacking, len(systems)))
+        labels.append(f"{split}: {', '.join(present) or 'none'}" + _taken(check, split, lacking, len(systems)))
         for name, count in lacking.items():
             if count and split in ("train", "val") and name not in taken:
                 available = ", ".join(f"`{key}`" for key in sorted(systems[0].keys()))
@@ -222,10 +229,13 @@ def _is_unknown(label: Any) -> bool:
     return isinstance(label, Tensor) and bool(label.isnan().any())
 
 
-def _taken(check: Check, taken: Collection[str], lacking: Mapping[str, int], systems: int) -> str:
+def _taken(check: Check, split: str, lacking: Mapping[str, int], systems: int) -> str:
     """How many systems of a sample take which labels of the teacher."""
+    taken = _taken_labels(check, split).values()
     if not taken:
         return ""
+    if split == "val":  # they have them already
+        return f" ({check.need('distill').labels}: of {check.need('distill').teacher.val_cache})"
     is_filled = check.need("distill").labels == "fill"
     counts = (f"{lacking[name] if is_filled else systems} the teacher's `{name}`" for name in taken)
     return f" (of a sample of {systems} systems, {', '.join(counts)})"
@@ -237,7 +247,7 @@ def _examine_fields(check: Check, split: str, systems: list[Data]) -> None:
     by_mse = {name for own in check.own_losses for name, options in own.items() if options.get("fn") == "mse"}
     first: dict[str, str] = {}
     count: Counter[str] = Counter()
-    taken = _taken_labels(check).values() if split == "train" else ()
+    taken = _taken_labels(check, split).values()
     for index, system in enumerate(systems):
         known = {name: value for name, value in outputs.items() if not (name in taken and _is_unknown(system[name]))}
         for kind, fault in field_faults(system, known, by_mse):

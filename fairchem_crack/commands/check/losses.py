@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from fairchem.core.modules.evaluator import Evaluator
@@ -11,6 +12,8 @@ from torch_geometric.data import Batch
 from fairchem_crack import keys
 from fairchem_crack.commands.check.context import Check, LeftOut
 from fairchem_crack.training.readout import Readout
+
+HEAVY = 10.0  # times the student's own terms: a distillation term that is warned of
 
 
 def examine_loss(check: Check) -> str:
@@ -25,10 +28,12 @@ def examine_loss(check: Check) -> str:
         outputs = trainer._forward(batch)
         loss = trainer._compute_loss(outputs, batch)
         values = dict(trainer._own_losses)
+        coefficients = {name: own["coefficient"] for name, own in trainer.loss_functions}
         if distillation is not None and teacher_step is not None:
             distilled = distillation.loss(teacher_step, outputs)
             loss = loss + distilled.total
             values.update(distilled.log)
+            coefficients.update((term.key, coefficient) for term, coefficient in teacher_step.terms)
     loss.backward()
     trainer.model.zero_grad()
     _metrics(check, outputs, batch)
@@ -40,6 +45,8 @@ def examine_loss(check: Check) -> str:
     for name, value in terms.items():
         if not math.isfinite(value):
             check.problems.append(f"loss_functions: `{name}` is {value} on a sample of {len(batch.natoms)} systems.")
+    weighted = {name: coefficients[name] * value for name, value in terms.items()}
+    _warn_of_heavy_terms(check, weighted, coefficients)
     for split in ("val", "test"):
         before = len(check.problems)
         with check.collecting():
@@ -47,7 +54,26 @@ def examine_loss(check: Check) -> str:
         if check.samples.get(split) and len(check.problems) == before:
             with check.collecting(f"dataset.{split}"), torch.no_grad():
                 _evaluate(check, split)
-    return ", ".join(f"{name} {value:.3g}" for name, value in terms.items()) + ", unweighted, with random weights"
+    total = sum(weighted.values()) or 1.0
+    shares = ", ".join(f"{name} {value:.3g} ({weighted[name] / total:.0%})" for name, value in terms.items())
+    return f"{shares}; unweighted, with random weights (share of the weighted loss)"
+
+
+def _warn_of_heavy_terms(check: Check, weighted: Mapping[str, float], coefficients: Mapping[str, float]) -> None:
+    """Name the distillation terms beside which the student's own have no say in the first steps.
+
+    Args:
+        weighted: the value of each term times its coefficient.
+    """
+    of_teacher = {term.key for term in check.terms}
+    own = sum(value for name, value in weighted.items() if name not in of_teacher)
+    for name, value in weighted.items():
+        if name in of_teacher and own > 0 and value > HEAVY * own:
+            check.warnings.append(
+                f"loss_functions: `{name}` begins at {value:.3g}, {value / own:.0f} times the student's own terms together "
+                f"({own:.3g}). With a coefficient of {coefficients[name] * own / value:.2g}, not {coefficients[name]:g}, it "
+                "would begin level with them."
+            )
 
 
 def _check_elements(check: Check, split: str) -> None:

@@ -15,6 +15,7 @@ from fairchem_crack.evaluation.time_and_memory import megabytes
 from fairchem_crack.teacher.cached import CachedDataset, CachedTeacher, open_cache
 from fairchem_crack.teacher.frozen import Teacher, load_teacher
 from fairchem_crack.training.distillation import Distillation, Student
+from fairchem_crack.training.host_options import label_faults
 from fairchem_crack.training.init_from_teacher import copy_weights
 from fairchem_crack.training.scale_factors import scale_factors
 from fairchem_crack.training.schedule import check_length, schedule_notes
@@ -43,7 +44,9 @@ def examine_training(check: Check) -> str:
         trainer.model = nn.Linear(1, 1)  # a stand-in: what is examined here does not depend on the student
     with check.collecting("loss_functions"):
         trainer.load_loss()
-    if check.samples.get("train"):
+    training_data = (check.config.get("dataset") or {}).get("train") or {}
+    is_fitted_to_other_labels = check.distill is not None and any(label_faults(check.distill, training_data))
+    if check.samples.get("train") and not is_fitted_to_other_labels:
         with check.collecting("dataset.train.transforms"):
             trainer.load_references_and_normalizers()
     with check.collecting("optim"):

@@ -7,7 +7,7 @@ from typing import Callable
 
 from fairchem.core.common.utils import setup_imports
 
-from fairchem_crack.commands.check import inputs, losses, models, sample
+from fairchem_crack.commands.check import energies, inputs, losses, models, sample
 from fairchem_crack.commands.check.context import Check, LeftOut
 
 SECTIONS: dict[str, Callable[[Check], str]] = {
@@ -20,6 +20,7 @@ SECTIONS: dict[str, Callable[[Check], str]] = {
     "teacher": models.examine_teacher,
     "pairs": sample.examine_pairs,
     "agreement": sample.examine_agreement,
+    "energies": energies.examine_energies,
     "loss": losses.examine_loss,
     "memory": sample.examine_memory,
     "step": sample.time_step,

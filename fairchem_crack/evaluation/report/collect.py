@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from fairchem.core.common.utils import setup_imports
@@ -26,11 +26,22 @@ from fairchem_crack.evaluation.report.numbers import (
     metrics,
     system_errors,
 )
-from fairchem_crack.evaluation.report.predict import Prediction, atoms_per_second, embed, load_model, predict, runner, title
+from fairchem_crack.evaluation.report.predict import (
+    AnyModel,
+    Embeddings,
+    Prediction,
+    atoms_per_second,
+    embed,
+    load_model,
+    predict,
+    runner,
+    title,
+)
 from fairchem_crack.evaluation.report.relations import Planes, Similarity, planes, similarity
 from fairchem_crack.evaluation.report.request import ROLES, Request
 from fairchem_crack.evaluation.report.systems import Split, load_split
 from fairchem_crack.evaluation.s2ef.evaluator import check_errors
+from fairchem_crack.evaluation.teacher_caches import TeacherCaches
 from fairchem_crack.io.checkpoints import read_checkpoint
 from fairchem_crack.io.progress import trained_progress
 from fairchem_crack.teacher.frozen import Teacher
@@ -46,16 +57,22 @@ class Model:
     Attributes:
         title: its architecture in print.
         checkpoint: its file.
-        parameters: how many.
-        speed: atoms per second.
+        parameters: how many; None for a teacher that is not run.
+        speed: atoms per second; None likewise.
         progress: of its training.
     """
 
     title: str
     checkpoint: str
-    parameters: int
-    speed: float
+    parameters: Optional[int]
+    speed: Optional[float]
     progress: str = ""
+
+    @property
+    def facts(self) -> str:
+        """In print."""
+        size = "" if self.parameters is None else f"{self.parameters / 1e6:.3g}M parameters, "
+        return f"{self.title}, {size}{self.checkpoint}, {self.progress}"
 
 
 @dataclass(frozen=True)
@@ -77,7 +94,7 @@ class Findings:
         elements: force MAE by element.
         adsorbates: energy and force MAE by adsorbate; empty where no atom is tagged as one.
         curves: by role and TensorBoard's tag.
-        planes: PCA of the node embeddings.
+        planes: PCA of the node embeddings; None where the teacher's caches hold none.
         similarity: of the relations; None where `lacking` says why.
         lacking: see `predict.Embeddings`.
     """
@@ -93,7 +110,7 @@ class Findings:
     elements: Groups
     adsorbates: dict[str, Groups]
     curves: dict[str, dict[str, Curve]]
-    planes: Planes
+    planes: Planes | None
     similarity: Similarity | None
     lacking: str
 
@@ -106,14 +123,21 @@ def collect(request: Request) -> Findings:
         load_split(name, options, systems=request.systems, free_atoms_only=request.free_atoms_only)
         for name, options in request.data.items()
     ]
-    named = {"undistilled": request.undistilled, "student": request.student, "teacher": request.teacher, **request.also}
+    caches = TeacherCaches(request.teacher_cache) if request.teacher_cache else None
+    of_teacher = request.teacher if caches is None else caches.checkpoint
+    named = {"undistilled": request.undistilled, "student": request.student, "teacher": of_teacher, **request.also}
     paths = {role: str(path) for role, path in named.items() if path is not None}
-    loaded = {role: load_model(role, path, device) for role, path in paths.items()}
-    files = {role: model.checkpoint for role, model in loaded.items()}
-    progress = {role: str(trained_progress(read_checkpoint(file), file)) for role, file in files.items()}
+    loaded: dict[str, AnyModel] = {
+        role: caches if caches is not None and role == "teacher" else load_model(role, path, device)
+        for role, path in paths.items()
+    }
+    progress = {role: _progress(model) for role, model in loaded.items()}
+    if caches is not None:
+        for split in splits:
+            caches.attach(split.systems, split.source)
     predictions: dict[str, dict[str, Prediction]] = {role: {} for role in loaded}
     for role, model in loaded.items():
-        logging.info(f"{role}: {files[role]}, {progress[role]}")
+        logging.info(f"{role}: {model.checkpoint}, {progress[role]}")
         run = runner(role, model, request.batch_size, device)
         for split in splits:
             logging.info(f"{role}: {len(split.systems)} of {split.total} systems of {split.name}")
@@ -123,11 +147,14 @@ def collect(request: Request) -> Findings:
             )
             predictions[role][split.name] = prediction
     logging.info("speeds, embeddings, pictures")
-    speeds = atoms_per_second(loaded, splits[0].systems[: request.batch_size], device)
-    models = {role: _model(model, speeds[role], progress[role]) for role, model in loaded.items()}
+    timed = {role: model for role, model in loaded.items() if isinstance(model, Teacher)}
+    speeds = atoms_per_second(timed, splits[0].systems[: request.batch_size], device)
+    models = {role: _model(model, speeds.get(role), progress[role]) for role, model in loaded.items()}
     training = None if request.training is None else str(request.training)
-    embedded = splits[0].systems[:EMBEDDED_SYSTEMS]
-    embeddings = embed(loaded["teacher"], training, embedded, batch_size=request.batch_size, device=device)
+    embeddings = None
+    if caches is None or caches.has_embeddings:
+        embedded = splits[0].systems[:EMBEDDED_SYSTEMS]
+        embeddings = embed(loaded["teacher"], training, embedded, batch_size=request.batch_size, device=device)
     curves = {role: read_curves(log_directory(Path(paths[role]))) for role in STUDENTS if role in paths}
     measured = {
         split.name: {role: metrics(split, of_splits[split.name]) for role, of_splits in predictions.items()}
@@ -135,7 +162,7 @@ def collect(request: Request) -> Findings:
     }
     compared_roles = {role: predictions[role] for role in ROLES if role in predictions}
     several = len(splits) > 1
-    compared = similarity(embeddings)
+    compared = None if embeddings is None else similarity(embeddings)
     return Findings(
         facts=_facts(request, models, splits, curves["student"], device),
         models=models,
@@ -148,10 +175,24 @@ def collect(request: Request) -> Findings:
         elements=by_element(splits, compared_roles),
         adsorbates=by_adsorbate(splits, compared_roles),
         curves=curves,
-        planes=planes(embeddings),
+        planes=None if embeddings is None else planes(embeddings),
         similarity=compared,
-        lacking=embeddings.lacking or ("" if compared else "the sample has fewer than two pairs with a direction"),
+        lacking=_lacking(embeddings, compared),
     )
+
+
+def _lacking(embeddings: Embeddings | None, compared: Similarity | None) -> str:
+    """Why the relations are not compared; empty where they are."""
+    if embeddings is None:
+        return "the teacher's caches hold no node embeddings"
+    return embeddings.lacking or ("" if compared else "the sample has fewer than two pairs with a direction")
+
+
+def _progress(model: AnyModel) -> str:
+    """Of the training that wrote a model's checkpoint."""
+    if isinstance(model, TeacherCaches):
+        return "from its caches"
+    return str(trained_progress(read_checkpoint(model.checkpoint), model.checkpoint))
 
 
 def numbers_of(findings: Findings) -> dict[str, Any]:
@@ -172,11 +213,12 @@ def numbers_of(findings: Findings) -> dict[str, Any]:
     }
 
 
-def _model(model: Teacher, speed: float, progress: str) -> Model:
+def _model(model: AnyModel, speed: float | None, progress: str) -> Model:
+    size = sum(parameter.numel() for parameter in model.model.parameters()) if isinstance(model, Teacher) else None
     return Model(
         title=title(model),
         checkpoint=str(model.checkpoint),
-        parameters=sum(parameter.numel() for parameter in model.model.parameters()),
+        parameters=size,
         speed=speed,
         progress=progress,
     )
@@ -186,10 +228,7 @@ def _facts(
     request: Request, models: dict[str, Model], splits: list[Split], curves: dict[str, Curve], device: torch.device
 ) -> dict[str, str]:
     command = request.config.get("cmd") or {}
-    roles = {
-        role: f"{model.title}, {model.parameters / 1e6:.3g}M parameters, {model.checkpoint}, {model.progress}"
-        for role, model in models.items()
-    }
+    roles = {role: model.facts for role, model in models.items()}
     data = "; ".join(
         f"{split.name}: {len(split.systems)}{'' if split.total == len(split.systems) else f' of {split.total}'} systems of "
         f"{split.source}"

@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fairchem_crack.io.arguments import IMPORT_HELP
+from fairchem_crack.io.arguments import CACHE_HELP, IMPORT_HELP
 from fairchem_crack.io.files import write_bytes, write_json, write_text
 from fairchem_crack.io.trust import TRUST_HELP
 from fairchem_crack.plugins import load_plugins
@@ -30,7 +30,9 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("run_dir", type=Path, help="the --run-dir of the training")
     made.add_argument("--name", help="name of the run, its folder below checkpoints/ (default: the only one)")
-    made.add_argument("--teacher", required=True, help="its checkpoint, or a name of fairchem's pretrained models")
+    teacher = made.add_mutually_exclusive_group(required=True)
+    teacher.add_argument("--teacher", help="its checkpoint, or a name of fairchem's pretrained models")
+    teacher.add_argument("--teacher-cache", type=Path, nargs="+", default=[], metavar="DIR", help=CACHE_HELP)
     made.add_argument(
         "--data",
         nargs="+",

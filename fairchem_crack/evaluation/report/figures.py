@@ -221,8 +221,10 @@ def speed_accuracy(name: str, models: Mapping[str, Model], metrics: BySplit) -> 
 
     Args:
         name: of the error, a key of `LABELS`.
+        models: of which those are drawn whose speed is known.
     """
-    looks, in_words = look({role: role for role in models}), []
+    speeds = {role: model.speed for role, model in models.items() if model.speed is not None}
+    models, looks, in_words = {role: models[role] for role in speeds}, look({role: role for role in models}), []
     with canvas(NARROW) as drawn:
         axis = drawn.axis
         for role, model in models.items():
@@ -230,11 +232,11 @@ def speed_accuracy(name: str, models: Mapping[str, Model], metrics: BySplit) -> 
             color, marker = looks[role]
             if len(errors) > 1:
                 axis.plot(
-                    [model.speed] * len(errors), errors, "_", color=color, markersize=9, markeredgewidth=1.6, alpha=0.7
+                    [speeds[role]] * len(errors), errors, "_", color=color, markersize=9, markeredgewidth=1.6, alpha=0.7
                 )
             mean = float(np.mean(errors))
             axis.plot(
-                model.speed,
+                speeds[role],
                 mean,
                 marker,
                 color=color,
@@ -243,9 +245,8 @@ def speed_accuracy(name: str, models: Mapping[str, Model], metrics: BySplit) -> 
                 label=f"{model.title}, {role}",
                 zorder=3,
             )
-            in_words.append(f"{role} {digits(model.speed)} atoms/s, {', '.join(digits(error) for error in errors)}")
-        speeds = [model.speed for model in models.values()]
-        axis.set_xlim(min(speeds) / 1.6, max(speeds) * 1.6)
+            in_words.append(f"{role} {digits(speeds[role])} atoms/s, {', '.join(digits(error) for error in errors)}")
+        axis.set_xlim(min(speeds.values()) / 1.6, max(speeds.values()) * 1.6)
         logarithmic(axis, "x")
         axis.set(xlabel="atoms per second", ylabel=LABELS[name])
         axis.set_ylim(0, 1.06 * max(of_roles[role][name] for of_roles in metrics.values() for role in models))

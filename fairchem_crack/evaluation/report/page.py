@@ -129,7 +129,8 @@ TEMPLATE = """<!DOCTYPE html>
 <thead><tr><th>Size and speed</th><th>parameters</th><th>atoms per second</th></tr></thead>
 <tbody>
 {% for role, model in models.items() %}<tr class="{{ role }}"><th>{{ marked(role, model.title) }}</th>
-{#- #}<td>{{ "{:,}".format(model.parameters) }}</td><td>{{ "{:,.0f}".format(model.speed) }}</td></tr>
+{#- #}<td>{{ "{:,}".format(model.parameters) if model.parameters else "" }}</td>
+{#- #}<td>{{ "{:,.0f}".format(model.speed) if model.speed else "" }}</td></tr>
 {% endfor %}</tbody>
 </table></div>
 <p class="note">{{ note }}</p>
@@ -150,8 +151,9 @@ def page(findings: Findings, sections: list[Section], *, name: str) -> str:
     """The whole page, in ASCII: other characters as references, whatever encoding a file is written in."""
     student, teacher = (findings.models[role].title for role in ("student", "teacher"))
     template = Environment(autoescape=True, undefined=StrictUndefined).from_string(MACROS + TEMPLATE)
+    is_distilled = findings.planes is not None and findings.planes.shared
     text = template.render(
-        title=f"{student} {'distilled from' if findings.planes.shared else 'against'} {teacher}",
+        title=f"{student} {'distilled from' if is_distilled else 'against'} {teacher}",
         subtitle=f"Run {name}, {findings.facts['made']}",
         style=Markup(STYLE),
         tiles=tiles(findings),

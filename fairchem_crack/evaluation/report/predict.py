@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, Union
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from fairchem_crack.config import TeacherConfig
 from fairchem_crack.evaluation.report.request import ROLES
 from fairchem_crack.evaluation.report.systems import Split, batches
 from fairchem_crack.evaluation.s2ef.evaluator import CheckpointEvaluator
+from fairchem_crack.evaluation.teacher_caches import TeacherCaches
 from fairchem_crack.evaluation.time_and_memory import measure_throughput
 from fairchem_crack.io.checkpoints import read_checkpoint
 from fairchem_crack.loss.relations import unordered_pairs
@@ -107,13 +108,16 @@ class AsFairchem(CheckpointEvaluator):
             return {name: trainer._denorm_preds(name, outputs[name], batch) for name in (keys.ENERGY, keys.FORCES)}
 
 
-def runner(role: str, model: Teacher, batch_size: int, device: torch.device) -> Callable[[Batch], Any]:
+AnyModel = Union[Teacher, TeacherCaches]  # the second, of a teacher that is not run
+
+
+def runner(role: str, model: AnyModel, batch_size: int, device: torch.device) -> Callable[[Batch], Any]:
     """What turns a batch into energy and forces: the teacher as distillation runs it; others as fairchem does.
 
     Raises:
         ValueError: another's checkpoint that fairchem's trainer would not take.
     """
-    if role == "teacher":
+    if role == "teacher" or isinstance(model, TeacherCaches):
         return partial(model, requested=(keys.ENERGY, keys.FORCES))
     try:
         return AsFairchem(model.checkpoint, {}, batch_size=batch_size, cpu=device.type == "cpu")
@@ -126,8 +130,10 @@ def runner(role: str, model: Teacher, batch_size: int, device: torch.device) -> 
         raise ValueError(f"{_called(role)} {error}") from error
 
 
-def title(model: Teacher) -> str:
+def title(model: AnyModel) -> str:
     """The name of an architecture in tables and pictures."""
+    if isinstance(model, TeacherCaches):
+        return TITLES.get(model.name, model.name)
     name = architecture(model.model).removesuffix("_backbone")
     if name == "gemnet_t" and getattr(model.features.backbone, "direct_forces", False):
         return "GemNet-dT"
@@ -135,7 +141,7 @@ def title(model: Teacher) -> str:
 
 
 def predict(
-    role: str, model: Teacher, run: Callable[[Batch], Any], split: Split, *, batch_size: int, device: torch.device
+    role: str, model: AnyModel, run: Callable[[Batch], Any], split: Split, *, batch_size: int, device: torch.device
 ) -> Prediction:
     """Energies and forces of every system of a split, by the `runner` of a model.
 
@@ -170,7 +176,7 @@ def _forward(model: Teacher, batch: Batch) -> None:
 
 
 def embed(
-    teacher: Teacher, training: str | None, systems: list[Data], *, batch_size: int, device: torch.device
+    teacher: AnyModel, training: str | None, systems: list[Data], *, batch_size: int, device: torch.device
 ) -> Embeddings:
     """Node embeddings by the teacher, and by the student as the last training step left it, with its projection.
 
@@ -199,7 +205,7 @@ def embed(
 
 
 def _training_student(
-    teacher: Teacher, training: str | None, device: torch.device
+    teacher: AnyModel, training: str | None, device: torch.device
 ) -> tuple[Teacher | None, nn.Module, ChannelStatistics, str]:
     """Student, projection (`Identity` where there is none), how the teacher was standardised, and why there is none."""
     no_projection = nn.Identity(), ChannelStatistics.of_own_units(teacher.width, device)

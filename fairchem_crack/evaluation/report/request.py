@@ -31,7 +31,8 @@ class Request:
         student: the checkpoint whose errors are reported.
         training: the run's training checkpoint, which has the projection; None where there is none.
         config: of the student's checkpoint.
-        teacher: a checkpoint, or a name of fairchem's pretrained registry.
+        teacher: a checkpoint, or a name of fairchem's pretrained registry; None where its outputs are in caches.
+        teacher_cache: these.
         undistilled: a checkpoint of the same student, trained on labels only.
         also: further checkpoints to compare with, each by its `further_names`.
         data: fairchem's dataset options, `src` among them, of each split by its name.
@@ -47,7 +48,8 @@ class Request:
     student: Path
     training: Optional[Path]
     config: dict[str, Any]
-    teacher: str
+    teacher: Optional[str]
+    teacher_cache: tuple[Path, ...]
     undistilled: Optional[Path]
     also: dict[str, Path]
     data: dict[str, dict[str, Any]]
@@ -61,7 +63,8 @@ class Request:
 def make_request(
     run_dir: Path,
     *,
-    teacher: str,
+    teacher: str | None = None,
+    teacher_cache: Sequence[Path] = (),
     name: str | None = None,
     data: Sequence[str] = (),
     undistilled: str | None = None,
@@ -102,6 +105,7 @@ def make_request(
         training=training if training.is_file() else None,
         config=config,
         teacher=teacher,
+        teacher_cache=tuple(teacher_cache),
         undistilled=None if undistilled is None else _given("--undistilled", undistilled, run_dir),
         also=further_names([_given("--also", given, run_dir) for given in also]),
         data=_data(data, config, names),

@@ -80,8 +80,12 @@ def tiles(findings: Findings) -> list[Tile]:
         of_systems = system_errors(findings.splits[0], findings.predictions["student"][split])
         error = cell(error_interval(*of_systems[FORCE_MAE]))
         shown = [Tile(error.value, f"eV/Å force MAE, {split}", error.interval)]
-    shown.append(Tile(f"{digits(student.speed / teacher.speed, 2)}×", "the teacher's atoms per second"))  # noqa: RUF001
-    shown.append(Tile(f"{digits(student.parameters / teacher.parameters, 2)}×", "the teacher's parameters"))  # noqa: RUF001
+    for caption, own, of_teacher in (
+        ("atoms per second", student.speed, teacher.speed),
+        ("parameters", student.parameters, teacher.parameters),
+    ):
+        if own is not None and of_teacher is not None:
+            shown.append(Tile(f"{digits(own / of_teacher, 2)}×", f"the teacher's {caption}"))  # noqa: RUF001
     if findings.similarity is not None:
         cosine = digits(float(findings.similarity.own.mean()), 2)
         shown.append(Tile(cosine, "mean cosine with the teacher's relations"))
@@ -192,6 +196,8 @@ def _comparable(tag: str, findings: Findings) -> dict:
 def _embeddings(findings: Findings) -> list[Section]:
     titles = {role: model.title for role, model in findings.models.items()}
     split = findings.splits[0].name
+    if findings.planes is None:
+        return [Section("embeddings", "Node embeddings and relations", f"Not shown: {findings.lacking}.", [])]
     text = f"Principal components of the unit node embeddings of atoms of {split}, each model's around their mean. "
     if findings.planes.shared:
         text += (

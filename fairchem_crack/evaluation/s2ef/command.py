@@ -16,6 +16,7 @@ from typing import Any
 from fairchem.core.common.utils import update_config
 
 from fairchem_crack.evaluation.names import short_names
+from fairchem_crack.evaluation.s2ef.cached import evaluate_caches
 from fairchem_crack.evaluation.s2ef.data import given_options, options_for, validation_options
 from fairchem_crack.evaluation.s2ef.evaluator import CheckpointEvaluator, evaluated_outputs, first_records
 from fairchem_crack.evaluation.s2ef.gates import Outcome, gates_of, outcomes, stable_gate, verdict
@@ -27,6 +28,7 @@ from fairchem_crack.evaluation.s2ef.submission import check_submission, write_su
 from fairchem_crack.evaluation.s2ef.summary import REPEATS, summary
 from fairchem_crack.evaluation.speed.measure import throughput_by_size
 from fairchem_crack.evaluation.speed.runs import Model
+from fairchem_crack.evaluation.teacher_caches import TeacherCaches
 from fairchem_crack.io.arguments import named_values
 from fairchem_crack.io.atoms import to_atoms
 from fairchem_crack.io.checkpoints import read_checkpoint
@@ -44,12 +46,13 @@ def evaluate(arguments: list[str]) -> None:
         load_plugins(options.imports, "--import")
         data = splits_of(options.data, "--data")
         groups = groups_of(options)
-        has_gap = bool(options.undistilled) and options.teacher is not None
+        has_gap = bool(options.undistilled) and bool(options.teacher or options.teacher_cache)
         gates = gates_of(options.require, data, has_gap=has_gap)
         checkpoints = [path for group in groups for path in group.checkpoints]
         dataset = _check(options, checkpoints, data)
         stability = stable_gate(gates)
         starts = [] if stability is None else stability_starts(data, dataset, options.stability_starts)
+        caches = TeacherCaches(options.teacher_cache) if options.teacher_cache else None
         print(f"Data read as {', '.join(f'{name}: {value}' for name, value in dataset.items())}\n")
         evaluations = evaluate_all(
             checkpoints,
@@ -61,6 +64,10 @@ def evaluate(arguments: list[str]) -> None:
             atoms=options.atoms,
             imports=options.imports,
         )
+        if caches is not None:
+            atoms = evaluations[options.checkpoint[0]].atoms
+            groups.append(Group("teacher", "teacher", (caches.checkpoint,)))
+            evaluations[caches.checkpoint] = evaluate_caches(caches, data, dataset, atoms=atoms)
         rows = leaderboard(evaluations, groups)
         throughput = _throughput(groups, data, dataset, options)
         print(summary(rows, groups, evaluations, throughput))
@@ -170,7 +177,8 @@ def _throughput(
     if not options.batch_sizes:
         return {}
     records = first_records(next(iter(data.values())), dataset, max(options.batch_sizes))
-    models = {group.name: Model(group.checkpoints[0], cpu=options.cpu) for group in groups}
+    runnable = [group for group in groups if group.checkpoints[0].is_file()]  # a cache has no model
+    models = {group.name: Model(group.checkpoints[0], cpu=options.cpu) for group in runnable}
     return throughput_by_size(models, [to_atoms(record) for record in records], options.batch_sizes, REPEATS)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fairchem_crack.io.arguments import IMPORT_HELP
+from fairchem_crack.io.arguments import CACHE_HELP, IMPORT_HELP
 from fairchem_crack.io.trust import TRUST_HELP
 
 
@@ -16,7 +16,9 @@ def parser() -> argparse.ArgumentParser:
     """The options of the command."""
     own = argparse.ArgumentParser(prog="fairchem-crack evaluate", description=__doc__, allow_abbrev=False)
     own.add_argument("--checkpoint", type=Path, nargs="+", required=True, help="students: any fairchem checkpoints")
-    own.add_argument("--teacher", type=Path)
+    teacher = own.add_mutually_exclusive_group()
+    teacher.add_argument("--teacher", type=Path, help="its checkpoint")
+    teacher.add_argument("--teacher-cache", type=Path, nargs="+", default=[], metavar="DIR", help=CACHE_HELP)
     own.add_argument(
         "--undistilled",
         type=Path,

@@ -36,9 +36,10 @@ class Task:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A checkpoint on some splits.
+    """A checkpoint on some splits, or a teacher by its caches.
 
     Attributes:
+        parameters: how many numbers the model has; None for a teacher that is not run.
         metrics: of each split.
         errors: of each split, of each system, see `CheckpointEvaluator.metrics_and_errors`.
         progress: of the training that wrote the checkpoint.
@@ -46,7 +47,7 @@ class Evaluation:
     """
 
     architecture: str
-    parameters: int
+    parameters: Optional[int]
     atoms: Atoms
     metrics: dict[str, dict[str, float]]
     errors: dict[str, dict[str, np.ndarray]]

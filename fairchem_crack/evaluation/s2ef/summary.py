@@ -23,7 +23,7 @@ def summary(
     over = "systems and, of the gap closed, over the seeds" if has_seeds else "systems"
     notes = [f"In brackets 95 % intervals over the {over}. {atoms_note(evaluations)}"]
     if {group.role for group in groups} < {"student", "undistilled", "teacher"}:
-        notes.append("No gap closed: it is measured from --undistilled to --teacher.")
+        notes.append("No gap closed: it is measured from --undistilled to --teacher or --teacher-cache.")
     if throughput:
         notes.append(
             f"atoms/s: median of {REPEATS} interleaved repeats, by systems in a batch; in brackets the memory of a batch."
@@ -59,9 +59,8 @@ def models_table(groups: Sequence[Group], evaluations: Mapping[Path, Evaluation]
             model = evaluations[path]
             speeds = throughput.get(group.name, {}) if path == group.checkpoints[0] else {}
             cells = [_speed(speeds[size]) if size in speeds else "" for size in sizes]
-            rows.append(
-                [names[path], group.role, model.architecture, f"{model.parameters / 1e6:.3f}M", model.progress, *cells]
-            )
+            parameters = "from a cache" if model.parameters is None else f"{model.parameters / 1e6:.3f}M"
+            rows.append([names[path], group.role, model.architecture, parameters, model.progress, *cells])
     return text_table(
         ["model", "role", "architecture", "parameters", "trained to", *(f"atoms/s at {size}" for size in sizes)], rows
     )
