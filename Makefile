@@ -25,6 +25,8 @@ RUN := runs/demo$(if $(filter-out painn,$(STUDENT))$(filter-out equiformer_v2,$(
 # Both, because fairchem sets torch's number to numba's.
 export OMP_NUM_THREADS ?= 1
 export NUMBA_NUM_THREADS ?= 1
+# Images of containers often set it. Each command would then compile torch and fairchem anew: 13 s of imports instead of 4.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test lint venv clean
 
@@ -65,9 +67,10 @@ $$command 2>&1 | tee -a $(RUN)/$(2).log | sed -un 's/.*(INFO): \(energy_mae: .*e
   || { tail -n 5 $(RUN)/$(2).log; false; }
 endef
 
+# The longest files come first, in the order of the folders; xdist's own order, by their number of tests, leaves them for the end.
 test: lint
 	@echo "== Tests: the loss against an independent oracle, the plugin inside fairchem, short trainings, wrong inputs."
-	$(BIN)/python -m pytest --numprocesses=$(TEST_JOBS) --dist=loadfile --durations=10
+	$(BIN)/python -m pytest --numprocesses=$(TEST_JOBS) --dist=loadfile --no-loadscope-reorder --durations=10
 
 lint: venv
 	$(BIN)/ruff check .

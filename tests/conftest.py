@@ -18,6 +18,9 @@ from unittest import mock
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
+# Images of containers often set it. Each process that a test starts would then compile torch and fairchem anew, 8 s.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 import lmdb
 import numpy as np
 import pytest

@@ -20,7 +20,7 @@ from conftest import stock_config
 from tolerances import REORDERED
 
 from benchmarks.accuracy import __main__ as command
-from benchmarks.accuracy import page, summary, training
+from benchmarks.accuracy import generated, page, summary, training
 from benchmarks.accuracy.plan import EXPERIMENTS, TEACHER, Plan, Run, expand, read_plan
 from benchmarks.accuracy.table import Table, locked
 from benchmarks.accuracy.training import METRICS, SPLITS, Workspace, schedule, training_config, write_config
@@ -58,9 +58,11 @@ PLAN = Plan(
     },
     validation_systems=6,
     jacobian_rows=2,
+    structures={"rattle2": "--strategies rattle=2"},
 )
 CRACK = Run("painn", "escn", "crack", 3, 300, "steps")
 UNDISTILLED = Run("painn", "", "undistilled", 3, 300, "steps")
+GENERATED = replace(CRACK, structures="rattle2")
 THE_TEACHER = Run(teacher="escn", method=TEACHER)
 
 
@@ -109,10 +111,11 @@ def test_only_some_of_the_runs_are_chosen():
         command.fields(["seed"])
 
 
-@pytest.mark.parametrize("given", [{"method": "crak"}, {"student": "schnet"}, {"teacher": "scn"}])
+@pytest.mark.parametrize("given", [{"method": "crak"}, {"student": "schnet"}, {"teacher": "scn"}, {"structure": "rattle3"}])
 def test_unknown_names_in_a_grid_are_refused(given):
-    plan = replace(PLAN, tables={"accuracy": {"grids": [{**GRID, "method": "crack", **given}]}})
     ((kind, name),) = given.items()
+    field = "structures" if kind == "structure" else kind
+    plan = replace(PLAN, tables={"accuracy": {"grids": [{**GRID, "method": "crack", field: name}]}})
     with pytest.raises(ValueError, match=f"table accuracy: {kind} `{name}` is unknown; known: "):
         plan.runs("accuracy", {})
 
@@ -155,8 +158,46 @@ def test_the_yaml_of_a_run_adds_terms_and_a_teacher(tmp_path):
     assert hessian["task"]["distill"]["teacher"]["cache"] == "caches/escn-300-jacobian"
 
 
+def test_generated_structures_take_as_many_steps(tmp_path):
+    workspace = Workspace(tmp_path)
+    pretend_generated(GENERATED, workspace, systems=897)
+    config = training_config(GENERATED, PLAN, workspace, steps=1140)
+    assert config["dataset"]["train"]["src"] == "structures/escn-300-rattle2/data"
+    assert config["task"]["distill"]["teacher"]["cache"] == "structures/escn-300-rattle2/cache"
+    assert (config["optim"]["max_epochs"], config["optim"]["total_steps"]) == (20, 1140)
+    assert config["trainer"] == "fairchem_crack.CrackDistillTrainer"
+    assert GENERATED.name == "painn-escn-crack-3-300-steps-rattle2"
+    assert GENERATED.of_method("undistilled") == replace(UNDISTILLED, budget="steps")
+    assert replace(GENERATED, budget="triple").of_method("undistilled") == replace(UNDISTILLED, budget="triple")
+    assert replace(GENERATED, budget="time").of_method("undistilled") == UNDISTILLED
+
+
+def pretend_generated(run: Run, workspace: Workspace, *, systems: int) -> None:
+    workspace.structures(run).mkdir(parents=True)
+    (workspace.structures(run) / "generate.json").write_text(json.dumps({"systems": systems}))
+
+
+def test_structures_are_made_once_and_their_cost_is_kept(tmp_path, monkeypatch):
+    script = tmp_path / "fairchem-crack"
+    script.write_text(
+        f'#!/bin/sh\necho "$@" >> {tmp_path}/arguments\nmkdir $3\necho \'{{"systems": 890}}\' > $3/generate.json\n'
+    )
+    script.chmod(0o755)
+    monkeypatch.setattr(training, "COMMANDS", tmp_path)
+    monkeypatch.setattr("fairchem_crack.demo.prepare.prepare_demo", lambda *_, **__: None)
+    workspace = Workspace(tmp_path / "out")
+    for _ in range(2):
+        training.prepare(GENERATED, PLAN, workspace, device="cpu")
+    (arguments,) = (tmp_path / "arguments").read_text().splitlines()
+    assert arguments.startswith("generate --output ") and "--jacobian-rows 0 --strategies rattle=2 --dataset" in arguments
+    (row,) = workspace.table("labels").rows()
+    assert row.pop("cpu_seconds") >= 0
+    of_run = {"teacher": "escn", "train_systems": 300, "structures": "rattle2"}
+    assert row == {**of_run, "jacobian_rows": 0, "systems": 890}
+
+
 def test_every_run_of_experiments_yml_is_understood(tmp_path):
-    plan = read_plan(EXPERIMENTS)
+    plan, workspace = read_plan(EXPERIMENTS), Workspace(tmp_path)
     candidates = {grid["student"]: grid["coefficients"] for grid in plan.tables["tuning"]["grids"]}
     for student in plan.students:
         for method in ("n2n", "infonce", "teacher_labels", "atom_energies", "hessian", "crack"):
@@ -164,10 +205,12 @@ def test_every_run_of_experiments_yml_is_understood(tmp_path):
     runs = {(run.student, run.method): (table, run) for table in plan.tables for run in plan.runs(table, {}) if run.student}
     assert {method.partition("@")[0] for _, method in runs} == plan.methods.keys()
     for table, run in runs.values():
-        config = training_config(run, plan, Workspace(tmp_path), steps=plan.steps(table, run))
+        if run.structures and not workspace.structures(run).exists():
+            pretend_generated(run, workspace, systems=3000)
+        config = training_config(run, plan, workspace, steps=plan.steps(table, run))
         terms = split_loss_functions(config["loss_functions"])[1]
-        assert bool(terms) == (run.method != "undistilled")
-        if terms:
+        assert bool(terms) == (run.method not in ("undistilled", "labelled"))
+        if run.teacher:
             parse(DistillConfig, config["task"]["distill"], "task.distill")
 
 
@@ -175,6 +218,7 @@ def test_every_published_row_is_a_run_of_experiments_yml():
     plan, workspace = read_plan(EXPERIMENTS), Workspace(ROOT / "docs/benchmarks/accuracy")
     rows = workspace.table("accuracy").rows()
     assert set(map(Run.of, rows)) == set(plan.runs("accuracy", {}))
+    assert set(map(Run.of, workspace.table("generated").rows())) <= set(plan.runs("generated", {}))
     batches = {100: 7, 300: 19, 1000: 63, 3000: 188}
     for row in rows:
         run = Run.of(row)
@@ -407,8 +451,53 @@ def test_the_report_has_the_gaps_by_hand(results, tmp_path):
     assert (tmp_path / "out/accuracy.png").stat().st_size > 5000
 
     page.write_report(Workspace(tmp_path / "out/accuracy"), tmp_path / "second")  # the published rows make the same
-    for name in ("accuracy.md", "accuracy.json", "accuracy/accuracy.csv", "accuracy/errors.npz"):
+    for name in ("accuracy.md", "accuracy.json", "accuracy/accuracy.csv", "accuracy/accuracy.npz"):
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+
+
+def test_generated_structures_are_compared_with_the_recipe(results, tmp_path, monkeypatch):
+    line = replace(CRACK, seed=None, structures="rattle9")
+    longer, other = replace(line, budget="double"), replace(line, method="hessian", structures="rattle2")
+    grid = {**GRID, "train_systems": 300, "seed": [0, 1]}
+    grids = [{"teacher": "escn", "method": TEACHER}, {**grid, "method": "undistilled"}]
+    grids += [
+        {**grid, **{name: getattr(of, name) for name in ("method", "budget", "structures")}} for of in (line, longer, other)
+    ]
+    plan = replace(
+        PLAN, tables={"generated": {"grids": grids}}, structures={"rattle2": "--strategies rattle=2", "rattle9": ""}
+    )
+    monkeypatch.setattr(generated, "read_plan", lambda _: plan)
+    monkeypatch.setattr(generated, "RECIPES", {"painn": "crack"})
+    monkeypatch.setattr(generated, "NAMES", {**generated.NAMES, "crack": "recipe", "hessian": "other"})
+    arrays = dict(np.load(results.table("accuracy").errors))
+    kept = [row for row in results.table("accuracy").rows() if row["train_systems"] != 75 and row["budget"] != "time"]
+    rows = [{**row, "cpu_seconds": 120} for row in kept if row["method"] != "crack"]
+    for of, less in ((line, 0.0), (longer, 0.1), (other, 0.2)):
+        for row in (row for row in kept if row["method"] == "crack"):
+            run, energy = replace(of, seed=row["seed"]), row["energy_mae"] - less
+            rows.append({**row_of(run, row["split"], energy, energy / 10), "cpu_seconds": 180})
+            arrays[f"{run.name}/{row['split']}"] = arrays[f"{Run.of(row).name}/{row['split']}"] - np.array(
+                [[less], [0], [0]]
+            )
+    results.table("generated").append(rows, arrays)
+    for structures in ("rattle2", "rattle9"):
+        label = {"structures": structures, "jacobian_rows": 0, "systems": int(structures[-1]) * 300 + 300}
+        results.table("labels").append([{"teacher": "escn", "train_systems": 300, **label, "cpu_seconds": 96.4}])
+
+    page.write_report(results, tmp_path / "out")
+    content = json.loads((tmp_path / "out/generated.json").read_text())
+    made = {(row["method"], row["budget"]): row for row in content["rows"] if row["split"] == "val_id"}
+    assert made["crack", "steps"]["gap_energy"] == pytest.approx([0.5, 0.5, 0.5])  # as in the table `accuracy`
+    assert made["crack", "double"]["gap_energy"] == [None] * 3  # no undistilled student has as many steps
+    assert made["hessian", "steps"]["less_recipe_energy"] == pytest.approx([-0.2, -0.2, -0.2])
+    assert made["crack", "steps"]["less_recipe_energy"] == []
+    text = (tmp_path / "out/generated.md").read_text(encoding="utf-8")
+    assert (
+        "| rattle2 | other | 900 | 1140 | 2 | 0.400 [" in text
+        and "| -0.200 [-0.200, -0.200] | -0.0200 [-0.0200, -0.0200] | 3.0 |" in text
+    )
+    assert "| rattle2 | `--strategies rattle=2` | 900 | 96 |" in text and "| parents | labels only | 300 |" in text
+    assert (tmp_path / "out/generated.png").stat().st_size > 5000
 
 
 def test_without_measured_costs_there_are_none(results):

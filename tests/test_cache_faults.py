@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import random
@@ -25,7 +26,6 @@ from fairchem_crack.teacher.cache import (
     PLAN,
     CacheError,
     CacheWriter,
-    Lock,
     Plan,
     Record,
     TeacherCache,
@@ -95,7 +95,7 @@ def test_a_shard_has_one_writer_and_no_finish_before_it_is_done(tmp_path):
     plan, records = make_plan(), make_records(make_plan())
     writer = CacheWriter(tmp_path, plan)
     write_chunks(writer, plan, records, range(plan.chunks))
-    named = f"{tmp_path}: process {os.getpid()} of {socket.gethostname()} is writing it, and holds shard.0000.lock"
+    named = f"{tmp_path}: process {os.getpid()} on {socket.gethostname()} is writing it, and holds shard.0000.lock"
     for attempt in (CacheWriter, finish, repair):
         with pytest.raises(CacheError, match=re.escape(named)):
             attempt(tmp_path, plan)
@@ -104,22 +104,13 @@ def test_a_shard_has_one_writer_and_no_finish_before_it_is_done(tmp_path):
     assert len(TeacherCache(tmp_path)) == 10 and (tmp_path / "shard.0000.lock").is_file()
 
 
-def test_a_lock_ends_with_its_process(tmp_path):
-    """Its file stays, and is locked anew."""
-    pid = os.fork()
-    if pid == 0:
-        held = Lock(tmp_path / "lock")
-        (tmp_path / "held").touch()
-        time.sleep(60)
-        held.release()
-    while not (tmp_path / "held").exists():
-        time.sleep(0.01)
-    with pytest.raises(CacheError, match=f"process {pid} of"):
-        Lock(tmp_path / "lock")
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    with Lock(tmp_path / "lock"):
-        assert (tmp_path / "lock").read_text().startswith(f"process {os.getpid()} of")
+def test_a_file_system_without_locks_is_refused(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with pytest.raises(CacheError, match=r"cannot lock shard.0000.lock \(No locks available\).* another file system"):
+        CacheWriter(tmp_path, make_plan())
 
 
 # ---- killed

@@ -13,7 +13,10 @@ from fairchem_crack.loss import crack
 
 CRACK = {"fn": "crack", "coefficient": 10, "temperature": 0.15}
 MSE = {"fn": "mse", "coefficient": 10}
-BLOCKS = "`teacher`, `relations`, `projection`, `init_from_teacher`, `labels`, `resume`, `max_skipped_steps`, `imports`"
+BLOCKS = (
+    "`teacher`, `relations`, `projection`, `init_from_teacher`, `shuffle`, `labels`, `resume`, `max_skipped_steps`, "
+    "`imports`"
+)
 OF_TEACHER = "`checkpoint`, `cache`, `local_cache`, `use_ema`, `precision`, `trust`"
 TEACHER = {"checkpoint": "t.pt"}
 EXPONENT = "In YAML a number with an exponent has a point and a sign;"
@@ -41,6 +44,7 @@ def test_documented_block_is_accepted():
         "relations": {**relations, "false_negative_threshold": None},
         "projection": {"kind": "linear"},
         "init_from_teacher": None,
+        "shuffle": None,
         "labels": "data",
         "resume": "all",
         "max_skipped_steps": 10,

@@ -13,11 +13,13 @@ from conftest import distill_config
 from fairchem.core.common.data_parallel import StatefulDistributedSampler
 
 from fairchem_crack import keys
-from fairchem_crack.config import DistillConfig, parse, split_loss_functions
+from fairchem_crack.config import DistillConfig, ShuffleConfig, parse, split_loss_functions
+from fairchem_crack.training.block_shuffle import BlockSampler
 from fairchem_crack.training.continuation import Resumed, compare, differences
 from fairchem_crack.training.identity import content_of, joined, of_distillation, of_training, recorded
 
 SYSTEMS = 12
+IN_BLOCKS = {"buffer": 4, "block": 2}
 
 
 def identity_of(config: dict, *, ranks: int = 1, content: str | None = "data", cache: str | None = None) -> dict:
@@ -93,6 +95,7 @@ def named(before: dict, now: dict) -> list[str]:
         ("task.distill.teacher.precision", "bfloat16", "task.distill.teacher.precision: auto -> bfloat16"),
         ("task.distill.projection.kind", "mlp", "task.distill.projection.kind: linear -> mlp"),
         ("task.distill.labels", "teacher", "task.distill.labels: data -> teacher"),
+        ("task.distill.shuffle", IN_BLOCKS, "task.distill.shuffle: not given -> given"),
         ("dataset.train.first_n", 4, "dataset.train.first_n: not given -> 4"),
     ],
 )
@@ -233,26 +236,32 @@ def test_the_same_training_is_not_warned_of(config, caplog):
     assert caplog.records == []
 
 
-def drawn(*, batch_size: int, ranks: int, seed: int, first: int, last: int | None = None) -> list[int]:
+def drawn(*, batch_size: int, ranks: int, seed: int, is_in_blocks: bool, first: int, last: int | None = None) -> list[int]:
     """The systems of all ranks in the steps of an epoch from `first` to before `last`."""
     systems: list[int] = []
     for rank in range(ranks):
         options = {"num_replicas": ranks, "rank": rank, "shuffle": True, "seed": seed}
         sampler = StatefulDistributedSampler(list(range(SYSTEMS)), batch_size, **options)
+        if is_in_blocks:
+            sampler = BlockSampler(sampler, ShuffleConfig(**IN_BLOCKS))
         sampler.set_epoch_and_start_iteration(0, first)
         systems += list(sampler)[: None if last is None else (last - first) * batch_size]
     return systems
 
 
 @pytest.mark.parametrize("step", [1, 3])
+@pytest.mark.parametrize("is_in_blocks", [False, True])
 @pytest.mark.parametrize(
     "batch_size, ranks, seed", [(2, 1, 0), (1, 2, 0), (2, 1, 5), (1, 1, 0), (2, 2, 0), (4, 1, 0), (1, 2, 5)]
 )
-def test_a_position_is_faulty_where_the_epoch_is_not_completed(config, caplog, step, batch_size, ranks, seed):
-    """Of 12 systems, 2 in a step of the run that was interrupted; independently, by what fairchem's sampler draws."""
+def test_a_position_is_faulty_where_the_epoch_is_not_completed(config, caplog, step, batch_size, ranks, seed, is_in_blocks):
+    """Of 12 systems, 2 in a step of the run that was interrupted; independently, by what the samplers draw."""
+    if is_in_blocks:
+        config["task"]["distill"]["shuffle"] = IN_BLOCKS
     steps_per_epoch = SYSTEMS // (batch_size * ranks)
-    seen = drawn(batch_size=2, ranks=1, seed=0, first=0, last=step)
-    rest = drawn(batch_size=batch_size, ranks=ranks, seed=seed, first=step % steps_per_epoch)
+    seen = drawn(batch_size=2, ranks=1, seed=0, is_in_blocks=is_in_blocks, first=0, last=step)
+    now_first = step % steps_per_epoch
+    rest = drawn(batch_size=batch_size, ranks=ranks, seed=seed, is_in_blocks=is_in_blocks, first=now_first)
     is_completed = step < steps_per_epoch and sorted(seen + rest) == list(range(SYSTEMS))
     now = {**change(config, "optim.batch_size", batch_size), "seed": seed}
     resumed_by(

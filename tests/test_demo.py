@@ -16,7 +16,7 @@ import pytest
 from ase import Atoms
 from ase.calculators.emt import EMT
 from ase.data import chemical_symbols
-from tolerances import LABEL
+from tolerances import CELL_FLOAT64, LABEL
 
 from fairchem_crack.demo import prepare, systems
 from fairchem_crack.demo.prepare import SPLITS, prepare_demo
@@ -72,7 +72,7 @@ def test_fixed_atoms_are_where_the_relaxed_slab_has_them(drawn):
         fixed = system.get_tags() == 0
         difference = (system.positions - slab.positions[[*range(len(slab))] + [0] * (len(system) - len(slab))])[fixed]
         in_cells = np.linalg.solve(np.asarray(slab.cell).T, difference.T)
-        assert in_cells == pytest.approx(np.round(in_cells), abs=1e-9)  # wrapped, if anything
+        assert in_cells == pytest.approx(np.round(in_cells), abs=CELL_FLOAT64)  # wrapped, if anything
 
 
 def test_energy_is_emts_adsorption_energy(drawn):

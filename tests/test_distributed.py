@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from fairchem.core.datasets import data_list_collater
+from tolerances import RANKS_GRADIENT, RANKS_LOSS
 from torch import distributed, multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 from torch_geometric.data import Data
@@ -225,9 +226,9 @@ def test_ranks_give_the_loss_and_gradients_of_their_union(ranks, case):
     loss, gradients, of_students = union(world, CASES[case])
     for rank, of_cases in enumerate(results):
         own_loss, own_gradients, of_student, _ = of_cases[case]
-        torch.testing.assert_close(own_loss, loss, rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(own_gradients, gradients, rtol=1e-6, atol=1e-12)
-        torch.testing.assert_close(of_student, of_students[rank], rtol=1e-6, atol=1e-12)
+        torch.testing.assert_close(own_loss, loss, **RANKS_LOSS)
+        torch.testing.assert_close(own_gradients, gradients, **RANKS_GRADIENT)
+        torch.testing.assert_close(of_student, of_students[rank], **RANKS_GRADIENT)
 
 
 @pytest.mark.slow

@@ -51,7 +51,7 @@ from fairchem_crack.evaluation.speed.runs import RELAXES_IN_BATCHES
 from fairchem_crack.teacher.cache import TeacherCache
 
 ROOT = Path(__file__).parents[1]
-NAMES = ("evaluate", "use", "cache", "generate", "architectures", "loss", "terms", "running", "development")
+NAMES = ("evaluate", "use", "cache", "generate", "explore", "architectures", "loss", "terms", "running", "development")
 PAGES = ("README.md", *(f"docs/{name}.md" for name in NAMES))
 STUDENT = "runs/demo/checkpoints/crack-0/best_checkpoint.pt"
 TEACHER = "configs/oc20/demo/teacher_equiformer_v2.pt"
@@ -65,6 +65,8 @@ TOY = {  # what makes a command a matter of seconds, and what a page has the rea
     "run-relaxations": ["--task.relaxation_steps=2", "--task.relaxation_fmax=1e-4"],  # of models that know no forces yet
     "evaluate": ["--batch-sizes", "1"],
     "report": ["--systems=6"],
+    "stability": ["--starts=1", "--temperatures", "300", "--ps=0.01", "--drift-ps=0.005"],
+    "explore": ["--starts=2", "--ps=0.004", "--every=2", "--relax-steps=0", "--rounds=1", "--steps=1"],
     "bench": ["--atoms=13", "--batch-sizes=1", "--repeats=1", "--md-steps=2", "--relax-steps=2", "--relax-batch-size=2"],
 }
 
@@ -260,6 +262,8 @@ def check_evaluate(namespace: dict, log: str) -> None:
     assert set(ours) == set(stock) and len(ours) == 16
     assert all(np.array_equal(ours[name], stock[name]) for name in stock)
     assert Path("runs/demo/leaderboard.csv").is_file()
+    assert len(json.loads(Path("runs/demo/stability.json").read_text())["checkpoints"]) == 3
+    assert len(namespace["frames"]) == int(100 * namespace["survival"].ps + 1e-6)
 
 
 def check_use(namespace: dict, log: str) -> None:
@@ -272,6 +276,15 @@ def check_use(namespace: dict, log: str) -> None:
     assert all(len(row["metrics"]) == 5 and set(row["counted"].values()) == {6} for row in measured["rows"])
     assert len(read("dft.extxyz", ":")) == 6
     assert len(namespace["arrays"]["ids"]) == 6 and namespace["last"].get_potential_energy() < 100
+
+
+def check_explore(namespace: dict, log: str) -> None:
+    """The training of the round was fairchem's own command, on more systems than before, and its student explores too."""
+    trained = json.loads(Path("runs/explore/round-1/round.json").read_text())["training"]
+    last = torch.load("runs/explore/round-1/run/checkpoints/student/checkpoint.pt", weights_only=False)
+    assert trained["systems"] > 12 and last["step"] == trained["steps"] == last["scheduler"]["total_steps"]
+    assert last["ema"]["decay"] == 0.99 and last["optimizer"]["state"]
+    assert json.loads(Path("runs/explore/round-2/explored.json").read_text())["teacher_labels"] > 0
 
 
 def check_cache(namespace: dict, log: str) -> None:
@@ -299,6 +312,7 @@ AFTERWARDS: dict[str, Callable[[dict, str], None]] = {
     "docs/evaluate.md": check_evaluate,
     "docs/use.md": check_use,
     "docs/cache.md": check_cache,
+    "docs/explore.md": check_explore,
     "docs/architectures.md": check_architecture,
     "docs/development.md": check_development,
 }

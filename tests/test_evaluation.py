@@ -40,7 +40,7 @@ def test_the_errors_of_the_systems_average_to_fairchems_metrics(run, stock, data
     logged = min(trained.validations, key=lambda record: record["forces_mae"])
     if batch_size == stock["optim"]["batch_size"]:  # among neighbors at equal distance PaiNN's choice depends on the batch
         evaluated = evaluator.metrics(data / "val_id")
-        assert evaluated == pytest.approx({name: logged[name] for name in evaluated}, rel=REPEATED, abs=1e-6)
+        assert evaluated == pytest.approx({name: logged[name] for name in evaluated}, rel=REPEATED, abs=REPEATED)
     metrics, errors = evaluator.metrics_and_errors(data / "val_ood_both")
     assert {len(values) for values in errors.values()} == {6}  # systems
     assert errors["energy"].mean() == pytest.approx(metrics["energy_mae"], rel=REPEATED)

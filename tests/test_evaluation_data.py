@@ -191,7 +191,7 @@ def test_data_are_read_as_the_checkpoints_training_read_them(plain, data, databa
     options = options_for([database], validation_options(config), NAMES)
     assert options == {"format": "ase_db", "a2g_args": {"r_energy": True, "r_forces": True, "max_neigh": 100}}
     evaluator = CheckpointEvaluator(plain[0], options, batch_size=6)
-    assert evaluator.metrics(database) == pytest.approx(plain[2], rel=1e-3)
+    assert evaluator.metrics(database) == pytest.approx(plain[2], rel=1e-3)  # other neighbors at equal distance
 
 
 def test_labels_of_another_name_are_mapped_as_in_the_training():

@@ -8,8 +8,10 @@ import re
 import pytest
 
 from fairchem_crack.evaluation.intervals import Interval
-from fairchem_crack.evaluation.s2ef.gates import Gate, gates_of, outcomes, verdict
+from fairchem_crack.evaluation.s2ef.gates import Gate, gates_of, outcomes, stable_gate, verdict
 from fairchem_crack.evaluation.s2ef.leaderboard import AVERAGE, Row
+from fairchem_crack.evaluation.s2ef.stability_gate import outcome_of
+from fairchem_crack.evaluation.stability.dynamics import Survival
 from fairchem_crack.evaluation.tables import METRICS
 
 SPLITS = ("val_id", "val_ood")
@@ -69,6 +71,8 @@ def test_a_missed_requirement_is_one_line():
         ("force_mae=1", "--require force_mae: unknown. Did you mean `forces_mae`?"),
         ("val_di.energy_mae=1", "--require val_di.energy_mae: unknown. Did you mean `val_id.energy_mae`?"),
         ("zzz=1", "--require zzz: unknown. Known are energy_mae, forces_mae,"),
+        ("val_id.stable_ps=5", "--require val_id.stable_ps: unknown."),
+        ("stable_ps=0", "--require stable_ps=0: expected a positive number of ps."),
         ("forces_mae=5%", "--require forces_mae=5%: expected a finite number."),
         ("forces_mae", "--require forces_mae: expected NAME=NUMBER"),
         ("val_id.gap_closed.energy=1", "--require val_id.gap_closed.energy: is measured only with --undistilled and"),
@@ -83,3 +87,18 @@ def test_a_single_split_has_no_average():
     assert gates_of(["val_id.energy_mae=1"], ["val_id"], has_gap=False) == [Gate("val_id", "energy_mae", 1.0)]
     with pytest.raises(ValueError, match=r"average\.energy_mae: unknown"):
         gates_of(["average.energy_mae=1"], ["val_id"], has_gap=False)
+
+
+def test_a_student_is_stable_if_all_of_its_runs_are():
+    (gate,) = gates_of(["stable_ps=5"], SPLITS, has_gap=False)
+    assert stable_gate([gate]) == gate and outcomes([gate], ROWS) == []
+    whole, ended = (
+        ("start 0", Survival(5.0)),
+        ("start 1", Survival(1.234, "a force above the limit", "83 eV/A on atom 12 (O)")),
+    )
+    assert outcome_of(gate, "val_id", "student", [whole]).is_met
+    missed = outcome_of(gate, "val_id", "student", [whole, ended])
+    assert verdict([missed]).splitlines()[1] == (
+        "- val_id, student: stable_ps is 1.234, required at least 5; start 1 ended after 1.234 ps: a force above the limit "
+        "(83 eV/A on atom 12 (O))"
+    )

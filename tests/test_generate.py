@@ -15,7 +15,6 @@ from fairchem_crack.generate.limits import check_geometry, check_outputs
 from fairchem_crack.generate.moves import displace, free_mask, rattle, strain
 from fairchem_crack.generate.records import bare, own_labels, to_bytes
 from fairchem_crack.generate.settings import Settings, ThrownOut
-from fairchem_crack.io.processes import values_from
 from fairchem_crack.teacher.cache import Record
 
 SETTINGS = Settings({"rattle": 1})
@@ -60,7 +59,7 @@ def test_displace_keeps_the_molecule_and_touches_the_surface(adsorbate):
     for seed in range(8):
         after, drawn = moved(displace, atoms, seed=seed)
         assert np.array_equal(after.positions[~is_adsorbate], atoms.positions[~is_adsorbate])
-        before, now = (one[is_adsorbate].get_all_distances(mic=True) for one in (atoms, after))
+        before, now = (each[is_adsorbate].get_all_distances(mic=True) for each in (atoms, after))
         assert now == pytest.approx(before, abs=1e-9)
         rows = np.flatnonzero(is_adsorbate)
         touch = covalent_radii[after.numbers[rows]][:, None] + covalent_radii[after.numbers[~is_adsorbate]]
@@ -98,7 +97,7 @@ def test_strain_deforms_the_periodic_directions(pbc):
     assert after.get_scaled_positions() == pytest.approx(atoms.get_scaled_positions(), abs=1e-9)
     change = np.linalg.solve(atoms.cell.array, after.cell.array) - np.eye(3)
     assert change == pytest.approx(change.T, abs=1e-9) and 0 < np.linalg.norm(change) == pytest.approx(drawn["strain"])
-    assert [np.allclose(one, other) for one, other in zip(atoms.cell.array, after.cell.array)] == [not each for each in pbc]
+    assert [np.allclose(*rows) for rows in zip(atoms.cell.array, after.cell.array)] == [not each for each in pbc]
 
 
 def test_what_has_no_cell_or_no_free_atom_is_thrown_out():
@@ -179,21 +178,11 @@ def test_equal_records_have_equal_bytes():
         ({"max_force": float("nan")}, "--max-force nan: expected a positive number"),
         ({"min_distance": -1.0}, "--min-distance -1: expected 0 or"),
         ({"every": 0}, "--every 0: expected at least 1"),
+        ({"select": 0}, "--select 0: expected at least 1"),
+        ({"select_random": -2}, "--select-random -2: expected at least 1"),
+        ({"select": 1, "select_random": 1}, "--select and --select-random: expected one of them"),
     ],
 )
 def test_settings_out_of_bounds_are_refused_by_option(given, message):
     with pytest.raises(ValueError, match=message):
         Settings(**{"strategies": {"rattle": 1}, **given})
-
-
-def halve(number: int, put) -> None:
-    if number % 2:
-        raise ValueError(f"{number} is odd")
-    put(number // 2)
-
-
-@pytest.mark.slow
-def test_processes_hand_back_values_and_errors():
-    assert sorted(values_from(halve, [(2,), (4,)])) == [1, 2]
-    with pytest.raises(ValueError, match="3 is odd"):
-        list(values_from(halve, [(3,)]))

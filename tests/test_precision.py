@@ -126,6 +126,6 @@ def test_every_student_takes_every_term_under_autocast(name, dtype):
         assert losses.total.dtype == torch.float32
         losses.total.backward()
         values[enabled] = {term.key: float(losses.log[f"loss_{term.key}"]) for term in terms}
-    assert len(values[True]) >= 7 and values[True] == pytest.approx(values[False], rel=0.15)
+    assert len(values[True]) >= 7 and values[True] == pytest.approx(values[False], rel=0.15)  # bfloat16 has 8 bits
     gradients = [parameter.grad for parameter in (*student.parameters(), *distillation.projections.parameters())]
     assert all(bool(gradient.isfinite().all()) for gradient in gradients if gradient is not None)

@@ -1,4 +1,4 @@
-"""Processes of a pool end with the process that started them."""
+"""Processes end with the one that started them, and hand back values and errors. Imports little: so do they."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+import pytest
+
+from fairchem_crack.io.processes import values_from
 
 POOL = """
 import multiprocessing, os, time
@@ -42,3 +46,15 @@ def test_a_pool_ends_with_its_killed_parent(tmp_path):
     parent.wait()
     while any(map(is_running, workers)):
         time.sleep(0.05)
+
+
+def halve(number: int, put) -> None:
+    if number % 2:
+        raise ValueError(f"{number} is odd")
+    put(number // 2)
+
+
+def test_processes_hand_back_values_and_errors():
+    assert sorted(values_from(halve, [(2,), (4,)])) == [1, 2]
+    with pytest.raises(ValueError, match="3 is odd"):
+        list(values_from(halve, [(3,)]))

@@ -151,7 +151,7 @@ def test_every_metric_is_that_of_a_loop(ends, shifted, tmp_path):
         averaged += sum(largest < 0.01 + 0.001 * step for step in range(391)) / 391 / 6
     assert metrics["average_distance_within_threshold"] == pytest.approx(within, abs=1 / 490)  # a threshold's rounding
     assert metrics["forces_below_threshold"] == pytest.approx(below)
-    assert metrics["average_forces_below_threshold"] == pytest.approx(averaged, abs=1 / 391)
+    assert metrics["average_forces_below_threshold"] == pytest.approx(averaged, abs=1 / 391)  # likewise
     assert 0 < averaged < 1 and 0 < within < 1
 
     with Path(f"{tmp_path / 'out'}.csv").open() as lines:
@@ -183,7 +183,7 @@ def test_a_force_is_measured_by_its_length_on_free_atoms():
     largest = largest_force(forces, np.array([False, True, True]))
     assert largest == pytest.approx(0.05)
     shares = forces_below_thresholds(np.array([0.0, largest, math.inf]), FORCE_THRESHOLDS)
-    assert shares == pytest.approx([1, 350 / 391, 0], abs=1.1 / 391)
+    assert shares == pytest.approx([1, 350 / 391, 0], abs=1.1 / 391)  # likewise
     assert largest_force(np.full((1, 3), math.nan), np.array([True])) == math.inf
     assert FORCE_THRESHOLDS[[0, -1]] == pytest.approx([0.01, 0.4]) and np.diff(FORCE_THRESHOLDS) == pytest.approx(0.001)
 

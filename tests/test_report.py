@@ -19,7 +19,7 @@ import torch
 from ase.data import chemical_symbols
 from conftest import DATASET, SCN_MODEL, distill_config, run_fairchem, stock_config
 from matplotlib.colors import to_rgb
-from tolerances import REBATCHED, REORDERED, REPEATED
+from tolerances import ENERGY, FLOAT32, FLOAT32_LARGE, REBATCHED, REORDERED, REPEATED
 
 from fairchem_crack.evaluation import drawing
 from fairchem_crack.evaluation.intervals import Interval
@@ -113,7 +113,7 @@ def test_the_students_metrics_are_those_of_fairchems_trainer(findings, run_dir, 
             assert metrics == pytest.approx({metric: expected[metric] for metric in metrics}, rel=REORDERED, abs=REPEATED)
             part = next(candidate for candidate in findings.splits if candidate.name == split)
             own = numbers.energy_errors(part, findings.predictions[role][split])
-            assert sorted(own) == pytest.approx(sorted(errors["energy"]), rel=REBATCHED, abs=1e-5)
+            assert sorted(own) == pytest.approx(sorted(errors["energy"]), rel=REBATCHED, abs=ENERGY)
     progress = {role: model.progress for role, model in findings.models.items()}  # fairchem's best_checkpoint.pt has none
     unknown = "step not recorded"
     assert progress == {"student": "step 6, epoch 1", "crack": "step 6, epoch 1", "undistilled": unknown, "teacher": unknown}
@@ -159,7 +159,7 @@ def test_the_projection_is_that_of_the_training_checkpoint(findings, run_dir, te
     systems = findings.splits[0].systems
     embeddings = embed(teacher, str(training), systems, batch_size=2, device=CPU)
     whole = embed(teacher, str(training), systems, batch_size=6, device=CPU)
-    assert torch.equal(embeddings.pairs, whole.pairs) and torch.allclose(embeddings.teacher, whole.teacher, atol=1e-5)
+    assert torch.equal(embeddings.pairs, whole.pairs) and torch.allclose(embeddings.teacher, whole.teacher, **FLOAT32)
     from fairchem.core.datasets import data_list_collater
 
     batch = data_list_collater(systems, otf_graph=True)
@@ -167,9 +167,9 @@ def test_the_projection_is_that_of_the_training_checkpoint(findings, run_dir, te
     state, statistics = kept["projection"], kept["channel_statistics"]
     scaled = (student(batch).node_embedding - state["shift"]) / state["scale"]
     expected = scaled @ state["trainable.weight"].T + state["trainable.bias"]
-    assert torch.allclose(embeddings.student, expected, atol=1e-5) and not embeddings.lacking
+    assert torch.allclose(embeddings.student, expected, **FLOAT32) and not embeddings.lacking
     expected = (teacher(batch).node_embedding - statistics["channel_mean"]) / statistics["channel_std"]
-    assert torch.allclose(embeddings.teacher, expected, atol=1e-4)
+    assert torch.allclose(embeddings.teacher, expected, **FLOAT32_LARGE)
     same_system = batch.batch[embeddings.pairs]
     assert torch.equal(same_system[0], same_system[1])
 

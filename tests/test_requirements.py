@@ -41,7 +41,7 @@ def declared(section: str, option: str) -> set[str]:
 
 @pytest.mark.parametrize("folders", [("fairchem_crack",), ("fairchem_crack", "tests", "benchmarks")])
 def test_every_imported_distribution_is_declared(folders):
-    required = declared("options", "install_requires")
+    required = declared("options", "install_requires") | declared("options.extras_require", "select")
     if folders != ("fairchem_crack",):
         required |= declared("options.extras_require", "dev")
     distributions = packages_distributions()

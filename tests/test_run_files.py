@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
+import os
 import resource
 import signal
 from pathlib import Path
@@ -38,36 +40,41 @@ def test_a_second_training_of_a_run_is_refused_by_name(stock, tmp_path):
 
 
 def rank_of_two(rank: int, directory: Path) -> None:
+    """Ask for the lock of each run in the directory."""
     dist.init_process_group("gloo", init_method=f"file://{directory}/meet", rank=rank, world_size=2)
-    try:
-        with only_training(directory):
-            outcome = "it trains"
-    except RuntimeError as refusal:
-        outcome = str(refusal)
-    (directory / f"rank{rank}.txt").write_text(outcome)
-    dist.destroy_process_group()
+    outcomes = {}
+    for run in RUNS:
+        try:
+            with only_training(directory / run):
+                outcomes[run] = "it trains"
+        except RuntimeError as refusal:
+            outcomes[run] = str(refusal)
+    (directory / f"rank{rank}.json").write_text(json.dumps(outcomes))
+    dist.barrier()
+    # Without destroy_process_group: it waits for gloo's threads with the GIL held, which they need for a last tensor.
+    os._exit(0)
 
 
-def on_two_ranks(directory: Path) -> list[str]:
-    context = multiprocessing.get_context("fork")
-    ranks = [context.Process(target=rank_of_two, args=(rank, directory)) for rank in (0, 1)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join(60)
-    return [(directory / f"rank{rank}.txt").read_text() for rank in (0, 1)]
+RUNS = ("of another training", "free", "not writable")
 
 
 def test_every_rank_of_a_second_training_is_refused(tmp_path):
-    with holder(tmp_path / LOCK) as first:
-        refusals = on_two_ranks(tmp_path)
-        assert refusals[0] == refusals[1] and f"another training, process {first.pid}" in refusals[0]
-    assert on_two_ranks(tmp_path) == ["it trains", "it trains"]
-    (tmp_path / LOCK).unlink()
-    (tmp_path / LOCK).mkdir()
-    assert {text.partition(": ")[0] for text in on_two_ranks(tmp_path)} == {
-        f"{tmp_path / LOCK} cannot be written (Is a directory)"
-    }
+    for run in RUNS:
+        (tmp_path / run).mkdir()
+    broken = tmp_path / "not writable" / LOCK
+    broken.mkdir()
+    context = multiprocessing.get_context("fork")
+    ranks = [context.Process(target=rank_of_two, args=(rank, tmp_path)) for rank in (0, 1)]
+    with holder(tmp_path / "of another training" / LOCK) as first:
+        for process in ranks:
+            process.start()
+        for process in ranks:
+            process.join(60)
+    assert [process.exitcode for process in ranks] == [0, 0]
+    outcomes, of_the_other = (json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in (0, 1))
+    assert outcomes == of_the_other and outcomes["free"] == "it trains"
+    assert f"another training, process {first.pid}" in outcomes["of another training"]
+    assert outcomes["not writable"].partition(": ")[0] == f"{broken} cannot be written (Is a directory)"
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from benchmarks.screening.runs import (
     best_sites,
     candidates,
     constant_energy,
-    line,
     rank_difference,
     relax_emt,
     surfaces,
@@ -55,12 +54,6 @@ def test_agreement_of_rankings():
     better = rank_difference(truth + 0.1 * random.normal(size=40), random.normal(size=40), truth)
     assert better["interval"][0] > 0 and better["difference"] > 0.5
     assert rank_difference(truth, truth, truth) == {"difference": 0.0, "interval": [0.0, 0.0]}
-
-
-def test_drift_is_the_slope_of_the_energy():
-    course = 3.0 + 7.0 * 0.002 * np.arange(500)
-    assert line(course, 0.002) == pytest.approx((7.0, 0.0), abs=1e-9)
-    assert line(np.array([0.0, 1.0, 0.0, 1.0, 0.0]), 1.0)[0] == pytest.approx(0.0, abs=1e-12)
 
 
 def test_emt_conserves_energy_from_a_thermalised_start():

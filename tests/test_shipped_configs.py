@@ -30,7 +30,7 @@ def test_every_yaml_is_listed_with_a_line_that_says_what_it_is(capsys):
     shipped = sorted(path.relative_to(ROOT / "configs").as_posix() for path in (ROOT / "configs").rglob("*.yml"))
     assert [line.split()[0] for line in lines] == shipped
     assert all(10 < len(line.split("  ", 1)[1].strip()) < 100 for line in lines)
-    assert "oc20/demo/optim.yml                          How every student of the demo is trained" in lines
+    assert "oc20/demo/optim.yml How every student of the demo is trained" in [" ".join(line.split()) for line in lines]
 
 
 def test_a_yaml_is_printed_as_it_is(capsys):

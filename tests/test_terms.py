@@ -356,7 +356,7 @@ def test_info_nce_leaves_out_atoms_without_a_direction(device):
     loss_fn = loss_function(TermConfig(keys.NODE_CONTRAST, "info_nce", 1.0))
     loss = loss_fn(student, teacher, LossContext(torch.tensor([4])))
     own = torch.exp(torch.tensor(1 / 0.15, device=device)).double()
-    torch.testing.assert_close(loss, torch.log((own + 1) / own), rtol=1e-5, atol=1e-9)
+    torch.testing.assert_close(loss, torch.log((own + 1) / own), rtol=1e-5, atol=1e-9)  # `own` is of float32
     loss.backward()
     assert student.grad.isfinite().all()
     nothing = loss_fn(student[:0], teacher[:0], LossContext(torch.tensor([0])))

@@ -151,7 +151,7 @@ def test_the_gradient_of_a_near_pair_is_bounded_alike(device, anchor):
     fused = run(problem, device, torch.float32, anchor=anchor)
     triton_sums.DEVICE_TYPES = ()
     for ours, tiled in zip(fused, run(problem, "cpu", torch.float32, anchor=anchor)):
-        torch.testing.assert_close(ours, tiled, rtol=2e-3, atol=2e-3 * float(tiled.abs().max()))
+        torch.testing.assert_close(ours, tiled, rtol=2e-3, atol=2e-3 * float(tiled.abs().max()))  # 1e-7 of 1e-4, as above
 
 
 def test_half_precision_is_computed_in_float32(device):

@@ -19,6 +19,10 @@ LEARNING_RATE = 1e-6
 CONVERTED = 1e-3
 # What a model predicts for a system in a batch and by itself, eV and eV/A.
 PREDICTION = 1e-4
+# The energy of a system that was relaxed in a batch and by itself, eV: forces differ as above, in every step.
+RELAXED_ENERGY = 1e-3
+# Gap closed, from errors in float32: a ratio of their differences.
+GAP_CLOSED = 5e-3
 
 # ---- labels, beside ASE's in float64
 ENERGY = 1e-5  # eV: as float32
@@ -43,3 +47,9 @@ FLOAT64_EXPONENTIALS = {"rtol": 1e-10, "atol": 1e-10}  # logarithms of sums of e
 ORACLE = 1e-9  # written as a double loop, or a closed formula
 SUM_OF_FLOAT64 = 1e-12
 EV_FLOAT64 = 1e-9  # eV: the same calculator twice
+CELL_FLOAT64 = 1e-9  # fractions of a cell
+RANKS_LOSS = {"rtol": 1e-9, "atol": 1e-12}  # of all ranks, beside that of one process
+RANKS_GRADIENT = {"rtol": 1e-6, "atol": 1e-12}  # its gradients, on each rank
+
+# ---- figures
+QUANTILE = 1e-4  # of the t distribution, beside a table's five digits

@@ -4,7 +4,8 @@
     python -m benchmarks.accuracy run runs/accuracy --only method=crack,n2n seed=0,1
     python -m benchmarks.accuracy run runs/accuracy --table tuning             # coefficients; enter the best by hand
     python -m benchmarks.accuracy cost runs/accuracy                           # of a step; on a quiet machine
-    python -m benchmarks.accuracy report runs/accuracy                         # docs/benchmarks/accuracy.{md,json,png}
+    python -m benchmarks.accuracy run runs/accuracy --table generated          # on structures that the teacher labelled
+    python -m benchmarks.accuracy report runs/accuracy                         # docs/benchmarks/{accuracy,generated}.*
     python -m benchmarks.accuracy report docs/benchmarks/accuracy              # the same from the published rows
 
 The rows in the directory's CSVs are the only record of what is done. A run trains its student by the stock `fairchem`
@@ -30,7 +31,7 @@ from benchmarks import ROOT
 from benchmarks.accuracy.page import write_report
 from benchmarks.accuracy.plan import EXPERIMENTS, Plan, Run, read_plan
 from benchmarks.accuracy.table import locked
-from benchmarks.accuracy.training import Workspace, training_config, work, write_config
+from benchmarks.accuracy.training import Workspace, work
 
 LOG_TAIL = 15  # lines of a failed run that are shown
 
@@ -38,11 +39,6 @@ LOG_TAIL = 15  # lines of a failed run that are shown
 def run_missing(plan: Plan, workspace: Workspace, options: argparse.Namespace) -> int:
     """Do the runs without rows that no other process is at; the exit status says whether one of them failed."""
     runs, table, failed = plan.runs(options.table, options.only), workspace.table(options.table), []
-    with locked(workspace.preparing):
-        for run in runs:
-            if run.student:
-                config = training_config(run, plan, workspace, steps=plan.steps(options.table, run))
-                write_config(run, config, workspace)
     for number, run in enumerate(runs, start=1):
         with locked(workspace.file(run, "lock"), wait=False) as lock:
             if lock is None or run in map(Run.of, table.rows()):
@@ -91,7 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
         command = commands.add_parser(name, help=text)
         command.add_argument("directory", type=Path)
         if name == "report":
-            command.add_argument("--out", type=Path, default=ROOT / "docs/benchmarks", help="directory of accuracy.*")
+            command.add_argument("--out", type=Path, default=ROOT / "docs/benchmarks", help="directory of the pages")
             continue
         command.add_argument("--only", nargs="+", default=[], metavar="NAME=VALUE", help="of a run: method=crack seed=0,1")
         command.add_argument("--experiments", type=Path, default=EXPERIMENTS, help="default: experiments.yml")

@@ -39,9 +39,8 @@ def measure_costs(plan: Plan, workspace: Workspace, options: argparse.Namespace)
         with tempfile.TemporaryDirectory() as directory:
             trainers = {}
             for method, run in methods.items():
-                config = training_config(run, plan, workspace, steps=plan.steps(TABLE, run))
-                write_config(run, config, workspace)
                 prepare(run, plan, workspace, device=options.device)
+                write_config(run, training_config(run, plan, workspace, steps=plan.steps(TABLE, run)), workspace)
                 trainers[method] = _trainer(run, workspace, Path(directory), options.device)
             rounds = _rounds(trainers, options.rounds, clock="wall" if options.device == "cuda" else "cpu")
         common = {"student": student, "teacher": teacher}

@@ -1,13 +1,19 @@
-"""The picture of the accuracy benchmark: the gap to the teacher that each method closes."""
+"""The pictures of the accuracy benchmark: the gap to the teacher that each method closes; errors by number of systems."""
 
 from __future__ import annotations
 
 import math
+import re
+from itertools import cycle, product
 from pathlib import Path
 
+from benchmarks.accuracy.plan import TEACHER, UNDISTILLED
+from benchmarks.accuracy.summary import MEAN
 from fairchem_crack.io.files import whole
 
 SPLITS = {"val_id": ("#1d3557", "o"), "val_ood_both": ("#d1495b", "s")}  # and their colour and marker
+ERRORS = {"energy_mae": "energy MAE [eV]", "forces_mae": "force MAE [eV/Å]"}
+RATTLED = re.compile(r"(rattle\d+)?")  # structures whose number is varied; none, too
 QUANTITIES = {"gap_energy": "energy MAE", "gap_forces": "force MAE"}
 
 
@@ -18,10 +24,7 @@ def draw(groups: dict[str, list[dict]], file: Path) -> None:
         groups: their rows, by title, see `summary.figures`.
         file: the PNG.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
 
     shown = {
@@ -32,8 +35,9 @@ def draw(groups: dict[str, list[dict]], file: Path) -> None:
     shown = {heading: splits for heading, splits in shown.items() if len(splits["val_id"]) > 1} or shown
     heights = [max(len(splits["val_id"]), 2) for splits in shown.values()]
     size = (10, 0.42 * sum(heights) + 1.1 * len(shown) + 0.5)
-    panels = {"height_ratios": heights, "sharey": "row", "squeeze": False, "layout": "constrained"}
-    figure, axes = pyplot.subplots(len(shown), len(QUANTITIES), figsize=size, **panels)
+    panels = {"height_ratios": heights, "sharey": "row", "squeeze": False}
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(shown), len(QUANTITIES), **panels)
     for panel, (heading, splits) in zip(axes, shown.items()):
         for axis, (quantity, label) in zip(panel, QUANTITIES.items()):
             for offset, (split, (color, marker)) in zip((-0.14, 0.14), SPLITS.items()):
@@ -58,4 +62,41 @@ def draw(groups: dict[str, list[dict]], file: Path) -> None:
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=len(SPLITS), frameon=False)
     with whole(file) as partial:
         figure.savefig(partial, dpi=150)
-    pyplot.close(figure)
+
+
+def draw_by_size(rows: list[dict], names: dict[str, str], file: Path) -> None:
+    """PaiNN's errors against the number of systems with the teacher's outputs, a panel for each split and error.
+
+    Args:
+        rows: of `generated.figures`; lines through the numbers of rattled copies, single points for all else.
+        names: of the methods.
+        file: the PNG.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 8), layout="constrained")
+    axes = figure.subplots(2, len(ERRORS), sharex=True)
+    for axis, (split, column) in zip(axes.flat, product(("val_id", MEAN), ERRORS)):
+        curves: dict[str, list[tuple[float, float]]] = {}
+        for row in (row for row in rows if row["split"] == split and row["student"] in ("painn", "")):
+            name, error = names[row["method"]], row[column][0]
+            if row["budget"] not in ("", "steps"):
+                name += f", {row['steps']} steps"
+            if row["method"] in (TEACHER, UNDISTILLED):
+                axis.axhline(error, color="#9aa5b1", linestyle="-:"[row["method"] == UNDISTILLED], label=name)
+                continue
+            if not RATTLED.fullmatch(row["structures"]) or row["budget"] != "steps":
+                name += f", {row['structures']}"
+            curves.setdefault(name, []).append((row["systems"], error))
+        for (name, points), marker in zip(curves.items(), cycle("osD^v<>phX*P")):
+            axis.plot(*zip(*sorted(points)), label=name, marker=marker, markersize=5)
+        axis.set(xscale="log", yscale="log", xlabel="systems", ylabel=ERRORS[column])
+        sizes = sorted({row["systems"] for row in rows if row["seeds"] and RATTLED.fullmatch(row["structures"])})
+        axis.set_xticks(sizes, sizes)
+        axis.tick_params(axis="x", which="minor", labelbottom=False)
+        axis.set_title(split, loc="left", fontsize=10)
+        axis.grid(color="#e5e9ee", linewidth=0.6)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    with whole(file) as partial:
+        figure.savefig(partial, dpi=150)

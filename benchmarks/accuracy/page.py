@@ -9,7 +9,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from benchmarks.accuracy.figure import draw
+from benchmarks.accuracy import figure
 from benchmarks.accuracy.summary import GAPS, GROUP, MEAN, figures
 from benchmarks.accuracy.training import METRICS, VALIDATIONS, Workspace
 from fairchem_crack.io.files import write_text
@@ -20,22 +20,34 @@ DIGITS = dict(zip(METRICS, (3, 4, 3, 2)))
 
 
 def write_report(workspace: Workspace, out: Path) -> None:
-    """Write accuracy.json, accuracy.md and accuracy.png to `out`, and what they come from to `out`/accuracy.
+    """Write JSON, page and picture of the tables `accuracy` and `generated`, and what they come from to `out`/accuracy.
 
     Raises:
         ValueError: there is nothing to compare yet.
     """
-    content = figures(workspace)
+    from benchmarks.accuracy import generated
+
     published = out / "accuracy"
     published.mkdir(parents=True, exist_ok=True)
-    for name in ("accuracy.csv", "tuning.csv", "costs.csv", "errors.npz"):
-        if (workspace.directory / name).exists() and workspace.directory != published.resolve():
-            shutil.copyfile(workspace.directory / name, published / name)
+    for file in (*workspace.directory.glob("*.csv"), *workspace.directory.glob("*.npz")):
+        if workspace.directory != published.resolve():
+            shutil.copyfile(file, published / file.name)
+    has_generated = workspace.table(generated.TABLE).file.exists()
+    if workspace.table("accuracy").file.exists() or not has_generated:
+        content = figures(workspace)
+        _write(out / "accuracy", content, page(content))
+        figure.draw({title(group[0]): group for group in groups_of(content["rows"])}, out / "accuracy.png")
+    if has_generated:
+        content = generated.figures(workspace)
+        _write(out / generated.TABLE, content, generated.page(content))
+        figure.draw_by_size(content["rows"], generated.NAMES, out / f"{generated.TABLE}.png")
+
+
+def _write(place: Path, content: dict[str, Any], text: str) -> None:
     sections = (f'"{name}": {_lines(section)}' for name, section in content.items())
-    write_text(out / "accuracy.json", "{\n" + ",\n".join(sections) + "\n}\n")
-    write_text(out / "accuracy.md", page(content))
-    draw({title(group[0]): group for group in groups_of(content["rows"])}, out / "accuracy.png")
-    print(f"Written: {out}/accuracy.{{md,json,png}}")
+    write_text(place.with_suffix(".json"), "{\n" + ",\n".join(sections) + "\n}\n")
+    write_text(place.with_suffix(".md"), text)
+    print(f"Written: {place}.{{md,json,png}}")
 
 
 def _lines(section: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, Optional
@@ -23,7 +23,8 @@ class Run:
     Attributes:
         teacher: none for an undistilled student; with no student, the teacher itself is evaluated.
         method: of experiments.yml; method@coefficient is with another coefficient of its first term.
-        budget: of experiments.yml, how long the student is trained; "steps" for an undistilled one.
+        budget: of experiments.yml, how long the student is trained; never "time" for an undistilled one.
+        structures: of experiments.yml, which are made of the systems to train on; none for an undistilled student.
     """
 
     student: str = ""
@@ -32,6 +33,7 @@ class Run:
     seed: Optional[int] = None
     train_systems: Optional[int] = None
     budget: str = ""
+    structures: str = ""
 
     @classmethod
     def of(cls, row: dict[str, Any]) -> Run:
@@ -44,9 +46,11 @@ class Run:
         return "-".join(str(value) for value, field in zip(asdict(self).values(), fields(self)) if value != field.default)
 
     def of_method(self, method: str) -> Run:
-        """The same with another method; an undistilled student is the same run for every teacher and budget."""
-        same = {"teacher": "", "budget": "steps"} if method == UNDISTILLED else {}
-        return replace(self, method=method, **same)
+        """The same with another method; an undistilled student is the same run for all teachers, structures and costs."""
+        if method != UNDISTILLED:
+            return replace(self, method=method)
+        budget = "steps" if self.budget == "time" else self.budget
+        return replace(self, method=method, teacher="", structures="", budget=budget)
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ class Plan:
     tables: dict[str, dict]
     validation_systems: int
     jacobian_rows: int
+    structures: dict[str, str] = field(default_factory=dict)
 
     def runs(self, table: str, only: dict[str, list]) -> list[Run]:
         """The runs of a table's grids, seed by seed: stopped at any time, all methods have the same seeds but for the last.
@@ -73,7 +78,9 @@ class Plan:
             raise ValueError(f"--only {', '.join(sorted(unknown))}: expected one of {', '.join(asdict(Run()))}.")
         runs = dict.fromkeys(run for grid in self.tables[table]["grids"] for run in expand(grid))
         for run in runs:
-            for kind, name in (("student", run.student), ("teacher", run.teacher), ("method", run.method.partition("@")[0])):
+            method = run.method.partition("@")[0]
+            names = {"student": run.student, "teacher": run.teacher, "method": method, "structure": run.structures}
+            for kind, name in names.items():
                 known = getattr(self, f"{kind}s")
                 if name and name not in known and name != TEACHER:
                     raise ValueError(

@@ -21,13 +21,13 @@ DECIMALS = 6  # an error below 1 ueV is none, and the last digits of a sum depen
 
 
 class Results:
-    """The rows of the table `accuracy` by run and split, the errors of each run's systems, and the cost of a step.
+    """The rows of a table by run and split, the errors of each run's systems, and the cost of a step.
 
     A run without a seed stands for those of all seeds; one without a method, too, for a group.
     """
 
-    def __init__(self, workspace: Workspace) -> None:
-        table = workspace.table("accuracy")
+    def __init__(self, workspace: Workspace, name: str = "accuracy") -> None:
+        table = workspace.table(name)
         self.rows: dict[Run, dict[str, dict]] = {}
         for row in table.rows():
             self.rows.setdefault(Run.of(row), {})[row["split"]] = row
@@ -53,9 +53,11 @@ class Results:
         return np.stack([self._errors[f"{run.name}/{split}"][ERRORS.index(name)].astype(float) for run in runs])
 
     def gap(self, run: Run, split: str, quantity: str) -> Interval:
-        """The gap closed by a method, on the seeds that it shares with the undistilled student."""
+        """The gap closed by a method, on the seeds that it shares with the undistilled student; NaN without any."""
         undistilled = run.of_method(UNDISTILLED)
         seeds = [seed for seed in self.seeds(run) if replace(undistilled, seed=seed) in self.rows]
+        if not seeds:
+            return Interval(math.nan)
         teacher = [Run(teacher=run.teacher, method=TEACHER)]
         parts = []
         for name in _splits(split):

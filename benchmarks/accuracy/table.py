@@ -35,11 +35,11 @@ def locked(file: Path, *, wait: bool = True) -> Iterator[Optional[int]]:
 class Table:
     """A CSV that several processes may append to; a row that has no value of a column has an empty one.
 
-    Errors of single systems are too many for it. They are beside it, in errors.npz.
+    Errors of single systems are too many for it. They are beside it, in an npz of its name.
     """
 
     def __init__(self, file: Path) -> None:
-        self.file, self.errors = file, file.with_name("errors.npz")
+        self.file, self.errors = file, file.with_suffix(".npz")
 
     def rows(self) -> list[dict[str, Any]]:
         """All rows, numbers as numbers."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import resource
 import subprocess
@@ -22,18 +23,15 @@ from fairchem_crack.io.files import write_text
 
 SPLITS = ("val_id", "val_ood_ads", "val_ood_cat", "val_ood_both")
 METRICS = ("energy_mae", "forces_mae", "forces_cosine_similarity", "energy_forces_within_threshold")
-ERRORS = (
-    "energy",
-    "forces",
-    "components",
-)  # of `CheckpointEvaluator.metrics_and_errors`, in errors.npz as RUN/SPLIT, (3, K)
+# Of `CheckpointEvaluator.metrics_and_errors`, in a table's npz as RUN/SPLIT, (3, K).
+ERRORS = ("energy", "forces", "components")
 VALIDATIONS = 5  # in a training; the weights of the best one are evaluated
 COMMANDS = Path(sys.executable).parent
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """The directory of a benchmark: the rows of each table, data/, caches/, and runs/NAME.{yml,log,lock} of each run."""
+    """The directory of a benchmark: the rows of each table; data/, caches/, structures/, runs/NAME.{yml,log,lock}."""
 
     directory: Path
 
@@ -47,15 +45,31 @@ class Workspace:
         return str(path.relative_to(self.directory))
 
     def table(self, name: str) -> Table:
-        """The rows of a table of experiments.yml, or of costs."""
+        """The rows of a table of experiments.yml, or of what steps and labels cost."""
         return Table(self.directory / f"{name}.csv")
 
     def data(self, systems: int | None, split: str = "") -> Path:
         """A split of the demo's data, of so many systems to train on, or to validate on."""
         return self.directory / "data" / ("validation" if systems is None else f"train-{systems}") / split
 
+    def structures(self, run: Run) -> Path:
+        """What `fairchem-crack generate` makes of the systems of a run."""
+        return self.directory / "structures" / f"{run.teacher}-{run.train_systems}-{run.structures}"
+
+    def train_data(self, run: Run) -> Path:
+        """What a run is trained on."""
+        return self.structures(run) / "data" if run.structures else self.data(run.train_systems, "train")
+
+    def systems(self, run: Run) -> int | None:
+        """How many it is trained on."""
+        if not run.structures:
+            return run.train_systems
+        return json.loads((self.structures(run) / "generate.json").read_text())["systems"]
+
     def cache(self, run: Run, *, has_jacobian: bool) -> Path:
         """The teacher's cache of a run; one with rows of the Jacobian takes many times as long to write."""
+        if run.structures:
+            return self.structures(run) / "cache"
         return self.directory / "caches" / f"{run.teacher}-{run.train_systems}{'-jacobian' * has_jacobian}"
 
     def file(self, run: Run, suffix: str) -> Path:
@@ -90,21 +104,22 @@ def training_config(run: Run, plan: Plan, workspace: Workspace, *, steps: int) -
     """
     from fairchem.core.common.utils import merge_dicts
 
-    assert run.train_systems is not None
+    systems = workspace.systems(run)
+    assert systems is not None
     base_file = ROOT / plan.students[run.student]
     base, terms = student_options(base_file), plan.terms(run)
     config: dict[str, Any] = {
         "includes": [str(base_file)],
-        "trainer": "fairchem_crack.CrackDistillTrainer" if terms else "ocp",
+        "trainer": "fairchem_crack.CrackDistillTrainer" if run.teacher else "ocp",
         "dataset": {
-            "train": {"src": workspace.relative(workspace.data(run.train_systems, "train"))},
+            "train": {"src": workspace.relative(workspace.train_data(run))},
             "val": {"src": workspace.relative(workspace.data(None, "val_id"))},
         },
         "loss_functions": [*base["loss_functions"], *terms],
-        "optim": schedule(steps=steps, systems=run.train_systems, batch_size=base["optim"]["batch_size"]),
+        "optim": schedule(steps=steps, systems=systems, batch_size=base["optim"]["batch_size"]),
         "logger": "tensorboard",
     }
-    if terms:
+    if run.teacher:
         teacher_cache = workspace.cache(run, has_jacobian=plan.needs_jacobian(run))
         teacher = {"checkpoint": str(ROOT / plan.teachers[run.teacher]), "cache": workspace.relative(teacher_cache)}
         own = plan.methods[run.method.partition("@")[0]].get("distill", {})
@@ -130,7 +145,7 @@ def write_config(run: Run, config: dict[str, Any], workspace: Workspace) -> None
 
 
 def prepare(run: Run, plan: Plan, workspace: Workspace, *, device: str) -> None:
-    """Write the data and the teacher's cache that a run needs, unless they are there; other processes wait."""
+    """Write the data and the teacher's cache that a run needs, unless they are there; others who need them wait."""
     from fairchem_crack.demo.prepare import prepare_demo
 
     sizes: dict[int | None, dict[str, int]] = {None: dict.fromkeys(SPLITS, plan.validation_systems)}
@@ -139,13 +154,29 @@ def prepare(run: Run, plan: Plan, workspace: Workspace, *, device: str) -> None:
     with locked(workspace.preparing):
         for systems, splits in sizes.items():
             prepare_demo(workspace.data(systems), sizes=splits, seed=0, workers=1)
-        if run.student and run.teacher:
-            has_jacobian = plan.needs_jacobian(run)
-            if (workspace.cache(run, has_jacobian=has_jacobian) / "header.json").exists():  # written last
-                return
-            command = [COMMANDS / "fairchem-crack", "cache-teacher", "--config-yml", workspace.file(run, "yml"), "--vectors"]
-            command += ["--jacobian-rows", str(plan.jacobian_rows * has_jacobian), *["--cpu"] * (device == "cpu")]
-            subprocess.run(command, cwd=workspace.directory, check=True)
+    if run.student and run.teacher:
+        run_teacher(run, plan, workspace, device=device)
+
+
+def run_teacher(run: Run, plan: Plan, workspace: Workspace, *, device: str) -> None:
+    """Make the structures of a run and the teacher's cache, and append what they took to the table `labels`."""
+    rows = plan.jacobian_rows * plan.needs_jacobian(run)
+    made, written_last = workspace.cache(run, has_jacobian=bool(rows)), "header.json"
+    if run.structures:
+        made, written_last = workspace.structures(run), "generate.json"
+    with locked(made.with_suffix(".lock")):
+        if (made / written_last).exists():
+            return
+        was_interrupted, start = made.exists(), _cpu_seconds()
+        command = [COMMANDS / "fairchem-crack", "generate" if run.structures else "cache-teacher", "--output", made]
+        command += ["--config-yml", ROOT / plan.students[run.student], *["--cpu"] * (device == "cpu"), "--vectors"]
+        command += ["--jacobian-rows", str(rows), *plan.structures.get(run.structures, "").split()]
+        command += [f"--dataset.train.src={workspace.data(run.train_systems, 'train')}"]
+        command += [f"--task.distill.teacher.checkpoint={ROOT / plan.teachers[run.teacher]}"]
+        subprocess.run(command, cwd=workspace.directory, check=True)
+        row = {name: getattr(run, name) for name in ("teacher", "train_systems", "structures")}
+        row |= {"jacobian_rows": rows, "systems": workspace.systems(run)}
+        workspace.table("labels").append([{**row, "cpu_seconds": "" if was_interrupted else _cpu_seconds() - start}])
 
 
 def train(run: Run, workspace: Workspace, *, device: str, lock: int) -> dict[str, Any]:
@@ -182,6 +213,7 @@ def work(run: Run, plan: Plan, workspace: Workspace, table: str, *, device: str,
     if run.method == TEACHER:
         checkpoint = ROOT / plan.teachers[run.teacher]
     else:
+        write_config(run, training_config(run, plan, workspace, steps=plan.steps(table, run)), workspace)
         cost = train(run, workspace, device=device, lock=lock)
         checkpoint = workspace.checkpoint(run, "best_checkpoint.pt")
     from fairchem_crack.evaluation.s2ef.data import FORMATS

@@ -13,12 +13,13 @@ from ase.calculators.calculator import Calculator
 from ase.calculators.emt import EMT
 from ase.md.langevin import Langevin
 from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
-from ase.md.verlet import VelocityVerlet
 from ase.optimize import BFGS
 from scipy.stats import spearmanr
 
 from fairchem_crack.demo.systems import Catalyst, catalysts, clean_slab, reference_energy
 from fairchem_crack.evaluation.speed.runs import Model, forward_seconds, relax, warm_up
+from fairchem_crack.evaluation.stability import drift
+from fairchem_crack.evaluation.stability.limits import NO_LIMITS
 from fairchem_crack.io.samples import evenly_spaced
 
 # Heights in A at which the adsorbate starts over the top layer, by the coordination of the site.
@@ -171,38 +172,25 @@ def thermalised(start: Candidate, *, steps: int, seed: int) -> Atoms:
 
 
 def constant_energy(start: Atoms, calculator: Calculator, *, steps: int) -> dict[str, Any]:
-    """Velocity Verlet from positions and velocities of `start`.
+    """Velocity Verlet from positions and velocities of `start`, whatever becomes of it.
 
     Returns:
-        `energy`: total energy over the number of atoms after each step, from the start's, meV; `drift` in meV/atom/ps;
-        `fluctuation`, root mean square about the line, meV/atom; `temperature` in K, the highest; `seconds_per_step`.
+        `energy`, `drift`, `fluctuation` and `temperature` of `fairchem_crack.evaluation.stability.drift.Course`, and
+        `seconds_per_step`.
     """
     system = start.copy()
     system.calc = calculator
-    dynamics = VelocityVerlet(system, TIME_STEP * units.fs)
-    energies, temperatures = [system.get_total_energy()], []
+    system.get_forces()  # calculated before the time begins
     begin = time.perf_counter()
-    for _ in range(steps):
-        dynamics.run(1)
-        energies.append(system.get_total_energy())
-        temperatures.append(system.get_temperature())
-    seconds = (time.perf_counter() - begin) / steps
-    course = 1e3 * (np.array(energies) - energies[0]) / len(system)  # meV/atom
-    drift, fluctuation = line(course, TIME_STEP * 1e-3)
+    options = {"temperature": TEMPERATURE, "limits": NO_LIMITS, "time_step": TIME_STEP}
+    course = drift.constant_energy(system, ps=1e-3 * TIME_STEP * steps, **options)
     return {
-        "energy": course.tolist(),
-        "drift": drift,
-        "fluctuation": fluctuation,
-        "temperature": float(np.max(temperatures)),
-        "seconds_per_step": seconds,
+        "energy": course.energy.tolist(),
+        "drift": course.drift,
+        "fluctuation": course.fluctuation,
+        "temperature": course.temperature,
+        "seconds_per_step": (time.perf_counter() - begin) / steps,
     }
-
-
-def line(course: np.ndarray, step: float) -> tuple[float, float]:
-    """Slope of the least-squares line through equally spaced values, and their root mean square distance from it."""
-    at = step * np.arange(len(course))
-    slope, start = np.polyfit(at, course, 1)
-    return float(slope), float(np.sqrt(np.mean((course - slope * at - start) ** 2)))
 
 
 def forwards(models: dict[str, Model], systems: list[Atoms], repeats: int) -> dict[str, dict[str, list[float]]]:

@@ -28,6 +28,10 @@ COMMANDS = {  # of each: where it is, and what it does
         "fairchem_crack.commands.generate:generate",
         "new systems from the training data, labelled by the teacher, with their teacher cache; takes fairchem's flags",
     ),
+    "explore": (
+        "fairchem_crack.commands.explore:explore",
+        "train a student on frames of its own dynamics, labelled by its teacher, in rounds; takes fairchem's flags",
+    ),
     "fit-scales": (
         "fairchem_crack.commands.fit_scales:fit_scales",
         "fit the student's scale factors into --output FILE; takes fairchem's flags",
@@ -48,6 +52,10 @@ COMMANDS = {  # of each: where it is, and what it does
         "fairchem_crack.evaluation.speed.command:bench",
         "atoms/s, memory, ns/day and relaxations/hour of checkpoints",
     ),
+    "stability": (
+        "fairchem_crack.evaluation.stability.command:stability",
+        "molecular dynamics with checkpoints: ps until failure, drift, what is sampled beside the teacher",
+    ),
     "configs": (
         "fairchem_crack.commands.configs:configs",
         "list, print or copy the YAMLs that come with the package",
@@ -58,6 +66,7 @@ OPTIONS = {  # of commands that take seconds to import: their options, which are
     "evaluate": "fairchem_crack.evaluation.s2ef.options",
     "evaluate-relaxations": "fairchem_crack.evaluation.relaxations.options",
     "bench": "fairchem_crack.evaluation.speed.options",
+    "stability": "fairchem_crack.evaluation.stability.options",
 }
 WITHOUT_MODEL = ("evaluate-relaxations", "configs", "prepare-demo")  # they never use a GPU
 

@@ -45,6 +45,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--format", dest="output_format", default="lmdb", choices=["lmdb", "ase_db"], help="of the data (lmdb)"
     )
+    selection = own.add_argument_group("selection").add_mutually_exclusive_group()
+    selection.add_argument(
+        "--select", type=int, metavar="N", help="keep the N systems that add most, by the teacher's embeddings"
+    )
+    selection.add_argument("--select-random", type=int, metavar="N", help="keep N systems at random")
     limits = own.add_argument_group("what is thrown out")
     limits.add_argument("--min-distance", type=float, default=0.6, help="of two atoms, in sums of covalent radii (0.6)")
     limits.add_argument("--max-force", type=float, default=20.0, help="eV/A, the teacher's on a free atom (20)")
@@ -66,7 +71,7 @@ def generate(arguments: list[str]) -> None:
     try:
         given = read_or_refuse(parser(), arguments)
         from fairchem_crack.commands.cache_teacher.command import job_of
-        from fairchem_crack.generate.job import describe
+        from fairchem_crack.generate.counts import describe
         from fairchem_crack.generate.job import generate as make
         from fairchem_crack.io.locks import LockedError
 

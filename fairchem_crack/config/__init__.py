@@ -10,6 +10,7 @@ from fairchem_crack.config.options import (
     Precision,
     RelationsConfig,
     ScheduleConfig,
+    ShuffleConfig,
     TeacherConfig,
     TermConfig,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "Precision",
     "RelationsConfig",
     "ScheduleConfig",
+    "ShuffleConfig",
     "TeacherConfig",
     "TermConfig",
     "add_term_options",

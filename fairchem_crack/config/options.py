@@ -76,6 +76,18 @@ class InitConfig:
 
 
 @dataclass(frozen=True)
+class ShuffleConfig:
+    """An epoch in blocks of neighbouring systems, for caches and datasets larger than memory; see docs/cache.md."""
+
+    buffer: Count = 4096  # systems of a rank that are mixed; without the block `shuffle` all are, as fairchem does
+    block: Count = 256  # neighbouring systems, which are read together; a divisor of `buffer`
+
+    def __post_init__(self) -> None:
+        if self.buffer % self.block:
+            raise ValueError(f"buffer: {self.buffer} systems are no whole number of blocks of {self.block}.")
+
+
+@dataclass(frozen=True)
 class DistillConfig:
     """The whole `task.distill` block."""
 
@@ -83,6 +95,7 @@ class DistillConfig:
     relations: RelationsConfig = field(default_factory=RelationsConfig)
     projection: ProjectionConfig = field(default_factory=ProjectionConfig)
     init_from_teacher: Optional[InitConfig] = None
+    shuffle: Optional[ShuffleConfig] = None
     labels: Labels = "data"  # of the student's own terms; teacher: its energies and forces; fill: where the data have none
     resume: Literal["all", "student"] = "all"  # what is read from a checkpoint: student and projection, or only the student
     max_skipped_steps: Count = 10  # non-finite steps in a row that stop the run; with --amp, counted at a loss scale below 1

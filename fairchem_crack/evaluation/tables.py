@@ -25,6 +25,11 @@ def digits(value: float, significant: int = 3) -> str:
     return f"{rounded:,.{max(0, significant - 1 - exponent) if rounded else 0}f}"
 
 
+def span(values: Sequence[int]) -> str:
+    """Of whole numbers: the only one there is, or the min and max, `13 to 40`."""
+    return str(min(values)) if min(values) == max(values) else f"{min(values)} to {max(values)}"
+
+
 METRICS: dict[str, tuple[str, Callable[[float], str]]] = {  # heading, and how a value is written
     ENERGY_MAE: ("energy MAE [eV]", digits),
     FORCE_MAE: ("force MAE [eV/Å]", digits),

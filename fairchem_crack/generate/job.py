@@ -2,47 +2,39 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import logging
-import os
 import shutil
-from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Callable, Protocol
 
-import lmdb
 import torch
 from tqdm import tqdm
 
 from fairchem_crack.config import TeacherConfig, parse
-from fairchem_crack.generate.outcome import (
-    CACHE,
-    DATA,
-    MANIFEST,
-    dataset_options,
-    manifest_line,
-    write_cache,
-    write_dataset,
-)
+from fairchem_crack.generate.choice import choose
+from fairchem_crack.generate.counts import describe, nested
+from fairchem_crack.generate.directory import LOCK, SETTINGS, STAGING, begin, check_same, explained
+from fairchem_crack.generate.outcome import write_outcome
+from fairchem_crack.generate.selection import check_installed
 from fairchem_crack.generate.settings import Settings
-from fairchem_crack.generate.staging import Staging
+from fairchem_crack.generate.staging import Staging, Systems
 from fairchem_crack.generate.unit import PARENTS, Workshop
 from fairchem_crack.io.datasets import close_unused
-from fairchem_crack.io.files import whole, write_json
+from fairchem_crack.io.files import write_json
 from fairchem_crack.io.locks import exclusive
 from fairchem_crack.io.named_records import NamedRecords
 from fairchem_crack.io.processes import values_from
 from fairchem_crack.plugins import imports_of, load_plugins
-from fairchem_crack.teacher.cache import Plan, differences
+from fairchem_crack.teacher.cache import Plan
 from fairchem_crack.teacher.cache_sources import Source, TeacherSource
 from fairchem_crack.teacher.frozen import load_teacher
 from fairchem_crack.training.config_checks import check_gpus
 
-SUMMARY, STAGING, SETTINGS, LOCK = "generate.json", "unfinished", "settings.json", "lock"
+SUMMARY = "generate.json"
+OF_OUTCOME = ("select", "select_random", "with_parents", "output_format")  # decide what is written of the systems made
 
 
 class TeacherJob(Protocol):
@@ -71,7 +63,7 @@ class Summary:
         settings: what decides the outcome; a second run with others is refused.
         systems: of the dataset.
         kept: systems by strategy.
-        thrown_out: systems by strategy and reason.
+        thrown_out: systems by strategy and reason, those that were not selected too.
         dataset: the options of fairchem that read it.
     """
 
@@ -90,23 +82,28 @@ def generate(job: TeacherJob, settings: Settings, directory: Path, *, ranks: int
         ranks: processes that make systems, each on a GPU of its own; the outcome does not depend on it.
 
     Raises:
-        ValueError: the directory has another outcome or other files, no system is kept, the disk refuses, ranks lack GPUs.
+        ValueError: the directory has another outcome or other files, too few systems are kept, the disk refuses, ranks lack
+            GPUs, a library is missing.
         LockedError: another process writes to the directory.
     """
     check_gpus(ranks, cpu=job.cpu)
+    if settings.select is not None:
+        check_installed()
     parents = job.dataset()
+    most = len(parents) * sum(settings.strategies.values())
+    settings.check_selected(most, f"are made of {len(parents)} parents")
     workshop, plan = _workshop(job, settings, parents, 0)
     made_with = _made_with(settings, plan, workshop)
     unfinished, count = directory / STAGING, len(parents)
-    with _explained(directory):
+    with explained(directory):
         directory.mkdir(parents=True, exist_ok=True)
         with exclusive(directory / LOCK):
             if (directory / SUMMARY).is_file():
                 summary = Summary(**json.loads((directory / SUMMARY).read_text()))
-                _check_same(directory, summary.settings, made_with)
+                check_same(directory, summary.settings, made_with)
                 shutil.rmtree(unfinished, ignore_errors=True)
                 return summary
-            _begin(directory, made_with)
+            begin(directory, unfinished / SETTINGS, _of_systems(made_with))
             todo = _missing(unfinished, count)
             if ranks > 1 and len(todo) >= ranks:
                 del workshop, parents  # each process opens its own
@@ -159,7 +156,7 @@ def _make_share(
     load_plugins(imports_of(job.config.get("task")))
     parents = job.dataset()
     workshop, _ = _workshop(job, settings, parents, rank)
-    with _explained(unfinished.parent):
+    with explained(unfinished.parent):
         for number in _made(unfinished, workshop, parents, numbers):
             put(number)
 
@@ -170,79 +167,26 @@ def _made_with(settings: Settings, plan: Plan, workshop: Workshop) -> dict[str, 
     return json.loads(json.dumps({"options": options, "teacher_and_parents": asdict(plan)}))
 
 
-def _check_same(directory: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    changed = differences(before, now)
-    if changed:
-        named = "; ".join(f"{name.partition('.')[2]} {old}, now {new}" for name, old, new in changed[:4])
-        raise ValueError(
-            f"--output {directory} was made with other settings: {named}. Give another directory, or delete it."
-        )
-
-
-def _begin(directory: Path, made_with: dict[str, Any]) -> None:
-    """Keep the settings of a new outcome, or compare those of the one that was begun."""
-    file = directory / STAGING / SETTINGS
-    if file.is_file():
-        _check_same(directory, json.loads(file.read_text()), made_with)
-        return
-    others = sorted(path.name for path in directory.iterdir() if path.name not in (LOCK, STAGING))
-    if others:
-        raise ValueError(f"--output {directory}: holds {', '.join(others[:4])}; expected a new or an empty directory.")
-    file.parent.mkdir(exist_ok=True)
-    write_json(file, made_with)
+def _of_systems(made_with: dict[str, Any]) -> dict[str, Any]:
+    """What of the settings decides the systems that are made, whichever of them are written."""
+    options = {name: value for name, value in made_with["options"].items() if name not in OF_OUTCOME}
+    return {**made_with, "options": options}
 
 
 def _write(
     config: dict, settings: Settings, directory: Path, staging: Staging, plan: Plan, made_with: dict[str, Any], parents: int
 ) -> Summary:
-    """Write the outcome beside its final place, and rename it; the summary comes last."""
-    unfinished, kept, thrown_out = directory / STAGING, staging.kept(parents), _nested(staging.thrown_out(parents))
-    if not kept.keys() - {PARENTS}:
+    """Write the outcome; the summary comes last."""
+    unfinished, thrown_out = directory / STAGING, staging.thrown_out(parents)
+    if not set(staging.strategies(parents).values()) - {PARENTS}:
         shutil.rmtree(unfinished)  # for a run with other settings
         raise ValueError(
-            f"no system is kept. Thrown out: {describe(thrown_out) or 'none'}. Change the limits or strategies."
+            f"no system is kept. Thrown out: {describe(nested(thrown_out)) or 'none'}. Change the limits or strategies."
         )
-    places = list(staging.places(parents))
-    for name in (DATA, CACHE):
-        for place in (unfinished / name, directory / name):  # of a run that was killed here
-            shutil.rmtree(place, ignore_errors=True)
-    options = dataset_options(config["dataset"]["train"], unfinished / DATA, settings.output_format)
-    progress = tqdm(places, desc="data", unit=" systems")
-    write_dataset(unfinished / DATA, (staging[place] for place in progress), options)
-    with_data = {**config, "dataset": {"train": copy.deepcopy(options)}}
-    write_cache(unfinished / CACHE, staging, places, with_data, plan)
-    with whole(directory / MANIFEST) as partial, partial.open("w", encoding="utf-8") as file:
-        file.writelines(manifest_line(index, staging[place]) for index, place in enumerate(places))
-    for name in (DATA, CACHE):
-        os.replace(unfinished / name, directory / name)
-    options["src"] = str(directory / DATA)
-    summary = Summary(made_with, parents, len(places), dict(kept), thrown_out, options)
+    choice = choose(staging, parents, settings)
+    systems = Systems(staging, choice.places)
+    options = write_outcome(directory, unfinished, systems, config, plan, settings.output_format)
+    left_out = nested(thrown_out + choice.not_selected)
+    summary = Summary(made_with, parents, len(systems), dict(choice.kept), left_out, options)
     write_json(directory / SUMMARY, asdict(summary))
     return summary
-
-
-def _nested(counts: Counter[tuple[str, str]]) -> dict[str, dict[str, int]]:
-    nested: dict[str, dict[str, int]] = {}
-    for (strategy, reason), count in sorted(counts.items()):
-        nested.setdefault(strategy, {})[reason] = count
-    return nested
-
-
-def describe(thrown_out: dict[str, dict[str, int]]) -> str:
-    """For example `rattle: 3 two atoms too close; md: 1 a force above the limit`."""
-    return "; ".join(
-        f"{strategy}: " + ", ".join(f"{count} {reason}" for reason, count in reasons.items())
-        for strategy, reasons in thrown_out.items()
-    )
-
-
-@contextmanager
-def _explained(directory: Path) -> Iterator[None]:
-    """Raise what the system refuses as a ValueError that says what to do."""
-    try:
-        yield
-    except (lmdb.Error, OSError) as error:
-        raise ValueError(
-            f"--output {directory}: cannot write ({error}). Put that right, a full disk for example, and run the same "
-            "command again: what is written is kept and resumed."
-        ) from error

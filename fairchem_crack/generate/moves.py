@@ -14,19 +14,11 @@ from ase.geometry import wrap_positions
 from scipy.spatial.transform import Rotation
 
 from fairchem_crack.generate.settings import Settings, ThrownOut
+from fairchem_crack.io.atoms import ADSORBATE, free_mask
 
-ADSORBATE = 2  # tag, in OC20's data
 TOUCH = (0.9, 1.15)  # of the sum of covalent radii: the distance at which an adsorbate is put on a surface
 
 Move = Callable[[Atoms, Settings, np.random.Generator], dict[str, float]]
-
-
-def free_mask(atoms: Atoms) -> np.ndarray:
-    """(N,) bool, the atoms that no constraint fixes."""
-    free = np.ones(len(atoms), bool)
-    for constraint in atoms.constraints:
-        free[constraint.get_indices()] = False
-    return free
 
 
 def rattle(atoms: Atoms, settings: Settings, rng: np.random.Generator) -> dict[str, float]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import os
 import pickle
-from collections.abc import Iterable, Iterator, Mapping
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +21,11 @@ from torch_geometric.data import Data
 from tqdm import tqdm
 
 from fairchem_crack.generate.records import COPY, LABELS, PARENT, labelled, to_bytes
-from fairchem_crack.generate.staging import MAP_SIZE, Place, Staging
+from fairchem_crack.generate.staging import MAP_SIZE
 from fairchem_crack.generate.unit import Kept, with_digest
 from fairchem_crack.io.atoms import INFO, to_atoms
 from fairchem_crack.io.datasets import Records, close_unused, load_split
+from fairchem_crack.io.files import whole
 from fairchem_crack.io.named_records import NamedRecords
 from fairchem_crack.teacher.cache import CacheWriter, Plan, finish
 from fairchem_crack.teacher.cache_sources import sample_digest
@@ -112,18 +116,44 @@ def _ase_writer(file: Path, names: Mapping[str, str]) -> Iterator[Write]:
 _WRITERS = {"lmdb": _lmdb_writer, "ase_db": _ase_writer}
 
 
-def write_cache(directory: Path, staging: Staging, places: list[Place], config: dict, plan: Plan) -> None:
+def write_outcome(
+    directory: Path, unfinished: Path, systems: Sequence[Kept], config: dict, plan: Plan, output_format: str
+) -> dict[str, Any]:
+    """Write data, cache and manifest of these systems, each beside its final place, and rename them.
+
+    Args:
+        unfinished: a directory on the same file system.
+        config: of the training whose `dataset.train` the systems come from.
+        plan: of the cache; its systems and their sample are the dataset's.
+
+    Returns:
+        The options of fairchem that read the dataset.
+    """
+    for name in (DATA, CACHE):
+        for place in (unfinished / name, directory / name):  # of a run that was killed here
+            shutil.rmtree(place, ignore_errors=True)
+    options = dataset_options(config["dataset"]["train"], unfinished / DATA, output_format)
+    write_dataset(unfinished / DATA, tqdm(systems, desc="data", unit=" systems"), options)
+    write_cache(unfinished / CACHE, systems, {**config, "dataset": {"train": copy.deepcopy(options)}}, plan)
+    with whole(directory / MANIFEST) as partial, partial.open("w", encoding="utf-8") as file:
+        file.writelines(manifest_line(index, kept) for index, kept in enumerate(systems))
+    for name in (DATA, CACHE):
+        os.replace(unfinished / name, directory / name)
+    return {**options, "src": str(directory / DATA)}
+
+
+def write_cache(directory: Path, systems: Sequence[Kept], config: dict, plan: Plan) -> None:
     """Fill the teacher cache of a dataset just written, from the outputs that are there, in the order of a training.
 
     Args:
         config: of a training, whose `dataset.train` reads it.
         plan: of the cache; its systems and their sample are the dataset's.
     """
-    place_of: dict[bytes, Place] = {}
+    number_of: dict[bytes, int] = {}
     with Records(config["dataset"]["train"]) as records:
         in_order = NamedRecords(records, DATA)
-        for index, place in enumerate(places):
-            place_of[digest_of(in_order[index])] = place
+        for index in range(len(systems)):
+            number_of[digest_of(in_order[index])] = index
     dataset = NamedRecords(load_split(config, "train"), DATA)
     plan = replace(plan, systems=len(dataset), sample=sample_digest(dataset))
     writer = CacheWriter(directory, plan)
@@ -131,7 +161,7 @@ def write_cache(directory: Path, staging: Staging, places: list[Place], config: 
         for chunk in tqdm(range(plan.chunks), desc="cache", unit=" chunks"):
             indices = range(chunk * plan.chunk, min((chunk + 1) * plan.chunk, plan.systems))
             digests = [digest_of(dataset[index]) for index in indices]
-            writer.write(chunk, [with_digest(staging[place_of[digest]].record, digest) for digest in digests])
+            writer.write(chunk, [with_digest(systems[number_of[digest]].record, digest) for digest in digests])
     finally:
         writer.close()
     finish(directory, plan)

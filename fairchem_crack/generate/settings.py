@@ -34,6 +34,8 @@ class Settings:
         max_force: eV/A, of the teacher on a free atom.
         max_energy_change: eV, between the teacher's energies of a system and of its parent.
         max_gap: A, between the adsorbate and the atom nearest to it; None for no limit.
+        select: how many of the systems within all limits are kept, those that add most; None for all.
+        select_random: the same number at random, to compare with.
         seed: with the number of the parent and of the copy it decides a system.
         with_parents: are they part of the dataset, too?
         output_format: of the dataset, one of `FORMATS`.
@@ -52,6 +54,8 @@ class Settings:
     max_force: float = 20.0
     max_energy_change: float = 20.0
     max_gap: Optional[float] = None
+    select: Optional[int] = None
+    select_random: Optional[int] = None
     seed: int = 0
     with_parents: bool = True
     output_format: str = "lmdb"
@@ -71,9 +75,27 @@ class Settings:
                 raise ValueError(f"--{option.replace('_', '-')} {value:g}: expected a positive number.")
         if not 0 <= self.min_distance < math.inf:
             raise ValueError(f"--min-distance {self.min_distance:g}: expected 0 or a positive number.")
-        for option, least in (("every", 1), ("seed", 0)):
-            if getattr(self, option) < least:
-                raise ValueError(f"--{option} {getattr(self, option)}: expected at least {least}.")
+        for option, least in (("every", 1), ("select", 1), ("select_random", 1), ("seed", 0)):
+            value = getattr(self, option)
+            if value is not None and value < least:
+                raise ValueError(f"--{option.replace('_', '-')} {value}: expected at least {least}.")
+        if self.select is not None and self.select_random is not None:
+            raise ValueError("--select and --select-random: expected one of them.")
+
+    @property
+    def selected(self) -> Optional[int]:
+        """How many systems are selected, in either way; None for all."""
+        return self.select_random if self.select is None else self.select
+
+    def check_selected(self, available: int, which: str) -> None:
+        """Raise ValueError where more systems are to be selected than there are.
+
+        Args:
+            which: what the available systems are, for the message.
+        """
+        if self.selected is not None and self.selected > available:
+            option = "--select-random" if self.select is None else "--select"
+            raise ValueError(f"{option} {self.selected}: {available} systems {which}. Select fewer.")
 
     @property
     def has_trajectories(self) -> bool:

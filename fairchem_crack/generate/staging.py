@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional
 
@@ -36,21 +36,20 @@ class Staging:
         with self._environment.begin(write=True) as transaction:
             for position, kept in enumerate(unit.kept):
                 transaction.put(_key((number, position)), pickle.dumps(kept, protocol=4))
-            strategies = Counter(kept.row["strategy"] for kept in unit.kept)
+            strategies = [kept.row["strategy"] for kept in unit.kept]
             transaction.put(_key((number, None)), pickle.dumps((strategies, unit.thrown_out), protocol=4))
 
     def done(self, number: int) -> bool:
         """Whether parent `number` is done."""
         return self._get(_key((number, None))) is not None
 
-    def places(self, parents: int) -> Iterator[Place]:
-        """Of all systems that are kept, in the order of the dataset: by parent, then by copy."""
-        for number in range(parents):
-            yield from ((number, position) for position in range(sum(self._head(number)[0].values())))
-
-    def kept(self, parents: int) -> Counter[str]:
-        """How many systems, by strategy."""
-        return sum((self._head(number)[0] for number in range(parents)), Counter())
+    def strategies(self, parents: int) -> dict[Place, str]:
+        """Of all systems within the limits, in the order of the dataset: by parent, then by copy."""
+        return {
+            (number, position): strategy
+            for number in range(parents)
+            for position, strategy in enumerate(self._head(number)[0])
+        }
 
     def thrown_out(self, parents: int) -> Counter[tuple[str, str]]:
         """How many systems, by strategy and reason."""
@@ -61,7 +60,7 @@ class Staging:
         assert value is not None, place
         return pickle.loads(value)
 
-    def _head(self, number: int) -> tuple[Counter[str], Counter[tuple[str, str]]]:
+    def _head(self, number: int) -> tuple[list[str], Counter[tuple[str, str]]]:
         value = self._get(_key((number, None)))
         assert value is not None, number
         return pickle.loads(value)
@@ -69,6 +68,19 @@ class Staging:
     def _get(self, key: bytes) -> Optional[bytes]:
         with self._environment.begin() as transaction:
             return transaction.get(key)
+
+
+class Systems(Sequence[Kept]):
+    """Some of the systems of a staging, in the order of a dataset; each is read when it is needed."""
+
+    def __init__(self, staging: Staging, places: Sequence[Place]) -> None:
+        self._staging, self._places = staging, places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._staging[self._places[index]]
 
 
 def _key(place: tuple[int, Optional[int]]) -> bytes:

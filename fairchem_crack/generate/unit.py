@@ -58,6 +58,7 @@ class Unit:
     """What one parent has led to.
 
     Attributes:
+        kept: the parent and the systems within the limits; empty where the teacher's outputs for the parent are not finite.
         thrown_out: how many systems, by strategy and reason.
     """
 
@@ -80,41 +81,19 @@ class Workshop:
         """The systems made of parent `number`. Where the teacher's outputs for it are not finite, there are none."""
         system, thrown_out = bare(parent, number), Counter[tuple[str, str]]()
         candidates = [Candidate(system, {"strategy": PARENTS}), *self._candidates(system, thrown_out)]
-        records = self._records([candidate.system for candidate in candidates])
+        records = outputs_of(self._source, [candidate.system for candidate in candidates])
         if not is_finite(records[0]):
             thrown_out.update((candidate.made["strategy"], NOT_FINITE) for candidate in candidates)
             return Unit([], thrown_out)
-        kept = [self._kept(candidates[0], records[0], own_labels(parent))]
+        kept = [kept_of(candidates[0], records[0], own_labels(parent))]
         for candidate, record in zip(candidates[1:], records[1:]):
             try:
                 check_outputs(record, records[0], to_atoms(candidate.system), self._settings)
             except ThrownOut as thrown:
                 thrown_out[candidate.made["strategy"], thrown.reason] += 1
             else:
-                kept.append(self._kept(candidate, record, {}))
-        return Unit(kept if self._settings.with_parents else kept[1:], thrown_out)
-
-    def _kept(self, candidate: Candidate, record: Record, own: dict[str, Any]) -> Kept:
-        """Its labels are its own where it has them, else the teacher's."""
-        system = candidate.system
-        row = {
-            "parent": system.parent,
-            "copy_number": system.copy_number,
-            **{name: _plain(system[name]) for name in ("sid", "fid") if name in system},
-            **candidate.made,
-            "labels": {name: "data" if name in own else "teacher" for name in LABELS},
-            "teacher_energy": float(record.values[keys.ENERGY]),
-            "teacher_max_force": largest_force(record.values[keys.FORCES], system.fixed.numpy() == 0),
-        }
-        return Kept(system, {**labels_of(record), **own}, record, row)
-
-    def _records(self, systems: list[Data]) -> list[Record]:
-        """The teacher's outputs, in batches that the systems of this parent fill."""
-        source, chunk = self._source, self._source.plan.chunk
-        named = NamedRecords(systems, source.dataset.name)  # type: ignore[arg-type]
-        of_systems = TeacherSource(source.teacher, named, source.device, source.plan)
-        starts = range(0, len(systems), chunk)
-        return [record for start in starts for record in of_systems(range(start, min(start + chunk, len(systems))))]
+                kept.append(kept_of(candidate, record, {}))
+        return Unit(kept, thrown_out)
 
     def _candidates(self, parent: Data, thrown_out: Counter[tuple[str, str]]) -> Iterator[Candidate]:
         copy = 1
@@ -146,7 +125,7 @@ class Workshop:
             if name in moves.BY_NAME:
                 drawn |= moves.BY_NAME[name](atoms, settings, rng)
                 continue
-            atoms.calc = trajectories.ModelCalculator(self.model, self._source.device, at(parent, atoms), settings)
+            atoms.calc = trajectories.ModelCalculator(self.model, self._source.device, at(parent, atoms))
             for step in trajectories.BY_NAME[name](atoms, frames, settings, rng):
                 yield Candidate(at(parent, atoms), {**drawn, **step})
             return
@@ -158,6 +137,29 @@ class Workshop:
         except ThrownOut as thrown:
             return thrown.reason
         return None
+
+
+def outputs_of(source: TeacherSource, systems: list[Data]) -> list[Record]:
+    """A model's outputs for systems, in batches that they fill."""
+    named = NamedRecords(systems, source.dataset.name)  # type: ignore[arg-type]
+    of_systems, chunk = TeacherSource(source.teacher, named, source.device, source.plan), source.plan.chunk
+    starts = range(0, len(systems), chunk)
+    return [record for start in starts for record in of_systems(range(start, min(start + chunk, len(systems))))]
+
+
+def kept_of(candidate: Candidate, record: Record, own: dict[str, Any]) -> Kept:
+    """A system that is kept. Its labels are its own where it has them, else the teacher's."""
+    system = candidate.system
+    row = {
+        "parent": system.parent,
+        "copy_number": system.copy_number,
+        **{name: _plain(system[name]) for name in ("sid", "fid") if name in system},
+        **candidate.made,
+        "labels": {name: "data" if name in own else "teacher" for name in LABELS},
+        "teacher_energy": float(record.values[keys.ENERGY]),
+        "teacher_max_force": largest_force(record.values[keys.FORCES], system.fixed.numpy() == 0),
+    }
+    return Kept(system, {**labels_of(record), **own}, record, row)
 
 
 def _plain(value: Any) -> Any:

@@ -17,6 +17,7 @@ from torch_geometric.data import Data
 
 from fairchem_crack.io.boundaries import as_pbc
 
+SURFACE, ADSORBATE = 1, 2  # tags, in OC20's data; 0 is below the surface
 INFO = ("charge", "spin")  # of a whole system: fields of a record that calculators read from `Atoms.info`
 
 
@@ -58,6 +59,14 @@ def atoms_at(dataset: Any, index: int) -> Atoms:
     if source.atoms_transform is not None:  # as the dataset itself does: it tags atoms where none is tagged
         atoms = source.atoms_transform(atoms, **source.config.get("atoms_transform_args", {}))
     return atoms
+
+
+def free_mask(atoms: Atoms) -> np.ndarray:
+    """(N,) bool, the atoms that no constraint fixes."""
+    free = np.ones(len(atoms), bool)
+    for constraint in atoms.constraints:
+        free[constraint.get_indices()] = False
+    return free
 
 
 def _array(value: Any) -> np.ndarray:

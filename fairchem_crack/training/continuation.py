@@ -19,6 +19,7 @@ CLASSES = ("optim.optimizer", "optim.scheduler", "optim.scheduler_params.lambda_
 STATEFUL = ("optim.lr_initial", "optim.optimizer_params", "optim.weight_decay", "optim.scheduler_params")
 TRANSFORMS = "dataset.train.transforms"  # likewise, where the checkpoint has them
 PATHS = ("dataset.train.src", "dataset.train.metadata_path")  # of what `dataset.train.content` compares
+ORDER = ("seed", "dataset.train.content", "dataset.train.src", "task.distill.shuffle")  # of the order in which data are read
 
 
 class Difference(NamedTuple):
@@ -146,7 +147,8 @@ def position_fault(resumed: Resumed, identity: dict[str, Any], changed: list[Dif
         )
     names = {difference.name for difference in changed}
     systems = {_systems_per_step(training) for training in (resumed.identity, identity)}
-    is_other_order = bool(names & {"seed", "dataset.train.content", "dataset.train.src"}) or len(systems - {None}) > 1
+    is_other_order = any(name.startswith(ORDER) for name in names) or len(systems - {None}) > 1
+    is_other_order |= "ranks" in names and "shuffle" in identity["task"]["distill"]  # each has a part of the order
     if resumed.step % steps_per_epoch and is_other_order:
         return "the rest of this epoch is drawn in another order; in it, systems are repeated or left out."
     return ""

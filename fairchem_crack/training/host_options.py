@@ -125,6 +125,22 @@ def label_faults(distill: DistillConfig, dataset: dict) -> Iterator[Fault]:
             )
 
 
+def shuffle_faults(distill: DistillConfig, dataset: dict) -> Iterator[Fault]:
+    """Blocks of neighbours that lie together in no file: fairchem's dataset is in a random order of its own.
+
+    Args:
+        dataset: the options of the training split.
+    """
+    options = {**dataset, **(dataset.get("train_split_settings") or {})}
+    is_shuffled = not options.get("no_shuffle") and options.get("first_n") is None
+    if distill.shuffle is not None and distill.teacher.cache is None and is_shuffled:
+        yield Fault(
+            "task.distill.shuffle",
+            "reads nothing in sequence: fairchem shuffles dataset.train when it opens it, so that neighbours lie apart. Set "
+            "dataset.train.no_shuffle: True, or use a teacher.cache, whose records are in the shuffled order.",
+        )
+
+
 def metric_faults(evaluation_metrics: dict, task: str = "ocp") -> Iterator[Fault]:
     """A primary metric, which the trainer has no default for, that is missing, never computed, or best when it is small.
 

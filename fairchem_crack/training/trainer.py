@@ -29,6 +29,7 @@ from fairchem_crack.plugins import imports_of, load_plugins
 from fairchem_crack.teacher.cached import CachedDataset, CachedTeacher, open_cache
 from fairchem_crack.teacher.frozen import Teacher, load_teacher
 from fairchem_crack.teacher.read_ahead import read_ahead
+from fairchem_crack.training.block_shuffle import BlockSampler
 from fairchem_crack.training.checked_trainer import CheckedTrainer, training_split
 from fairchem_crack.training.compiled import check_built_for_cuda
 from fairchem_crack.training.config_checks import (
@@ -45,7 +46,13 @@ from fairchem_crack.training.guard import (
     from_all_ranks,
     nonfinite_on_all_ranks,
 )
-from fairchem_crack.training.host_options import check_free_atoms, label_faults, own_loss_faults, transform_faults
+from fairchem_crack.training.host_options import (
+    check_free_atoms,
+    label_faults,
+    own_loss_faults,
+    shuffle_faults,
+    transform_faults,
+)
 from fairchem_crack.training.identity import content_of, joined, of_distillation, of_training
 from fairchem_crack.training.init_from_teacher import copy_weights
 from fairchem_crack.training.labels import labelled_outputs
@@ -79,9 +86,11 @@ class CrackDistillTrainer(CheckedTrainer):
         names = self.name_faults({"task": task, "optim": fairchem_arguments.get("optimizer"), **fairchem_arguments})
         options = read_options(task, loss_functions)
         outputs, data = fairchem_arguments["outputs"], training_split(fairchem_arguments["dataset"])
-        of_labels = [] if options.distill is None else label_faults(options.distill, data)
+        of_data = (
+            [] if options.distill is None else [*label_faults(options.distill, data), *shuffle_faults(options.distill, data)]
+        )
         of_losses, of_transforms = own_loss_faults(options.own_losses, outputs), transform_faults(data, outputs)
-        refuse(names, options.faults, of_losses, of_transforms, of_labels)
+        refuse(names, options.faults, of_losses, of_transforms, of_data)
         self._terms = [term for term in options.terms if term.coefficient > 0]
         for term in options.terms:
             if term not in self._terms:
@@ -191,6 +200,13 @@ class CrackDistillTrainer(CheckedTrainer):
         dataset = CachedDataset(dataset, cache, "dataset.train", requested_fields(config, self._terms))
         self.train_loader = read_ahead(self.get_dataloader(dataset, self.train_sampler))
         return CachedTeacher(cache)
+
+    def get_sampler(self, dataset: Any, batch_size: int, shuffle: bool) -> Any:
+        """fairchem's, in blocks where `task.distill.shuffle` says so and `shuffle`, for the training data, is true."""
+        batches = super().get_sampler(dataset, batch_size, shuffle)
+        if shuffle and self._distill_config is not None and self._distill_config.shuffle is not None:
+            batches.sampler = BlockSampler(batches.sampler, self._distill_config.shuffle)
+        return batches
 
     def _start_from_teacher(self, blocks: tuple[int, ...]) -> None:
         assert self._distillation is not None and self._distill_config is not None

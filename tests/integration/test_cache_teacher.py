@@ -37,7 +37,16 @@ from fairchem_crack.commands.cache_teacher.command import JACOBIAN_ROWS
 from fairchem_crack.commands.cli import main
 from fairchem_crack.config import TeacherConfig
 from fairchem_crack.loss.relations import unordered_pairs
-from fairchem_crack.teacher.cache import CacheError, CacheWriter, Lock, Record, TeacherCache, encode, finish, written_chunks
+from fairchem_crack.teacher.cache import (
+    CacheError,
+    CacheWriter,
+    Record,
+    TeacherCache,
+    encode,
+    finish,
+    only_writer,
+    written_chunks,
+)
 from fairchem_crack.teacher.cached import digest_of
 from fairchem_crack.teacher.frozen import load_teacher
 from fairchem_crack.training import trainer
@@ -245,8 +254,8 @@ def test_a_finished_cache_is_left_unchanged(distilled, caches, capsys):
 
 def test_a_second_command_on_the_directory_is_refused(distilled, tmp_path):
     (tmp_path / "cache").mkdir()
-    with Lock(tmp_path / "cache" / module.LOCK):
-        named = f"process {os.getpid()} of {socket.gethostname()} is writing it"
+    with only_writer(tmp_path / "cache" / module.LOCK):
+        named = f"process {os.getpid()} on {socket.gethostname()} is writing it"
         with pytest.raises(SystemExit, match=re.escape(named)):
             cache_teacher(distilled, tmp_path / "cache", "--calculator", "emt")
     assert len(cache_teacher(distilled, tmp_path / "cache", "--calculator", "emt")) == 12

@@ -119,14 +119,14 @@ def test_a_good_config_has_no_problem(check, distilled, data, monkeypatch):
     gc.collect()
     expected = pairs_per_system(data / "train")
     counts = re.search(r"([\d.]+) per system, (\d+) per batch of 4 .*sample of 12 systems", section(output, "pairs"))
-    assert float(counts[1]) == pytest.approx(expected, abs=0.05)
-    assert int(counts[2]) == pytest.approx(4 * expected, abs=0.5)
+    assert float(counts[1]) == pytest.approx(expected, abs=0.05)  # it is printed with one decimal
+    assert int(counts[2]) == pytest.approx(4 * expected, abs=0.5)  # it is printed as an integer
     assert "; 3 steps, validated every 2 and saved every 2 and after the last one, too" in section(output, "training")
     assert "2 of 2 scale factors fitted" in section(output, "scales")
     assert re.search(r"loss of the relations [\d.]+ MB .*weights [\d.]+ MB", section(output, "memory"))
     seconds = [float(value) for value in re.findall(r"[\d.]+(?:e-\d+)?(?= s:|,| \()", section(output, "step"))]
     assert len(seconds) == 4
-    assert seconds[0] == pytest.approx(sum(seconds[1:]), rel=0.02)
+    assert seconds[0] == pytest.approx(sum(seconds[1:]), rel=0.02)  # they are printed with three digits
 
 
 def test_six_problems_are_named_at_once(check, distilled, tmp_path):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import gc
+import itertools
 import json
 import os
 import shutil
 import signal
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -18,28 +20,37 @@ from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 from ase.db import connect
-from conftest import DATASET, with_terms, write_edited
+from conftest import DATASET, distill_config, with_terms, write_edited
 
 from fairchem_crack.commands.cli import main
-from fairchem_crack.config import TeacherConfig
 from fairchem_crack.generate import job as module
-from fairchem_crack.generate import staging
-from fairchem_crack.generate.job import CACHE, DATA, MANIFEST, STAGING
+from fairchem_crack.generate import outcome, staging
+from fairchem_crack.generate.directory import STAGING
+from fairchem_crack.generate.outcome import CACHE, DATA, MANIFEST
 from fairchem_crack.generate.staging import Staging
 from fairchem_crack.io.datasets import Records
 from fairchem_crack.teacher.cache import TeacherCache
 from fairchem_crack.teacher.cached import digest_of
-from fairchem_crack.teacher.frozen import Teacher, load_teacher
+from fairchem_crack.teacher.frozen import Teacher
 
-MIXED = ("--strategies", "rattle=2", "displace+rattle=1", "md=2", "relax=1", "--every", "2")
+STRATEGIES = ("rattle=2", "displace+rattle=1", "md=2", "relax=1")
+MIXED = ("--strategies", *STRATEGIES, "--every", "2", "--select", "9", "--dtype", "float32")
 ANY_FORCE = ("--max-force", "1e6", "--max-energy-change", "1e6")  # the toy teacher has random weights
-LABELS = {"relations": {"fn": "crack", "coefficient": 1}, "node_embeddings": {"fn": "mse", "coefficient": 1}}
 
 
 @pytest.fixture
 def config(distilled) -> dict:
     distilled["dataset"]["train"]["first_n"] = 3
     return distilled
+
+
+@pytest.fixture(scope="module")
+def whole(data, teacher_checkpoint, tmp_path_factory) -> Path:
+    """What MIXED makes of three parents, in one go."""
+    config, directory = distill_config(data, teacher_checkpoint), tmp_path_factory.mktemp("generate") / "whole"
+    config["dataset"]["train"]["first_n"] = 3
+    generate(config, directory, *MIXED)
+    return directory
 
 
 def generate(config: dict, directory: Path, *flags: str) -> dict:
@@ -70,16 +81,19 @@ def content(directory: Path) -> dict[str, bytes]:
     }
 
 
-def test_data_cache_and_manifest_are_of_the_same_systems(config, data, teacher_checkpoint, tmp_path):
-    summary = generate(config, tmp_path / "out", *MIXED, "--dtype", "float32")
-    assert summary["kept"] == {"parent": 3, "rattle": 6, "displace+rattle": 3, "md": 6, "relax": 3}
-    records, rows, cache = records_of(summary["dataset"]), manifest(tmp_path / "out"), TeacherCache(tmp_path / "out" / CACHE)
-    assert len(records) == len(rows) == len(cache) == summary["systems"] == 21
-    assert (np.load(tmp_path / "out" / DATA / "metadata.npz")["natoms"] == [len(record.pos) for record in records]).all()
+def test_data_cache_and_manifest_are_of_the_same_systems(whole, data):
+    summary = json.loads((whole / "generate.json").read_text())
+    made = Counter(summary["kept"])
+    made.update({strategy: reasons["not selected"] for strategy, reasons in summary["thrown_out"].items()})
+    assert made == {"parent": 3, "rattle": 6, "displace+rattle": 3, "md": 6, "relax": 3} and summary["kept"]["parent"] == 3
+    records, rows, cache = records_of(summary["dataset"]), manifest(whole), TeacherCache(whole / CACHE)
+    assert len(records) == len(rows) == len(cache) == summary["systems"] == 12
+    assert Counter(row["strategy"] for row in rows) == summary["kept"]
+    assert (np.load(whole / DATA / "metadata.npz")["natoms"] == [len(record.pos) for record in records]).all()
     parents = records_of({**DATASET, "src": str(data / "train")})
-    teacher = load_teacher(TeacherConfig(checkpoint=str(teacher_checkpoint)), torch.device("cpu"))
+    originals = {record.parent: record for record in records if record.copy_number == 0}
     for record, row in zip(records, rows):
-        parent = records[7 * record.parent]
+        parent = originals[record.parent]
         assert (row["parent"], row["copy_number"]) == (record.parent, record.copy_number) and record.sid == parent.sid
         kept = cache.get(digest_of(record))
         assert kept is not None and row["teacher_energy"] == pytest.approx(float(kept.values["energy"]))
@@ -88,14 +102,13 @@ def test_data_cache_and_manifest_are_of_the_same_systems(config, data, teacher_c
         assert torch.equal(record.pos[record.fixed == 1], parent.pos[record.fixed == 1])
         if record.copy_number == 0:
             assert row["labels"] == {"energy": "data", "forces": "data"}
-            own = next(one for one in parents if one.sid == record.sid)
+            own = next(given for given in parents if given.sid == record.sid)
             assert record.energy == pytest.approx(own.energy) and torch.equal(record.forces, own.forces)
             continue
         assert row["labels"] == {"energy": "teacher", "forces": "teacher"} and not torch.equal(record.pos, parent.pos)
         assert record.energy == pytest.approx(float(kept.values["energy"]))
         assert np.array_equal(record.forces, kept.values["forces"])
-    assert len({digest_of(record) for record in records}) == 21
-    teacher.close()
+    assert len({digest_of(record) for record in records}) == 12
 
 
 def test_training_and_verification_take_what_was_made(config, run, tmp_path, capsys):
@@ -114,19 +127,18 @@ def test_training_and_verification_take_what_was_made(config, run, tmp_path, cap
     assert len(run(config, name="plain").steps) == 5  # plain distillation, by fairchem alone
 
 
-def test_a_system_depends_on_its_seed_parent_and_number(config, tmp_path):
-    few, more, other = (
-        {(one.parent, one.copy_number): one.pos for one in records_of(generate(config, tmp_path / name, *flags)["dataset"])}
-        for name, flags in (
-            ("few", ("--strategies", "rattle=1")),
-            ("more", ("--strategies", "rattle=2", "--without-parents")),
-            ("other", ("--strategies", "rattle=1", "--seed", "1")),
+def test_a_system_depends_on_its_seed_parent_and_number(config, whole, tmp_path):
+    many, few, other = (
+        {(each.parent, each.copy_number): each.pos for each in records_of(summary["dataset"])}
+        for summary in (
+            json.loads((whole / "generate.json").read_text()),
+            generate(config, tmp_path / "few", "--strategies", "rattle=1"),
+            generate(config, tmp_path / "other", "--strategies", "rattle=1", "--seed", "1", "--without-parents"),
         )
     )
-    assert set(more) == {(parent, number) for parent in range(3) for number in (1, 2)}
-    for parent in range(3):
-        assert torch.equal(few[parent, 1], more[parent, 1]) and not torch.equal(few[parent, 1], other[parent, 1])
-        assert torch.equal(few[parent, 0], other[parent, 0])
+    common = few.keys() & many.keys()
+    assert len(common) > 3 and all(torch.equal(few[system], many[system]) for system in common)  # parents, and copies
+    assert set(other) == {(0, 1), (1, 1), (2, 1)} and not any(torch.equal(few[system], other[system]) for system in other)
 
 
 def die_at(owner, name: str, number: int) -> None:
@@ -142,23 +154,31 @@ def die_at(owner, name: str, number: int) -> None:
     setattr(owner, name, dying)
 
 
+def assert_same_outcome(first: Path, second: Path) -> None:
+    """Bit-equal, but for the paths in the summary."""
+    before, after = content(first), content(second)
+    summaries = [json.loads(files.pop("generate.json")) for files in (before, after)]
+    for summary in summaries:
+        del summary["dataset"]["src"]
+    assert before == after and summaries[0] == summaries[1]
+
+
 MOMENTS = [
     (Staging, "put", 1),
     (staging, "_key", 5),  # three to see what is there; then within a transaction
     (Staging, "put", 2),
     (module.Workshop, "make", 2),
-    (module, "write_dataset", 1),
-    (module, "write_cache", 1),
-    (module, "manifest_line", 4),
-    (module.os, "replace", 6),
+    (module, "choose", 1),
+    (outcome, "write_cache", 1),
+    (outcome, "manifest_line", 4),
+    (os, "replace", 6),
     (module, "Summary", 1),
     (module.shutil, "rmtree", 5),
 ]
 
 
 @pytest.mark.slow
-def test_killed_at_ten_moments_the_outcome_is_equal(config, tmp_path):
-    expected = generate(config, tmp_path / "whole", *MIXED)
+def test_killed_at_ten_moments_the_outcome_is_equal(config, whole, tmp_path):
     killed = tmp_path / "killed"
     for owner, name, number in MOMENTS:
         gc.collect()
@@ -172,49 +192,55 @@ def test_killed_at_ten_moments_the_outcome_is_equal(config, tmp_path):
             finally:
                 os._exit(1)
         assert os.waitpid(pid, 0)[1] == signal.SIGKILL, (name, number)
-    assert generate(config, killed, *MIXED)["thrown_out"] == expected["thrown_out"]
-    before, after = content(tmp_path / "whole"), content(killed)
-    assert {name for name in before if before[name] != after.get(name)} == {"generate.json"}  # whose paths differ
-    assert before.keys() == after.keys() and not (killed / STAGING).exists()
+    generate(config, killed, *MIXED)
+    assert_same_outcome(whole, killed)
+    assert not (killed / STAGING).exists()
 
 
 @pytest.mark.slow
-def test_the_outcome_does_not_depend_on_the_number_of_ranks(config, tmp_path):
-    for name, flags in (("one", ()), ("two", ("--num-gpus", "2"))):
-        generate(config, tmp_path / name, "--strategies", "rattle=2", *flags)
-    one, two = (content(tmp_path / name) for name in ("one", "two"))
-    assert {name for name in one if one[name] != two.get(name)} == {"generate.json"}
+def test_the_outcome_does_not_depend_on_the_number_of_ranks(config, whole, tmp_path):
+    generate(config, tmp_path / "two", *MIXED, "--num-gpus", "2")
+    assert_same_outcome(whole, tmp_path / "two")
 
 
-def test_another_outcome_and_other_files_are_refused(config, tmp_path, capsys):
-    generate(config, tmp_path / "out", "--strategies", "rattle=1")
-    before = content(tmp_path / "out")
-    generate(config, tmp_path / "out", "--strategies", "rattle=1")  # complete
-    assert content(tmp_path / "out") == before
-    with pytest.raises(SystemExit, match=r"made with other settings: sigma \[0.02, 0.12\], now \[0.1, 0.2\]; max_gap None"):
-        generate(config, tmp_path / "out", "--strategies", "rattle=1", "--sigma", "0.1", "0.2", "--max-gap", "3")
+def test_another_outcome_and_other_files_are_refused(config, whole, tmp_path):
+    before = content(whole)
+    generate(config, whole, *MIXED)  # complete
+    assert content(whole) == before
+    with pytest.raises(SystemExit, match=r"made with other settings: max_gap None, now 3.0; select 9, now 8"):
+        generate(config, whole, *MIXED, "--max-gap", "3", "--select", "8")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/notes.txt").write_text("mine")
     with pytest.raises(SystemExit, match=r"mine: holds notes.txt; expected a new or an empty directory"):
         generate(config, tmp_path / "mine")
     with pytest.raises(SystemExit, match=r"--strategies rattle: expected NAME=N, for example rattle=9"):
         generate(config, tmp_path / "new", "--strategies", "rattle")
+    with pytest.raises(SystemExit, match=r"--select 7: 6 systems are made of 3 parents. Select fewer"):
+        generate(config, tmp_path / "new", "--strategies", "rattle=2", "--select", "7")
+    assert not (tmp_path / "new").exists()
 
 
-def test_a_full_disk_is_said_and_what_is_made_is_kept(config, tmp_path, monkeypatch):
-    put, calls = Staging.put, []
+def test_a_full_disk_is_named_and_what_is_made_is_kept(config, tmp_path, monkeypatch):
+    """Full while systems are made, while the data are written, while the cache is; each kept system is made once."""
+    make, made = module.Workshop.make, []
 
-    def full(self, number, unit):
-        calls.append(number)
-        if len(calls) == 2:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        put(self, number, unit)
+    def counted(self, number, system):
+        made.append(number)
+        return make(self, number, system)
 
-    monkeypatch.setattr(Staging, "put", full)
-    with pytest.raises(SystemExit, match=r"cannot write \(.*No space left on device\)\. Put that right"):
-        generate(config, tmp_path / "out", "--strategies", "rattle=1")
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(module.Workshop, "make", counted)
+    for owner, name in ((Staging, "put"), (module, "write_dataset"), (module, "write_cache")):
+        with (
+            monkeypatch.context() as patch,
+            pytest.raises(SystemExit, match=r"No space left on device\)\. Put that right"),
+        ):
+            patch.setattr(owner, name, full)
+            generate(config, tmp_path / "out", "--strategies", "rattle=1")
     assert generate(config, tmp_path / "out", "--strategies", "rattle=1")["systems"] == 6
-    assert calls == [0, 1, 1, 2]
+    assert made == [0, 0, 1, 2]
 
 
 def test_outputs_that_are_not_finite_are_thrown_out(config, tmp_path, monkeypatch):
@@ -247,15 +273,21 @@ def test_outputs_that_are_not_finite_are_thrown_out(config, tmp_path, monkeypatc
     assert generate(config, tmp_path / "none", "--strategies", "rattle=1")["systems"] == 6  # nothing is left of the other
 
 
-def test_limits_are_counted_by_reason(config, tmp_path):
+def test_limits_are_counted_by_reason(config, tmp_path, monkeypatch):
     flags = ("--strategies", "rattle=2", "md=2", "--sigma", "1.5", "1.5")
     summary = generate(config, tmp_path / "close", *flags, "--every", "1")
     assert summary["thrown_out"] == {"rattle": {"two atoms too close": 6}} and summary["kept"]["md"] == 6
+    with pytest.raises(SystemExit, match="--select 7: 6 systems are within the limits; what is made is kept"):
+        generate(config, tmp_path / "few", *flags, "--every", "1", "--select", "7")
+    monkeypatch.delattr(module.Workshop, "make")  # another number takes up what is made
+    summary = generate(config, tmp_path / "few", *flags, "--every", "1", "--select-random", "4")
+    assert summary["thrown_out"] == {"md": {"not selected": 2}, "rattle": {"two atoms too close": 6}}
+    monkeypatch.undo()
     with pytest.raises(SystemExit, match="md: 6 a force above the limit; rattle: 6 a force above the limit"):
         generate(config, tmp_path / "strong", "--strategies", "rattle=2", "md=2", "--max-force", "1e-6")
 
 
-def test_unlabelled_fixed_and_single_atoms_with_words_as_ids(config, data, tmp_path):
+def test_parents_unlabelled_fixed_with_one_atom_or_words_as_ids(config, data, tmp_path):
     def edit(index: int, system) -> None:
         system.sid = f"system-{index}"
         if index == 0:
@@ -264,19 +296,24 @@ def test_unlabelled_fixed_and_single_atoms_with_words_as_ids(config, data, tmp_p
             system.fixed[:] = 1
         if index == 2:
             system.y = float("nan")
+            system.tags[system.tags == 2] = 1
+            system.tags[-1] = 2  # one atom is the adsorbate
 
     config["dataset"]["train"]["src"] = str(write_edited(data / "train", tmp_path / "edited", edit))
-    config["dataset"]["train"].pop("first_n")
     summary = generate(config, tmp_path / "out", "--strategies", "rattle=1", "displace=1")
     assert summary["thrown_out"] == {"displace": {"the adsorbate is fixed": 1}, "rattle": {"all atoms are fixed": 1}}
     rows = manifest(tmp_path / "out")
     labels = {row["sid"]: row["labels"] for row in rows if row["strategy"] == "parent"}
     assert labels["system-0"] == {"energy": "teacher", "forces": "teacher"}
     assert labels["system-2"] == {"energy": "teacher", "forces": "data"}
-    assert {row["sid"] for row in rows} == {f"system-{index}" for index in range(12)}
+    assert [(row["sid"], row["strategy"]) for row in rows if row["strategy"] == "displace"] == [
+        ("system-0", "displace"),
+        ("system-2", "displace"),
+    ]
+    assert {row["sid"] for row in rows} == {f"system-{index}" for index in range(3)}
 
 
-PBC = [(True, True, True), (True, True, False), (False, False, False)]
+PBC = list(itertools.product((True, False), repeat=3))
 
 
 def test_an_ase_database_in_and_out_with_every_pbc(config, tmp_path):
@@ -292,11 +329,11 @@ def test_an_ase_database_in_and_out_with_every_pbc(config, tmp_path):
     options = {"format": "ase_db", "src": str(tmp_path / "parents.db"), "a2g_args": {"r_energy": True, "r_forces": True}}
     config["dataset"]["train"] = options
     for output_format in ("lmdb", "ase_db"):
-        summary = generate(config, tmp_path / output_format, "--strategies", "rattle=1", "md=1", "--format", output_format)
+        summary = generate(config, tmp_path / output_format, "--strategies", "rattle=1", "--format", output_format)
         records = records_of(summary["dataset"])
-        assert [tuple(record.pbc.view(-1).tolist()) for record in records[::3]] == PBC
-        assert [float(record.energy) for record in records[::3]] == [1.0] * 3
-        assert len(records) == len(TeacherCache(tmp_path / output_format / CACHE)) == 9
+        assert [tuple(record.pbc.view(-1).tolist()) for record in records[::2]] == PBC
+        assert [float(record.energy) for record in records[::2]] == [1.0] * 8
+        assert len(records) == len(TeacherCache(tmp_path / output_format / CACHE)) == 16
         assert all(TeacherCache(tmp_path / output_format / CACHE).get(digest_of(record)) for record in records)
         free = np.abs(records[1].pos - records[0].pos).max(1).values > 0
         assert free.tolist() == [False, True, True, True]

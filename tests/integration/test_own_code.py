@@ -70,7 +70,7 @@ def test_the_stock_command_trains_with_a_users_own_term(own, run):
     assert "own_atoms" not in trained.steps[0]
     first = trained.steps[0]["loss_own_lengths"]
     own["loss_functions"][-1]["own_lengths"]["power"] = 1.0
-    assert run(own, name="other").steps[0]["loss_own_lengths"] != pytest.approx(first, rel=0.01)
+    assert run(own, name="other").steps[0]["loss_own_lengths"] != pytest.approx(first, rel=0.01)  # clearly another
 
 
 def test_a_users_own_term_gets_its_options_and_loss(own, batch, teacher_checkpoint):

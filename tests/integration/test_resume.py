@@ -32,6 +32,12 @@ def as_long(config: dict) -> dict:
     return config
 
 
+def in_blocks(config: dict) -> None:
+    """Have the training data visited in blocks."""
+    config["dataset"]["train"]["no_shuffle"] = True
+    config["task"]["distill"]["shuffle"] = {"buffer": 4, "block": 2}
+
+
 @pytest.fixture
 def long(distilled) -> dict:
     return as_long(distilled)
@@ -49,6 +55,7 @@ def test_an_interruption_at_any_step(run, long, student):
     """Steps 3 to 5 are within an epoch, 6 and 12 end one, 8 and 16 are evaluated."""
     if student == "equiformer_v2":
         long["model"] = {**TEACHER_MODEL, "alpha_drop": 0.1}
+        in_blocks(long)
     whole = run(copy.deepcopy(long), name="whole").losses()
     assert len(whole) == STEPS
     for stop_at in (3, 4, 5, 6, 8, 12, 13, 16, 19, 22):  # of one run, interrupted again and again
@@ -136,6 +143,7 @@ def on_two_ranks(data, teacher_checkpoint, tmp_path_factory) -> dict[str, list[L
     config.update(trainer="killed_trainer.KilledTrainer", logger="tensorboard")
     long, directory = as_long(copy.deepcopy(config)), tmp_path_factory.mktemp("two_ranks")
     long["optim"].update(max_epochs=11, T_max=33)
+    in_blocks(long)
     config["task"]["distill"]["relations"] = {"negatives": "world"}
     file, cache = directory / "cached.yml", directory / "cache"
     file.write_text(yaml.safe_dump(config))

@@ -154,7 +154,7 @@ def test_stock_fairchem_validates_predicts_and_relaxes_with_it(used):
     # the training checkpoint holds the averaged weights apart; they are those of the last validation
     for checkpoint, error in {"best_checkpoint": min(errors), "checkpoint": errors[-1]}.items():
         printed = re.findall(r"forces_mae: ([\d.]+)", used.printed["validate", checkpoint])
-        assert float(printed[-1]) == pytest.approx(error, abs=2e-4)
+        assert float(printed[-1]) == pytest.approx(error, abs=2e-4)  # it is printed with four digits
         predictions = np.load(used.directory / f"results/predict-{checkpoint}/ocp_predictions.npz")
         assert np.isfinite(predictions["energy"]).all()
         relaxed = np.load(used.directory / f"results/run-relaxations-{checkpoint}/relaxed_positions.npz")

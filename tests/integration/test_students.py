@@ -10,7 +10,7 @@ import pytest
 import torch
 from architectures import MODELS, build
 from conftest import TEACHER_MODEL, same_weights
-from tolerances import LEARNING_RATE
+from tolerances import FLOAT32_TINY, LEARNING_RATE
 
 from fairchem_crack import keys
 from fairchem_crack.training import trainer
@@ -89,7 +89,7 @@ def test_a_student_starts_from_the_named_blocks_only_once(run, two_steps, teache
     }
     assert same_weights(weights, teacher)
     best = load(finished.checkpoints / "best_checkpoint.pt")["state_dict"]  # the averaged weights: they started there too
-    assert all(torch.allclose(value, teacher[key.removeprefix("module.")], atol=1e-7) for key, value in best.items())
+    assert all(torch.allclose(value, teacher[key.removeprefix("module.")], **FLOAT32_TINY) for key, value in best.items())
 
     copies: list[tuple] = []
     monkeypatch.setattr(trainer, "copy_weights", lambda *given: copies.append(given))

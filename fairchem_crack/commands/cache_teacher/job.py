@@ -32,13 +32,13 @@ from fairchem_crack.teacher.cache import (
     LOST,
     CacheError,
     CacheWriter,
-    Lock,
     Plan,
     Sums,
     TeacherCache,
     encode,
     explained,
     finish,
+    only_writer,
     repair,
     start,
     written_chunks,
@@ -164,7 +164,7 @@ def cache_teacher(job: Job, *, ranks: int = 1, is_repair: bool = False) -> Teach
     if (job.directory / HEADER).is_file() and not is_repair:
         print(f"Teacher cache {job.directory} is complete; nothing to do.")
         return TeacherCache(job.directory)
-    with Lock(job.directory / LOCK):
+    with only_writer(job.directory / LOCK):
         if is_repair:
             missing = repair(job.directory, plan)
             print(f"{len(missing)} of {plan.chunks} chunks are damaged or missing{_listed(missing, plan)}.", flush=True)

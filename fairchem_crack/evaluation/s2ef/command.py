@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import sys
 import warnings
 from collections.abc import Sequence
@@ -17,10 +18,11 @@ from fairchem.core.common.utils import update_config
 from fairchem_crack.evaluation.names import short_names
 from fairchem_crack.evaluation.s2ef.data import given_options, options_for, validation_options
 from fairchem_crack.evaluation.s2ef.evaluator import CheckpointEvaluator, evaluated_outputs, first_records
-from fairchem_crack.evaluation.s2ef.gates import Outcome, gates_of, outcomes, verdict
+from fairchem_crack.evaluation.s2ef.gates import Outcome, gates_of, outcomes, stable_gate, verdict
 from fairchem_crack.evaluation.s2ef.leaderboard import Group, Row, Throughputs, as_csv, leaderboard
 from fairchem_crack.evaluation.s2ef.options import parser
 from fairchem_crack.evaluation.s2ef.runs import Evaluation, evaluate_all
+from fairchem_crack.evaluation.s2ef.stability_gate import stability_outcomes, stability_starts
 from fairchem_crack.evaluation.s2ef.submission import check_submission, write_submission
 from fairchem_crack.evaluation.s2ef.summary import REPEATS, summary
 from fairchem_crack.evaluation.speed.measure import throughput_by_size
@@ -46,6 +48,8 @@ def evaluate(arguments: list[str]) -> None:
         gates = gates_of(options.require, data, has_gap=has_gap)
         checkpoints = [path for group in groups for path in group.checkpoints]
         dataset = _check(options, checkpoints, data)
+        stability = stable_gate(gates)
+        starts = [] if stability is None else stability_starts(data, dataset, options.stability_starts)
         print(f"Data read as {', '.join(f'{name}: {value}' for name, value in dataset.items())}\n")
         evaluations = evaluate_all(
             checkpoints,
@@ -61,6 +65,8 @@ def evaluate(arguments: list[str]) -> None:
         throughput = _throughput(groups, data, dataset, options)
         print(summary(rows, groups, evaluations, throughput))
         of_gates = outcomes(gates, rows)
+        if stability is not None:
+            of_gates += stability_outcomes(stability, groups, starts, next(iter(data)), options)
         if of_gates:
             print(f"\n{verdict(of_gates)}")
         if options.output is not None:
@@ -113,9 +119,11 @@ def groups_of(options: argparse.Namespace) -> list[Group]:
 
 def _check(options: argparse.Namespace, checkpoints: Sequence[Path], data: dict[str, Path]) -> dict[str, Any]:
     """Name what is wrong before any model runs; the options with which the data are read."""
-    for name in ("batch_size", "num_gpus"):
+    for name in ("batch_size", "num_gpus", "stability_starts"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(options, name)}: expected at least 1.")
+    if not 0 < options.temperature < math.inf:
+        raise ValueError(f"--temperature {options.temperature:g}: expected a positive number.")
     if options.batch_sizes and min(options.batch_sizes) < 1:
         raise ValueError(f"--batch-sizes {min(options.batch_sizes)}: expected at least 1.")
     check_gpus(options.num_gpus, cpu=options.cpu)

@@ -13,6 +13,7 @@ from fairchem_crack.evaluation.tables import ENERGY_MAE, ERRORS, FORCE_MAE, METR
 from fairchem_crack.io.arguments import named_values
 
 GAPS = {"gap_closed.energy": ENERGY_MAE, "gap_closed.forces": FORCE_MAE}  # of which error
+STABLE_PS = "stable_ps"  # measured apart, by molecular dynamics; of no split
 NAMES = (*METRICS, *GAPS)
 FORM = "NAME=NUMBER, for example forces_mae=0.05 or val_id.gap_closed.energy=0.8"
 
@@ -23,8 +24,8 @@ class Gate:
 
     Attributes:
         split: its name, or `AVERAGE`; None for each split.
-        metric: of `NAMES`.
-        required: eV, eV/A, or a fraction.
+        metric: of `NAMES`, or `STABLE_PS`.
+        required: eV, eV/A, a fraction, or ps.
     """
 
     split: Optional[str]
@@ -47,6 +48,7 @@ class Outcome:
 
     Attributes:
         value: the estimate; NaN where it was not measured.
+        reason: why it is missed, where there is more to say.
     """
 
     split: str
@@ -56,12 +58,14 @@ class Outcome:
     bound: str
     required: float
     is_met: bool
+    reason: str = ""
 
     def __str__(self) -> str:
         value = "no number" if math.isnan(self.value) else f"{self.value:.4g}"
         if value == f"{self.required:.4g}":  # missed by less than these digits show
             value = repr(self.value)
-        return f"{self.split}, {self.model}: {self.metric} is {value}, required {self.bound} {self.required:g}"
+        reason = self.reason and f"; {self.reason}"
+        return f"{self.split}, {self.model}: {self.metric} is {value}, required {self.bound} {self.required:g}{reason}"
 
 
 def gates_of(entries: Sequence[str], splits: Collection[str], *, has_gap: bool) -> list[Gate]:
@@ -77,18 +81,21 @@ def gates_of(entries: Sequence[str], splits: Collection[str], *, has_gap: bool) 
             that is not measured.
     """
     places, gates, faults = [*splits, *([AVERAGE] if len(splits) > 1 else [])], [], []
-    known: dict[str, tuple[Optional[str], str]] = {name: (None, name) for name in NAMES}
+    known: dict[str, tuple[Optional[str], str]] = {name: (None, name) for name in (*NAMES, STABLE_PS)}
     known.update({f"{place}.{name}": (place, name) for place in places for name in NAMES})
     for name, text in named_values(entries, "--require", FORM).items():
         if name not in known:
             advice = (
-                nearest_of(name, known) or f"Known are {', '.join(NAMES)}, each also after a split: {', '.join(places)}."
+                nearest_of(name, known)
+                or f"Known are {', '.join(NAMES)}, each also after a split: {', '.join(places)}; and {STABLE_PS}."
             )
             faults.append(f"--require {name}: unknown. {advice}")
             continue
         gate = Gate(*known[name], _number(text))
         if not math.isfinite(gate.required):
             faults.append(f"--require {name}={text}: expected a finite number.")
+        if gate.metric == STABLE_PS and gate.required <= 0:
+            faults.append(f"--require {name}={text}: expected a positive number of ps.")
         if gate.metric in GAPS and not has_gap:
             faults.append(f"--require {name}: is measured only with --undistilled and --teacher.")
         gates.append(gate)
@@ -98,8 +105,13 @@ def gates_of(entries: Sequence[str], splits: Collection[str], *, has_gap: bool) 
 
 
 def outcomes(gates: Sequence[Gate], rows: Sequence[Row]) -> list[Outcome]:
-    """Every gate of every student, on each split that the gate names."""
-    return [outcome for gate in gates for outcome in _outcomes(gate, rows)]
+    """Every gate of every student, on each split that the gate names; but for `STABLE_PS`."""
+    return [outcome for gate in gates if gate.metric != STABLE_PS for outcome in _outcomes(gate, rows)]
+
+
+def stable_gate(gates: Sequence[Gate]) -> Optional[Gate]:
+    """The one on `STABLE_PS`, if there is one."""
+    return next((gate for gate in gates if gate.metric == STABLE_PS), None)
 
 
 def _outcomes(gate: Gate, rows: Sequence[Row]) -> Iterator[Outcome]:

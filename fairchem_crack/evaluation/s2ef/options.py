@@ -61,8 +61,16 @@ def parser() -> argparse.ArgumentParser:
         metavar="[SPLIT.]NAME=NUMBER",
         help="exit with status 1 unless every student meets each of these, by the estimate, not its interval: at most this "
         "energy_mae [eV], forces_mae [eV/A]; at least this forces_cosine_similarity, energy_forces_within_threshold, "
-        "gap_closed.energy, gap_closed.forces (0.8 is 80 percent). Without a split, on each; `average.` is over the splits",
+        "gap_closed.energy, gap_closed.forces (0.8 is 80 percent). Without a split, on each; `average.` is over the splits. "
+        "stable_ps runs molecular dynamics with every student: none may leave its limits before",
     )
+    own.add_argument(
+        "--stability-starts",
+        type=int,
+        default=5,
+        help="for stable_ps: systems, the first ones of the first split (default: 5)",
+    )
+    own.add_argument("--temperature", type=float, default=500.0, help="for stable_ps: K (default: 500)")
     own.add_argument("--submission", type=Path, metavar="FILE", help="of the first checkpoint, for the OC20 leaderboard")
     own.add_argument("--test", nargs=4, metavar="SPLIT=PATH", help="with --submission: id, ood_ads, ood_cat, ood_both")
     return own

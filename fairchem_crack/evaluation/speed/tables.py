@@ -7,7 +7,7 @@ from statistics import median
 from typing import Any
 
 from fairchem_crack.evaluation.intervals import Interval
-from fairchem_crack.evaluation.tables import Cell, cell, text_table
+from fairchem_crack.evaluation.tables import Cell, cell, span, text_table
 from fairchem_crack.io.progress import Progress
 
 HOT = 2000.0  # K: molecular dynamics that begin at 300 K and get there have left what the model describes
@@ -16,26 +16,27 @@ MIB = 2**20
 
 def report(content: dict[str, Any]) -> str:
     """The tables: medians, in brackets min and max of the repeats."""
-    checkpoints, options, atoms = content["checkpoints"], content["options"], content["systems"]["atoms"]
-    size = f"{min(atoms)}" if min(atoms) == max(atoms) else f"{min(atoms)} to {max(atoms)}"
-    models = [
-        [name, model["architecture"], f"{model['parameters'] / 1e6:.3f}M", Progress(model["step"], model["epoch"])]
-        for name, model in checkpoints.items()
-    ]
+    checkpoints, options, systems = content["checkpoints"], content["options"], content["systems"]
     parts = [
-        f"{content['machine']}. Systems: {content['systems']['source']}, {size} atoms.\n"
+        f"{content['machine']}. Systems: {systems['source']}, {span(systems['atoms'])} atoms.\n"
         f"Median [min, max] of {options['repeats']} repeats; x is times as fast as {content['reference']}.",
-        "\n".join(
-            [
-                text_table(["checkpoint", "architecture", "parameters", "trained to"], models),
-                *(f"WARNING: {name} is of step 0, untrained." for name, model in checkpoints.items() if model["step"] == 0),
-            ]
-        ),
+        models_table(checkpoints),
     ]
     for quantity, section in SECTIONS.items():
         if all(quantity in model for model in checkpoints.values()):
             parts.append(section(checkpoints, options))
     return "\n\n".join(parts)
+
+
+def models_table(checkpoints: dict[str, Any]) -> str:
+    """Architecture, parameters and training of each, and a warning of those that are untrained."""
+    rows = [
+        [name, model["architecture"], f"{model['parameters'] / 1e6:.3f}M", Progress(model["step"], model["epoch"])]
+        for name, model in checkpoints.items()
+    ]
+    untrained = [name for name, model in checkpoints.items() if model["step"] == 0]
+    table = text_table(["checkpoint", "architecture", "parameters", "trained to"], rows)
+    return "\n".join([table, *(f"WARNING: {name} is of step 0, untrained." for name in untrained)])
 
 
 def repeats(values: Sequence[float]) -> Cell:

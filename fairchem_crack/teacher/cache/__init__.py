@@ -8,7 +8,7 @@ It takes numpy only, and any source of energies, forces and embeddings fills it:
 
 from fairchem_crack.teacher.cache.faults import explained
 from fairchem_crack.teacher.cache.finish import finish
-from fairchem_crack.teacher.cache.lock import Lock
+from fairchem_crack.teacher.cache.lock import only_writer
 from fairchem_crack.teacher.cache.reader import TeacherCache
 from fairchem_crack.teacher.cache.records import FIELDS, FORMAT, PAIRS, CacheError, Plan, Record, encode, system_digest
 from fairchem_crack.teacher.cache.repair import repair
@@ -26,7 +26,6 @@ __all__ = [
     "PLAN",
     "CacheError",
     "CacheWriter",
-    "Lock",
     "Plan",
     "Record",
     "Sums",
@@ -35,6 +34,7 @@ __all__ = [
     "encode",
     "explained",
     "finish",
+    "only_writer",
     "read_plan",
     "repair",
     "start",

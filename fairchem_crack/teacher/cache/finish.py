@@ -16,7 +16,7 @@ import numpy as np
 from fairchem_crack.io.files import whole, write_text
 from fairchem_crack.teacher.cache.faults import explained
 from fairchem_crack.teacher.cache.index import HEAD, INDEX_FILE, RECORDS, ROW, ROWS, write_index
-from fairchem_crack.teacher.cache.lock import Lock
+from fairchem_crack.teacher.cache.lock import only_writer
 from fairchem_crack.teacher.cache.records import FORMAT, CacheError, Plan, Record
 from fairchem_crack.teacher.cache.schema import HEADER, PLAN, digest_of, read_plan
 from fairchem_crack.teacher.cache.shards import (
@@ -46,7 +46,7 @@ def all_shards(directory: Path) -> Iterator[list[Shard]]:
     with explained(directory), ExitStack() as locks:
         shards = shards_of(directory)
         for shard in shards:
-            locks.enter_context(Lock(shard.lock))
+            locks.enter_context(only_writer(shard.lock))
         yield shards
 
 

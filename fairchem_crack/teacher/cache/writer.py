@@ -11,7 +11,7 @@ from typing import Any
 
 from fairchem_crack.teacher.cache.faults import explained
 from fairchem_crack.teacher.cache.index import HEAD, RECORDS, ROW, ROWS, Row, read_rows, row_bytes
-from fairchem_crack.teacher.cache.lock import Lock
+from fairchem_crack.teacher.cache.lock import only_writer
 from fairchem_crack.teacher.cache.records import CacheError, Plan, Record, encode
 from fairchem_crack.teacher.cache.schema import PLAN, plan_text, read_plan
 from fairchem_crack.teacher.cache.shards import (
@@ -39,8 +39,7 @@ class CacheWriter:
             directory.mkdir(parents=True, exist_ok=True)
             start(directory, plan)
             data = (directory / PLAN).read_bytes()
-            self._lock = Lock(self._shard.lock)
-            opened.callback(self._lock.release)
+            opened.enter_context(only_writer(self._shard.lock))
             self._records = AppendFile(self._shard.records, RECORDS, data)
             opened.callback(self._records.close)
             self._rows = AppendFile(self._shard.rows, ROWS, data, ROW.itemsize)
