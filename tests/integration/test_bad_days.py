@@ -1,4 +1,4 @@
-"""What happens in a long run: numbers that are not finite, and interruptions of a student that draws random numbers."""
+"""What happens in a long run: numbers that are not finite are named, and skip a step or stop the run."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ import re
 
 import pytest
 import torch
-from conftest import TEACHER_MODEL, same_weights, write_edited
+from conftest import same_weights, write_edited
 from fairchem.core.datasets import LmdbDataset
 from fairchem.core.trainers.ocp_trainer import OCPTrainer
-from tolerances import REPEATED
 
 from fairchem_crack.teacher.frozen import Teacher
 from fairchem_crack.training import trainer
@@ -221,14 +220,3 @@ def test_graph_parallelism_is_refused_with_the_reason(distilled):
     with pytest.raises(ValueError, match="--gp-gpus 2: distillation needs all atoms of a system on one rank"):
         given = {name: distilled[name] for name in ("task", "loss_functions", "outputs", "dataset")}
         trainer.CrackDistillTrainer(**given, gp_gpus=2, run_dir=".")
-
-
-@pytest.mark.parametrize("stop_at", [3, 5, 8])
-def test_dropout_and_random_frames_resume_exactly(run, distilled, stop_at):
-    distilled["model"] = {**TEACHER_MODEL, "alpha_drop": 0.1, "drop_path_rate": 0.1}
-    distilled["optim"].update(max_epochs=2, checkpoint_every=2, eval_every=4)
-    whole = run(distilled, name="whole")
-    run(distilled, name="cut", stop_at=stop_at)
-    resumed = run(distilled, name="cut")
-    first = int(resumed.steps[0]["step"])
-    assert first > 1 and resumed.losses() == pytest.approx(whole.losses()[first - 1 :], rel=REPEATED)
