@@ -16,6 +16,7 @@ INSTALL := $(PIP) install --quiet --no-compile
 CONFIGS := configs/oc20/demo
 TEACHER_FILE := $(CONFIGS)/teacher_$(TEACHER).pt
 GENERATED := data/demo-generated$(if $(filter-out equiformer_v2,$(TEACHER)),-from-$(TEACHER))
+STRATEGIES := rattle=3 displace+rattle=3 md=3 --every 4
 DISTILL := --task.distill.teacher.checkpoint=$(TEACHER_FILE)
 TRAINED_ON := --dataset.train.src=$(GENERATED)/data --task.distill.teacher.cache=$(GENERATED)/cache
 SPLITS := $(foreach split,val_id val_ood_ads val_ood_cat val_ood_both,$(split)=data/demo/$(split))
@@ -36,8 +37,9 @@ demo: venv
 	  { echo "STUDENT is painn or gemnet_dT, TEACHER is equiformer_v2 or escn."; exit 1; }
 	@echo; echo "== 1/5  Data: adsorbates on metal slabs, labelled with EMT, in OC20's LMDB format -> data/demo"
 	$(BIN)/fairchem-crack prepare-demo data/demo
-	@echo; echo "== 2/5  Nine rattled copies of each training system, and the $(TEACHER) teacher's outputs for all -> $(GENERATED)"
-	$(BIN)/fairchem-crack generate --config-yml $(CONFIGS)/$(STUDENT)_crack.yml --cpu $(DISTILL) --vectors --num-gpus 2 --output $(GENERATED)
+	@echo; echo "== 2/5  Nine new systems of each, and the $(TEACHER) teacher's outputs for all, once (the longest part) -> $(GENERATED)"
+	$(BIN)/fairchem-crack generate --config-yml $(CONFIGS)/$(STUDENT)_crack.yml --cpu $(DISTILL) --vectors --num-gpus 2 \
+	  --strategies $(STRATEGIES) --output $(GENERATED)
 	@mkdir -p $(RUN)
 	@for seed in $(SEEDS); do \
 	  echo; echo "== 3/5  $(STUDENT) student on the labels only, with fairchem's own trainer, seed $$seed"; \
