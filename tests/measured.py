@@ -12,6 +12,8 @@ from benchmarks.accuracy.summary import GROUP, Results
 from benchmarks.accuracy.training import Workspace
 from benchmarks.cache.report import by_shape
 from benchmarks.screening.report import ratio
+from benchmarks.shuffle.report import MEAN as MEAN_OF_SPLITS
+from benchmarks.shuffle.report import difference
 from fairchem_crack.evaluation.intervals import t_interval
 
 ROOT = Path(__file__).parents[1]
@@ -122,6 +124,7 @@ SCREENING = load("screening")
 CACHE = load("cache")
 LARGE_CACHE, LONG_CACHE = (rows[-1] for rows in by_shape(CACHE).values())  # of realistic records; of most
 DEMO = SCREENING["demo"]
+SHUFFLE = load("shuffle")
 
 
 def cached_over_undistilled(student: str, *, loaded: bool = False) -> float:
@@ -180,3 +183,15 @@ def layout(number: int) -> list[float]:
 def disk(number: int) -> float:
     """Bytes on disk of a record in a layout."""
     return CACHE["layouts"][number]["disk_bytes"]
+
+
+def cold(source: str) -> list[float]:
+    """Bytes read over a record's, in uniform order and in blocks."""
+    rows = {row["order"]: row for row in SHUFFLE["cost"]["rows"] if row["source"] == source}
+    return [rows[order]["bytes"] / rows[order]["record_bytes"] for order in ("uniform", "in blocks")]
+
+
+def shuffled(order: str) -> list[float]:
+    """An order's errors less those of the uniform one: energy and forces, mean and half width of the interval."""
+    intervals = [difference(SHUFFLE, order, MEAN_OF_SPLITS, metric) for metric in ("energy_mae", "forces_mae")]
+    return [value for interval in intervals for value in (interval.estimate, interval.high - interval.estimate)]

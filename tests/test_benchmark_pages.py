@@ -28,6 +28,7 @@ def module_of(name: str):
         ("read_ahead", "read_ahead"),
         ("scaling", "scaling"),
         ("screening", "screening.report"),
+        ("shuffle", "shuffle.report"),
         ("step", "step.report"),
         ("teacher", "teacher.report"),
     ],

@@ -51,13 +51,17 @@ from fairchem_crack.evaluation.speed.runs import RELAXES_IN_BATCHES
 from fairchem_crack.teacher.cache import TeacherCache
 
 ROOT = Path(__file__).parents[1]
-NAMES = ("evaluate", "use", "cache", "generate", "explore", "architectures", "loss", "terms", "running", "development")
+NAMES = (
+    *("evaluate", "use", "cache", "teachers", "generate", "explore"),
+    *("architectures", "loss", "terms", "running", "development"),
+)
 PAGES = ("README.md", *(f"docs/{name}.md" for name in NAMES))
 STUDENT = "runs/demo/checkpoints/crack-0/best_checkpoint.pt"
 TEACHER = "configs/oc20/demo/teacher_equiformer_v2.pt"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^(?: {4}|\$ )?((?:fairchem|fairchem-crack|python -m fairchem\S*) (?:.*\\\n)*.*)$", re.MULTILINE)
-NO_MODEL = ("configs", "evaluate-relaxations")  # commands that run none, and so take no --cpu
+NO_MODEL = ("configs", "evaluate-relaxations", "cache-finish")  # commands that run none, and so take no --cpu
+STANDS_FOR = {"sevennet:7net-0": "stub_labeller:function"}  # a teacher of another framework, which is not here
 NEEDS_OC20 = "configs/oc20/s2ef/"
 TOY = {  # what makes a command a matter of seconds, and what a page has the reader write into the YAML in a sentence
     "cache-teacher": ["--task.distill.teacher.cache=caches/eqV2-31M"],
@@ -161,7 +165,8 @@ def run_command(command: list[str]) -> None:
     program, *arguments = command
     if program == "python":  # -m module
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("sys.argv", arguments[1:])
+            patch.syspath_prepend(Path.cwd())
+            patch.setattr("sys.argv", [STANDS_FOR.get(argument, argument) for argument in arguments[1:]])
             runpy.run_module(arguments[1], run_name="__main__")
         return
     name = arguments[arguments.index("--mode") + 1] if program == "fairchem" else arguments[0]
@@ -238,6 +243,11 @@ def namespace_of(page: str, place: Path) -> dict:
             return random.normal(size=(count, 64)), random.normal(size=count), random.normal(size=(count, 3)), pairs
 
         return {"systems": systems, "run_teacher": run_teacher}
+    if page == "docs/teachers.md":
+        for split, source, count in (("train", "train", 12), ("val", "val_id", 6)):
+            with connect(f"{split}.db") as file:
+                for atoms in as_atoms(place / "data/demo" / source, count):
+                    file.write(atoms)
     return {"MyModel": MyModel} if page == "docs/architectures.md" else {}
 
 
@@ -291,6 +301,12 @@ def check_cache(namespace: dict, log: str) -> None:
     assert [len(TeacherCache(Path(name))) for name in ("my_cache", "numpy_cache")] == [5, 5]
 
 
+def check_teachers(namespace: dict, log: str) -> None:
+    assert len(TeacherCache(Path("caches/7net"))) == 12
+    exported = [row.data.crack_digest for row in connect("train_exported.db").select()]
+    assert [TeacherCache(Path("caches/7net")).get(bytes.fromhex(digest)) is None for digest in exported] == 12 * [False]
+
+
 def check_architecture(namespace: dict, log: str) -> None:
     """The adapter of the page is found for its model, and passes the tests of the page."""
     suite = namespace["TestMyFeatures"]()
@@ -312,6 +328,7 @@ AFTERWARDS: dict[str, Callable[[dict, str], None]] = {
     "docs/evaluate.md": check_evaluate,
     "docs/use.md": check_use,
     "docs/cache.md": check_cache,
+    "docs/teachers.md": check_teachers,
     "docs/explore.md": check_explore,
     "docs/architectures.md": check_architecture,
     "docs/development.md": check_development,
@@ -364,6 +381,8 @@ def write_student(texts: list[str], page: str) -> None:
         added = yaml.safe_load(text)
         if isinstance(added, dict) and "includes" not in added and "init_from_teacher" not in text:
             config = lay_over(config, added)
+    if page == "docs/teachers.md":  # a cache in place of the checkpoint
+        del config["task"]["distill"]["teacher"]["checkpoint"]
     Path("my_student.yml").write_text(yaml.safe_dump(config))
 
 

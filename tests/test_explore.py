@@ -10,13 +10,14 @@ import torch
 import yaml
 from ase import Atoms
 from conftest import distill_config
+from torch_geometric.data import Data
 
 from fairchem_crack.explore import training
 from fairchem_crack.explore.labelling import mean_errors
 from fairchem_crack.explore.settings import Settings
 from fairchem_crack.explore.summary import Explored, table
 from fairchem_crack.explore.training import Training, command, write_yaml
-from fairchem_crack.explore.trajectories import Frames
+from fairchem_crack.explore.trajectories import Frames, run_from
 
 
 def taken(steps: int, every: int) -> Frames:
@@ -39,6 +40,12 @@ def test_every_kth_frame_is_kept_and_more_before_a_failure():
     nothing.fail()
     nothing.keep_last()
     assert not list(nothing)
+
+
+def test_a_start_without_free_atoms_is_counted():
+    start = Data(pos=torch.zeros(2, 3), atomic_numbers=torch.tensor([1, 1]), fixed=torch.ones(2), parent=4)
+    run = run_from(start, None, torch.device("cpu"), Settings(rounds=1, steps=1), 1)
+    assert run.ending.ps is None and not run.candidates and run.thrown_out == {("md", "all atoms are fixed"): 1}
 
 
 @pytest.mark.parametrize(

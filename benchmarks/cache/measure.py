@@ -125,7 +125,7 @@ def read(directory: Path, reads: int, names: Optional[Collection[str]], is_cold:
         forget(directory.iterdir())
     else:
         _read_all(cache, digests, names)
-    return _cost(lambda: _read_all(cache, digests, names), len(digests))
+    return cost_of(lambda: _read_all(cache, digests, names), len(digests))
 
 
 def _read_all(cache: TeacherCache, digests: list[bytes], names: Optional[Collection[str]]) -> None:
@@ -134,7 +134,7 @@ def _read_all(cache: TeacherCache, digests: list[bytes], names: Optional[Collect
         assert record is not None and record.digest == digest
 
 
-def _cost(action: Callable[[], None], reads: int) -> dict[str, float]:
+def cost_of(action: Callable[[], None], reads: int) -> dict[str, float]:
     """Of one read: bytes from the disk, major page faults, milliseconds."""
     begin, before, faults = time.perf_counter(), bytes_read(), resource.getrusage(resource.RUSAGE_SELF).ru_majflt
     action()
@@ -159,7 +159,7 @@ def layout(directory: Path, name: str, systems: int, reads: int) -> dict[str, fl
     else:
         read_them = _lmdb(file, bank, systems, order, together=LMDBS[name])
     forget(directory.iterdir())
-    return {**_cost(read_them, len(order)), "disk_bytes": file.stat().st_size / systems, "record_bytes": len(bank[0])}
+    return {**cost_of(read_them, len(order)), "disk_bytes": file.stat().st_size / systems, "record_bytes": len(bank[0])}
 
 
 def _plain(file: Path, bank: list[bytes], systems: int, order: list[int]) -> Callable[[], None]:

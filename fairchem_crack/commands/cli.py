@@ -24,6 +24,14 @@ COMMANDS = {  # of each: where it is, and what it does
         "fairchem_crack.commands.cache_teacher.command:cache_teacher",
         "run the teacher over the training data once; takes fairchem's flags and its own",
     ),
+    "export-data": (
+        "fairchem_crack.commands.export_data:export_data",
+        "a dataset as an ASE database, for a teacher of another framework; takes fairchem's flags and its own",
+    ),
+    "cache-finish": (
+        "fairchem_crack.commands.cache_finish:cache_finish",
+        "finish a teacher cache whose records another program wrote",
+    ),
     "generate": (
         "fairchem_crack.commands.generate:generate",
         "new systems from the training data, labelled by the teacher, with their teacher cache; takes fairchem's flags",
@@ -68,7 +76,7 @@ OPTIONS = {  # of commands that take seconds to import: their options, which are
     "bench": "fairchem_crack.evaluation.speed.options",
     "stability": "fairchem_crack.evaluation.stability.options",
 }
-WITHOUT_MODEL = ("evaluate-relaxations", "configs", "prepare-demo")  # they never use a GPU
+WITHOUT_MODEL = ("cache-finish", "evaluate-relaxations", "export-data", "configs", "prepare-demo")  # they never use a GPU
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -123,5 +123,5 @@ def ending(last: Explored, settings: Settings) -> str:
     """Why the rounds are over."""
     if last.is_good_enough(settings):
         return f"The student is good enough after {last.round - 1} of {settings.rounds} rounds."
-    wanted = " It is not as good as asked for." if settings.ends_early else ""
-    return f"All {settings.rounds} rounds are over.{wanted}"
+    missed = " The student is not as good as requested." if settings.ends_early else ""
+    return f"All {settings.rounds} rounds are over.{missed}"

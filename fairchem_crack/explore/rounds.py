@@ -81,9 +81,10 @@ def _train(job: Job, place: Path, explored: Explored, train: Train) -> None:
     begun = place / BEGUN
     if read_trained(place) is None:
         if not explored.kept:
+            ended = ", ".join(f"{count} by {reason}" for reason, count in explored.endings.items()) or "none"
             raise ValueError(
-                f"{place}: no frame is kept. Thrown out: {describe(explored.thrown_out) or 'none'}. Give another --output, "
-                "and other limits."
+                f"{place}: no frame is kept. Thrown out: {describe(explored.thrown_out) or 'none'}. Dynamics ended: "
+                f"{ended}. Give another --output, and other limits or another student."
             )
         if not begun.is_file():
             write_json(begun, asdict(_write_data(job, place, explored.round)))

@@ -64,10 +64,10 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in {**AT_LEAST, "select": 1, "stable_starts": 1}.items():
+        for name, smallest in {**AT_LEAST, "select": 1, "stable_starts": 1}.items():
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{_option(name)} {value}: expected at least {least}.")
+            if value is not None and value < smallest:
+                raise ValueError(f"{_option(name)} {value}: expected at least {smallest}.")
         for name in (*POSITIVE, *OPTIONAL):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
@@ -82,7 +82,7 @@ class Settings:
 
     @property
     def limits(self) -> Limits:
-        """Within which dynamics go on."""
+        """Beyond which dynamics end."""
         return Limits(self.max_temperature, self.max_force, self.min_distance)
 
     @property

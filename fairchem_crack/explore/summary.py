@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,11 @@ class Explored:
     def ps(self) -> list[float]:
         """Of the starts from which something can move."""
         return [start["ps"] for start in self.starts if start["ps"] is not None]
+
+    @property
+    def endings(self) -> dict[str, int]:
+        """How many dynamics ended early, by reason."""
+        return dict(Counter(start["reason"] for start in self.starts if start["reason"] is not None))
 
     def stable(self, ps: float) -> int:
         """How many starts lasted so long."""

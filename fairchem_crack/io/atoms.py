@@ -6,7 +6,7 @@ molecule is 1 A wide.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from torch_geometric.data import Data
 
 from fairchem_crack.io.boundaries import as_pbc
+from fairchem_crack.io.wrapping import wrapped
 
 SURFACE, ADSORBATE = 1, 2  # tags, in OC20's data; 0 is below the surface
 INFO = ("charge", "spin")  # of a whole system: fields of a record that calculators read from `Atoms.info`
@@ -48,10 +49,7 @@ def atoms_at(dataset: Any, index: int) -> Atoms:
 
     A calculator then sees what no record of fairchem's has: charges, moments, constraints of any kind, `info`.
     """
-    source, place = dataset, index
-    while isinstance(getattr(source, "dataset", None), Dataset):  # a subset, or what names the records
-        place = source.indices[place] if hasattr(source, "indices") else place
-        source = source.dataset
+    source, place = _source_of(dataset, index)
     if not hasattr(source, "get_atoms"):
         return to_atoms(dataset[index])
     atoms = source.get_atoms(source.ids[place])
@@ -59,6 +57,24 @@ def atoms_at(dataset: Any, index: int) -> Atoms:
     if source.atoms_transform is not None:  # as the dataset itself does: it tags atoms where none is tagged
         atoms = source.atoms_transform(atoms, **source.config.get("atoms_transform_args", {}))
     return atoms
+
+
+def positions_in_file(dataset: Any, index: int) -> Optional[np.ndarray]:
+    """(N, 3) positions of system `index` of an ASE dataset, wrapped by `wrapping.wrapped`; None of any other dataset."""
+    source, place = _source_of(dataset, index)
+    if not hasattr(source, "get_atoms"):
+        return None
+    atoms = source.get_atoms(source.ids[place])
+    return wrapped(atoms.positions, np.array(atoms.get_cell(complete=True)), atoms.pbc)
+
+
+def _source_of(dataset: Any, index: int) -> tuple[Any, int]:
+    """The dataset that reads the files, below subsets and what names the records, and the system's place in it."""
+    source, place = dataset, index
+    while isinstance(getattr(source, "dataset", None), Dataset):
+        place = source.indices[place] if hasattr(source, "indices") else place
+        source = source.dataset
+    return source, place
 
 
 def free_mask(atoms: Atoms) -> np.ndarray:

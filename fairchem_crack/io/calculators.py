@@ -29,11 +29,11 @@ def calculator_of(name: str) -> Any:
         else:
             calculator = get_calculator_class(name)
         # a class has the methods of a calculator, too
-        if isinstance(calculator, type) or not _is_calculator(calculator):
+        if isinstance(calculator, type) or not is_calculator(calculator):
             calculator = calculator()
     except (Exception, SystemExit) as error:  # what it runs is the user's, and raises what it likes
         raise ValueError(f"--calculator {name}: expected {CALCULATOR}; {type(error).__name__}: {error}") from error
-    if not _is_calculator(calculator):
+    if not is_calculator(calculator):
         raise ValueError(
             f"--calculator {name}: expected {CALCULATOR}; it returned {type(calculator).__name__}, which has no "
             "get_potential_energy and get_forces."
@@ -41,7 +41,8 @@ def calculator_of(name: str) -> Any:
     return calculator
 
 
-def _is_calculator(value: Any) -> bool:
+def is_calculator(value: Any) -> bool:
+    """Whether it has the two methods of ASE's calculators that are called here."""
     return all(callable(getattr(value, name, None)) for name in ("get_potential_energy", "get_forces"))
 
 

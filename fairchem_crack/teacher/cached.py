@@ -14,6 +14,7 @@ from torch_geometric.data import Batch, Data
 
 from fairchem_crack import keys
 from fairchem_crack.config import TeacherConfig
+from fairchem_crack.io.atoms import positions_in_file
 from fairchem_crack.io.boundaries import as_pbc
 from fairchem_crack.teacher.cache import PAIRS, CacheError, Record, TeacherCache, differences, system_digest
 from fairchem_crack.teacher.force_jacobian import choose_rows
@@ -100,7 +101,7 @@ class CachedDataset(Dataset):
     def __getitem__(self, index: int) -> Data:
         """System `index` with the fields `keys.TEACHER_*`."""
         system = self.dataset[index]
-        record = record_of(self.cache, system, int(index), self.name, self._parts)
+        record = record_of(self.cache, system, int(index), self.name, self._parts, self.dataset)
         for field in self.fields:
             system[keys.TEACHER_PREFIX + field] = torch.from_numpy(np.array(record.values[field]))
         if self.cache.plan.has_pairs:
@@ -108,18 +109,34 @@ class CachedDataset(Dataset):
         return system
 
 
-def record_of(cache: TeacherCache, system: Data, index: int, name: str, parts: Optional[Collection[str]] = None) -> Record:
+def record_of(
+    cache: TeacherCache,
+    system: Data,
+    index: int,
+    name: str,
+    parts: Optional[Collection[str]] = None,
+    dataset: Optional[Dataset] = None,
+) -> Record:
     """The record of system `index` of the dataset called `name`, or some of its parts.
+
+    Args:
+        dataset: where the system is from. One of ASE's is read again where no record has the digest: fairchem may have
+            wrapped an atom on a face of the cell to its other side than the machine that wrote the cache.
 
     Raises:
         CacheError: the cache has none, or it cannot be read.
     """
     record = cache.get(digest_of(system), parts)
+    if record is None and dataset is not None:
+        positions = positions_in_file(dataset, index)
+        record = None if positions is None else cache.get(digest_of(system, positions), parts)
     if record is None:
+        sid = f" (sid {np.asarray(system.sid).tolist()})" if "sid" in system else ""
         raise CacheError(
-            f"Teacher cache {cache.directory} has no record of system {index} of {name}. A record belongs to the atoms of a "
-            "system, their positions, tags and fixed atoms, its cell, pbc, charge and spin. Take back what has changed in "
-            "the data or in the dataset's options (src, first_n, sample_n, ...), or write another cache."
+            f"Teacher cache {cache.directory} has no record of system {index} of {name}{sid}. A record belongs to the "
+            "atoms of a system, their positions, tags and fixed atoms, its cell, pbc, charge and spin. Take back what "
+            "has changed in the data or in the dataset's options (src, first_n, sample_n, ...), or write another cache. "
+            'For one of another framework, see docs/teachers.md, "Which record is whose".'
         )
     return record
 
@@ -162,9 +179,14 @@ class CachedTeacher:
         self.cache.close()
 
 
-def digest_of(system: Data) -> bytes:
-    """`cache.system_digest` of a system of fairchem's dataset: of all that a model or a calculator reads of it."""
+def digest_of(system: Data, positions: Optional[np.ndarray] = None) -> bytes:
+    """`cache.system_digest` of a system of fairchem's dataset: of all that a model or a calculator reads of it.
+
+    Args:
+        positions: (N, 3) in place of its own.
+    """
+    positions = system.pos.numpy() if positions is None else positions
     cell = system.cell.numpy() if "cell" in system else np.zeros((3, 3))
     pbc = as_pbc(system.pbc).numpy() if "pbc" in system else None
     others = {name: np.asarray(system[name]) for name in ("tags", "fixed", *OTHERS) if name in system}
-    return system_digest(system.atomic_numbers.numpy(), system.pos.numpy(), cell, pbc, **others)
+    return system_digest(system.atomic_numbers.numpy(), positions, cell, pbc, **others)

@@ -291,7 +291,7 @@ def test_another_type_in_the_same_directory(distilled, caches):
 
 def test_a_disk_that_is_too_small(distilled, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
     with pytest.raises(SystemExit, match=r"are needed and .* are free"):
         cache_teacher(distilled, tmp_path / "cache", "--chunk", "2")
     assert len(list((tmp_path / "cache").glob("header.json"))) == 0  # the sample by which the size was estimated

@@ -1,4 +1,7 @@
-"""`fairchem-crack explore`: its rounds, interruptions, an early end, bad input."""
+"""The rounds of `fairchem-crack explore`, with a stand-in for the training: interruptions, an early end, bad input.
+
+tests/test_docs.py runs the command with fairchem's training.
+"""
 
 from __future__ import annotations
 
@@ -8,38 +11,73 @@ import gc
 import json
 import os
 import signal
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import distill_config, run_fairchem, write_cache, write_edited
+import yaml
+from conftest import STUDENT_MODEL, distill_config, stock_config
 
 from fairchem_crack import keys
+from fairchem_crack.commands.cli import main
 from fairchem_crack.explore import exploration, rounds, student
 from fairchem_crack.explore.rounds import explore
 from fairchem_crack.explore.settings import Settings
+from fairchem_crack.explore.student import write_student
 from fairchem_crack.explore.tools import Job
 from fairchem_crack.explore.training import checkpoint_of
+from fairchem_crack.explore.trajectories import Ending, Run
 from fairchem_crack.generate import outcome
 from fairchem_crack.generate.staging import Staging
 from fairchem_crack.io.datasets import Records
 from fairchem_crack.io.locks import LockedError, exclusive
 from fairchem_crack.teacher.cache import TeacherCache
-from fairchem_crack.teacher.cached import digest_of
+from fairchem_crack.teacher.cached import digest_of, settings_of
 from fairchem_crack.teacher.frozen import Teacher
 
-FEW = {"rounds": 2, "steps": 4, "starts": 3, "ps": 0.012, "every": 4, "relax_steps": 5, "max_energy_change": 1e6}
+FEW = {"rounds": 1, "steps": 4, "starts": 2, "ps": 0.006, "every": 2, "relax_steps": 2, "max_energy_change": 1e6}
+SELECT = {"select": 5}  # of 8 frames
+AT_ONCE = {"max_forces_mae": 1e9}  # any student is good enough: nothing is trained
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory, data, teacher_checkpoint) -> tuple[dict, Path]:
-    """A config with a teacher cache, and a student that has been trained by it for a few steps."""
+    """A config with a teacher cache, and the checkpoint of a training by it, whose average is not its last weights."""
     directory = tmp_path_factory.mktemp("explore")
     config = distill_config(data, teacher_checkpoint)
-    config["task"]["distill"]["teacher"]["cache"] = str(write_cache(config, directory))
     config["dataset"]["train"]["no_shuffle"] = True
-    return config, run_fairchem(directory, config).checkpoints / "checkpoint.pt"
+    (directory / "cached.yml").write_text(yaml.safe_dump(config))
+    cache = directory / "cache"
+    gc.collect()  # one process opens an LMDB only once
+    main(["cache-teacher", "--config-yml", str(directory / "cached.yml"), "--cpu", "--output", str(cache)])
+    config["task"]["distill"]["teacher"]["cache"] = str(cache)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(3)
+        model = student._model_of(config)
+    trained = [value.detach().clone() for value in model.parameters() if value.requires_grad]
+    average = {
+        "decay": 0.9,
+        "num_updates": None,
+        "shadow_params": [0.9 * value for value in trained],
+        "collected_params": [],
+    }
+    plan = TeacherCache(cache).plan
+    entry = {
+        keys.PROJECTION: {"trainable.weight": torch.ones(1)},
+        keys.TEACHER_FINGERPRINT: plan.fingerprint,
+        keys.TEACHER_SETTINGS: settings_of(TeacherCache(cache)),
+        keys.DISTILL_CONFIG: {"loss_functions": {name: {} for losses in config["loss_functions"] for name in losses}},
+    }
+    content = {
+        "config": {**stock_config(data), "model": dict(STUDENT_MODEL)},
+        "state_dict": model.state_dict(),
+        **{"normalizers": {}, "elementrefs": {}, "step": 6, "epoch": 1.0, "optimizer": {}, "ema": average},
+        keys.CHECKPOINT_KEY: entry,
+    }
+    torch.save(content, directory / "checkpoint.pt")
+    return config, directory / "checkpoint.pt"
 
 
 @pytest.fixture
@@ -61,7 +99,7 @@ def train(place: Path, steps: int) -> None:
     torch.save({**content, "step": steps, "optimizer": {}}, checkpoint_of(place))
 
 
-def explored(config: dict, checkpoint: Path, directory: Path, train=train, **settings) -> list:
+def explored(config: dict, checkpoint: Path, directory: Path, **settings) -> list:
     gc.collect()
     return explore(Job(config, Settings(**{**FEW, **settings}), cpu=True), checkpoint, directory, train)
 
@@ -75,42 +113,69 @@ def content(directory: Path) -> dict[str, bytes]:
     }
 
 
-def test_a_round_adds_frames_that_the_teacher_has_labelled(config, checkpoint, tmp_path):
-    first, second, last = explored(config, checkpoint, tmp_path / "out")
-    for seen in (first, second, last):
-        assert seen.ps == pytest.approx([0.012] * 3) and seen.kept == {"md": 9, "relax": 3} and seen.teacher_labels == 12
-        assert seen.errors["forces_mae"] > 0
-    assert [start["parent"] for start in first.starts] == [0, 4, 8]
-    rows = [json.loads(line) for line in (tmp_path / "out/round-2/manifest.jsonl").read_text().splitlines()]
-    record = json.loads((tmp_path / "out/round-2/round.json").read_text())
-    assert len(rows) == record["training"]["systems"] == 12 + 12 + 12
-    assert [(row.get("round"), row["strategy"]) for row in rows[11:13]] == [(None, "parent"), (1, "md")]
-    cache = TeacherCache(tmp_path / "out/round-2/cache")
+def rows_of(place: Path) -> list[dict]:
+    """Of the manifest, of the frames of a round."""
+    with Staging(place / "frames") as staging:
+        return [frame.row for frame in exploration.frames_of(staging, FEW["starts"])]
+
+
+@pytest.fixture(scope="module")
+def out(made, tmp_path_factory) -> Path:
+    """A directory in which a student was good enough at once; then that of one more round."""
+    directory = tmp_path_factory.mktemp("rounds") / "out"
+    (at_once,) = explored(*made, directory, **SELECT, **AT_ONCE)
+    assert not (directory / "round-1/data").exists()
+    first, last = explored(*made, directory, **SELECT)
+    assert first == at_once and last.student != first.student
+    return directory
+
+
+def test_a_round_adds_frames_that_the_teacher_has_labelled(out):
+    seen, record = (json.loads((out / f"round-1/{name}.json").read_text()) for name in ("explored", "round"))
+    assert [start["parent"] for start in seen["starts"]] == [0, 6]
+    assert [start["ps"] for start in seen["starts"]] == pytest.approx([0.006, 0.006])
+    assert sum(seen["kept"].values()) == seen["teacher_labels"] == 5 and seen["errors"]["forces_mae"] > 0
+    assert sum(reasons.get("not selected", 0) for reasons in seen["thrown_out"].values()) == 3
+    rows = [json.loads(line) for line in (out / "round-1/manifest.jsonl").read_text().splitlines()]
+    cache = TeacherCache(out / "round-1/cache")
     with Records(record["training"]["dataset"]) as records:
         systems = records.first(len(records))
-    assert len(systems) == len(cache) == 36 and len({digest_of(system) for system in systems}) == 36
+    assert len(rows) == len(systems) == len(cache) == len({digest_of(system) for system in systems}) == 12 + 5
+    assert {row["strategy"] for row in rows[:12]} == {"parent"} and {row["round"] for row in rows[12:]} == {1}
     for row, system in zip(rows, systems):
         kept = cache.get(digest_of(system))
+        assert row["labels"]["energy"] == ("data" if row["strategy"] == "parent" else "teacher")
         if row["labels"]["energy"] == "teacher":
             assert system.energy == pytest.approx(float(kept.values["energy"])) == row["teacher_energy"]
             assert np.array_equal(system.forces, kept.values["forces"])
-    by_round = {row["round"]: row for row in rows[12:] if row["parent"] == 4 and row["strategy"] == "md"}
-    assert by_round[1]["teacher_energy"] != by_round[2]["teacher_energy"]  # other velocities
+    first, second = ([row["teacher_energy"] for row in rows_of(out / f"round-{number}")] for number in (1, 2))
+    assert len(first) == len(second) == 5 and not set(first) & set(second)  # other velocities
 
 
-def test_the_student_of_a_round_is_the_average_of_the_last(config, checkpoint, tmp_path):
-    explored(config, checkpoint, tmp_path / "out", rounds=1)
-    given = torch.load(checkpoint, weights_only=False)
-    first, second = (torch.load(tmp_path / f"out/round-{number}/student.pt", weights_only=True) for number in (1, 2))
+def test_the_student_of_a_round_is_the_average_of_the_last(out, config, checkpoint, tmp_path):
+    given = torch.load(checkpoint, weights_only=True)
+    first, second = (torch.load(out / f"round-{number}/student.pt", weights_only=True) for number in (1, 2))
     names = [name for name, value in student._model_of(config).named_parameters() if value.requires_grad]
     average = dict(zip(names, given["ema"]["shadow_params"]))
     assert all(torch.equal(first["state_dict"][name], value) for name, value in average.items())
     assert all(torch.equal(second["state_dict"][name], 1.01 * value) for name, value in average.items())
     assert not {"step", "optimizer", "scheduler"} & first.keys() and first["ema"]["decay"] == 0.9
-    assert keys.PROJECTION in first[keys.CHECKPOINT_KEY]  # that of the same terms and teacher
+    for written in (first, second):  # the projections of the same terms and teacher
+        assert keys.PROJECTION in written[keys.CHECKPOINT_KEY]
     config["loss_functions"].pop()
-    explored(config, checkpoint, tmp_path / "other", rounds=1)
-    assert keys.PROJECTION not in torch.load(tmp_path / "other/round-1/student.pt")[keys.CHECKPOINT_KEY]
+    write_student(checkpoint, tmp_path / "other.pt", config, Job(config, Settings(**FEW)).cache())
+    entry = torch.load(tmp_path / "other.pt", weights_only=True)[keys.CHECKPOINT_KEY]
+    assert entry == {keys.STEP: 6, keys.EPOCH: 1.0}
+
+
+def test_other_options_and_a_second_command_are_refused(out, config, checkpoint):
+    with pytest.raises(ValueError, match=r"made with other settings: temperature 500.0, now 600.0; relax_steps 2, now 5"):
+        explored(config, checkpoint, out, temperature=600.0, relax_steps=5, **SELECT)
+    with exclusive(out / "lock"), pytest.raises(LockedError):
+        explored(config, checkpoint, out, **SELECT)
+    config["optim"]["lr_initial"] = 1e-2
+    with pytest.raises(ValueError, match=r"made with other settings: optim.lr_initial 0.001, now 0.01"):
+        explored(config, checkpoint, out, **SELECT)
 
 
 def die_at(owner, name: str, number: int) -> None:
@@ -126,24 +191,23 @@ def die_at(owner, name: str, number: int) -> None:
     setattr(owner, name, dying)
 
 
-MOMENTS = [
+MOMENTS = [  # of the first round, but for the last
     (student, "whole", 2),
     (exploration, "run_from", 2),
-    (exploration, "write_json", 1),
+    (exploration, "write_json", 1),  # of what is selected
     (Staging, "put", 2),
-    (exploration.shutil, "rmtree", 1),
+    (exploration, "_concluded", 1),
     (outcome, "write_cache", 1),
     (os, "replace", 5),
     (rounds, "write_yaml", 1),
-    (checkpoint_of.__globals__["Path"], "mkdir", 30),
-    (rounds, "write_json", 2),
+    (torch, "save", 2),  # in the training
+    (rounds, "write_json", 1),  # after it
+    (exploration.shutil, "rmtree", 3),  # what the second round has labelled
 ]
 
 
 @pytest.mark.slow
-def test_killed_at_ten_moments_the_outcome_is_equal(config, checkpoint, tmp_path):
-    settings = {"select": 7, "rounds": 1}
-    expected = explored(config, checkpoint, tmp_path / "whole", **settings)
+def test_killed_at_many_moments_the_outcome_is_equal(out, config, checkpoint, tmp_path):
     for owner, name, number in MOMENTS:
         gc.collect()
         pid = os.fork()
@@ -152,36 +216,26 @@ def test_killed_at_ten_moments_the_outcome_is_equal(config, checkpoint, tmp_path
                 torch.set_num_threads(1)  # the threads of the parent's pool are not here
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
                 die_at(owner, name, number)
-                explored(config, checkpoint, tmp_path / "killed", **settings)
+                explored(config, checkpoint, tmp_path / "out", **SELECT)
             finally:
                 os._exit(1)
         assert os.waitpid(pid, 0)[1] == signal.SIGKILL, (name, number)
-    assert explored(config, checkpoint, tmp_path / "killed", **settings) == expected
-    assert [seen.teacher_labels for seen in expected] == [7, 7]
-    assert content(tmp_path / "killed") == content(tmp_path / "whole")
-
-
-def test_rounds_end_early_and_can_go_on(config, checkpoint, tmp_path):
-    reached = explored(config, checkpoint, tmp_path / "out", stable_ps=0.01, max_forces_mae=1e6)
-    assert len(reached) == 1 and not (tmp_path / "out/round-1/data").exists()
-    assert len(explored(config, checkpoint, tmp_path / "out", rounds=1)) == 2
-    assert len(explored(config, checkpoint, tmp_path / "out", rounds=1, stable_ps=0.012, max_forces_mae=1e-9)) == 2
+    explored(config, checkpoint, tmp_path / "out", **SELECT)
+    assert content(tmp_path / "out") == content(out)
 
 
 def test_a_failing_trajectory_ends_and_the_frames_before_it_stay(config, checkpoint, tmp_path):
-    """A student whose forces are a hundred times too large heats up within a few steps."""
-    content = torch.load(checkpoint, weights_only=False)
+    """A student whose forces are far too large heats up within a few steps."""
+    content = torch.load(checkpoint, weights_only=True)
     content["normalizers"]["forces"] = {"mean": torch.tensor(0.0), "rmsd": torch.tensor(200.0)}
     torch.save(content, tmp_path / "hot.pt")
-    (seen, _) = explored(config, tmp_path / "hot.pt", tmp_path / "out", rounds=1, ps=0.05, relax_steps=0)
-    assert all(start["reason"] in ("a temperature above the limit", "a force above the limit") for start in seen.starts)
-    assert 0 < max(seen.ps) < 0.05
-    with Staging(tmp_path / "out/round-1/frames") as staging:
-        rows = [frame.row for frame in exploration.frames_of(staging, 3)]
-    assert {row["before_failure"] for row in rows} == {True}
+    (seen,) = explored(config, tmp_path / "hot.pt", tmp_path / "out", ps=0.05, every=50, relax_steps=0, **AT_ONCE)
+    assert set(seen.endings) <= {"a temperature above the limit", "a force above the limit", "two atoms too close"}
+    assert sum(seen.endings.values()) == 2 and 0 < max(seen.ps) < 0.05
+    assert {row["before_failure"] for row in rows_of(tmp_path / "out/round-1")} == {True}
 
 
-def test_bad_input_is_refused_before_anything_runs(config, checkpoint, data, teacher_checkpoint, tmp_path):
+def test_bad_input_is_refused_before_anything_runs(config, checkpoint, teacher_checkpoint, tmp_path, monkeypatch):
     other = copy.deepcopy(config)
     other["model"]["hidden_channels"] = 8
     with pytest.raises(ValueError, match=r"checkpoint.pt is another student than the YAML's `model`, a `painn`"):
@@ -191,47 +245,14 @@ def test_bad_input_is_refused_before_anything_runs(config, checkpoint, data, tea
     with pytest.raises(ValueError, match=r"--checkpoint .*nowhere.pt: does not exist"):
         explored(config, tmp_path / "nowhere.pt", tmp_path / "out")
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["lock"]
-    without = copy.deepcopy(config)
-    del without["task"]["distill"]["teacher"]["cache"]
-    with pytest.raises(ValueError, match=r"task.distill.teacher.cache: missing. Each round trains on"):
-        explored(without, checkpoint, tmp_path / "out")
-    del config["task"]["distill"]["teacher"]["checkpoint"]
-    with pytest.raises(ValueError, match=r"task.distill.teacher.checkpoint: missing; the teacher labels the frames"):
+    for name, message in (("cache", "Each round trains on"), ("checkpoint", "the teacher labels the frames")):
+        without = copy.deepcopy(config)
+        del without["task"]["distill"]["teacher"][name]
+        with pytest.raises(ValueError, match=rf"task.distill.teacher.{name}: missing.*{message}"):
+            explored(without, checkpoint, tmp_path / "out")
+    monkeypatch.setattr(exploration, "run_from", lambda *_: Run(Ending(None, "all atoms are fixed"), [], Counter()))
+    with pytest.raises(ValueError, match=r"nothing can move: all atoms of the 2 starts are fixed"):
         explored(config, checkpoint, tmp_path / "out")
-
-
-def test_other_options_and_a_second_command_are_refused(config, checkpoint, tmp_path):
-    explored(config, checkpoint, tmp_path / "out", rounds=1, relax_steps=0)
-    with pytest.raises(ValueError, match=r"made with other settings: temperature 500.0, now 600.0; relax_steps 0, now 5"):
-        explored(config, checkpoint, tmp_path / "out", temperature=600.0)
-    config["optim"]["lr_initial"] = 1e-2
-    with pytest.raises(ValueError, match=r"made with other settings: optim.lr_initial 0.001, now 0.01"):
-        explored(config, checkpoint, tmp_path / "out", relax_steps=0)
-    with exclusive(tmp_path / "out/lock"), pytest.raises(LockedError):
-        explored(config, checkpoint, tmp_path / "out")
-
-
-def test_systems_without_free_atoms_are_counted_or_refused(config, checkpoint, data, tmp_path):
-    for name, is_fixed in (("one", lambda index: index == 4), ("all", lambda index: True)):
-        place = tmp_path / name
-        place.mkdir()
-
-        def edit(index: int, system, is_fixed=is_fixed) -> None:
-            if is_fixed(index):
-                system.fixed[:] = 1
-
-        config["dataset"]["train"]["src"] = str(write_edited(data / "train", place / "data", edit))
-        config["task"]["distill"]["teacher"].pop("cache")
-        config["task"]["distill"]["teacher"]["cache"] = str(write_cache(config, place))
-    one = copy.deepcopy(config)
-    one["dataset"]["train"]["src"], one["task"]["distill"]["teacher"]["cache"] = (
-        str(tmp_path / "one" / each) for each in ("data", "cache")
-    )
-    (seen,) = explored(one, checkpoint, tmp_path / "one/out", stable_ps=0.012)  # from all that can move
-    assert [start["ps"] is None for start in seen.starts] == [False, True, False]
-    assert seen.thrown_out["md"] == {"all atoms are fixed": 1}
-    with pytest.raises(ValueError, match=r"nothing can move: all atoms of the 3 starts are fixed"):
-        explored(config, checkpoint, tmp_path / "all/out")
 
 
 def test_a_teacher_that_returns_nan_and_a_full_disk(config, checkpoint, tmp_path, monkeypatch):
@@ -246,12 +267,13 @@ def test_a_teacher_that_returns_nan_and_a_full_disk(config, checkpoint, tmp_path
     def full(self, number, unit):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
+    settings = {"relax_steps": 0, "starts": 1}
     monkeypatch.setattr(Teacher, "__call__", spoilt)
     monkeypatch.setattr(Staging, "put", full)
     with pytest.raises(ValueError, match=r"cannot write \(.*No space left on device\)\. Put that right"):
-        explored(config, checkpoint, tmp_path / "out", rounds=1, relax_steps=0)
+        explored(config, checkpoint, tmp_path / "out", **settings)
     monkeypatch.setattr(Staging, "put", put)
-    seen, _ = explored(config, checkpoint, tmp_path / "out", rounds=1, relax_steps=0)
-    assert seen.kept == {"md": 6} and seen.thrown_out == {"md": {"numbers that are not finite": 3}}
-    with pytest.raises(ValueError, match=r"no frame is kept. Thrown out: md: 6 an energy out of range, 3 numbers that are"):
-        explored(config, checkpoint, tmp_path / "none", relax_steps=0, max_energy_change=1e-12)
+    (seen,) = explored(config, checkpoint, tmp_path / "out", **settings, **AT_ONCE)
+    assert seen.kept == {"md": 2} and seen.thrown_out == {"md": {"numbers that are not finite": 1}}
+    with pytest.raises(ValueError, match=r"no frame is kept. Thrown out: md: 2 an energy out of range, 1 numbers"):
+        explored(config, checkpoint, tmp_path / "none", **{**settings, "max_energy_change": 1e-12})

@@ -232,7 +232,7 @@ def test_a_full_disk_is_named_and_what_is_made_is_kept(config, tmp_path, monkeyp
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(module.Workshop, "make", counted)
-    for owner, name in ((Staging, "put"), (module, "write_dataset"), (module, "write_cache")):
+    for owner, name in ((Staging, "put"), (outcome, "write_dataset"), (outcome, "write_cache")):
         with (
             monkeypatch.context() as patch,
             pytest.raises(SystemExit, match=r"No space left on device\)\. Put that right"),

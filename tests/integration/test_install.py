@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import fairchem.core
 import pytest
+from ase.build import bulk
+from ase.io import write
 from conftest import distill_config
 from launcher import launch
 
@@ -25,6 +28,17 @@ HOMES = {  # folders of the tree, and where the wheel has them
     "fairchem_crack": "fairchem_crack",
     "configs": "fairchem_crack/configs",
 }
+# Of a teacher's environment: a cache with embeddings, filled, checked and opened; what a student needs is not there.
+LABEL = """
+import importlib.util, sys
+from fairchem_crack.teacher.label.command import main
+here = ["--teacher", "stub_labeller:function", "--data", "train.extxyz"]
+main([*here, "--check"])
+main([*here, "--output", "cache", "--vectors"])
+from pathlib import Path
+from fairchem_crack.teacher.cache import TeacherCache
+print(len(TeacherCache(Path("cache"))), [importlib.util.find_spec(name) for name in ("torch", "lmdb", "tqdm", "yaml")])
+"""
 # What a user does, in one process, which imports fairchem once: train by the stock command, on two ranks; read the help of
 # every command; evaluate the student.
 USE = """
@@ -97,6 +111,24 @@ def test_the_script_runs_from_the_wheel(site, tmp_path):
 
     assert output("--version") == f"fairchem-crack {__version__}\n"
     assert output("configs", "oc20/demo/optim.yml") == (ROOT / "configs/oc20/demo/optim.yml").read_text()
+
+
+def test_a_teachers_environment_needs_numpy_and_ase(wheel, tmp_path):
+    """A bare environment of Python with the wheel; numpy, ASE and SciPy, which ASE needs, are linked into it."""
+    environment, packages = tmp_path / "environment", tmp_path / "packages"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+    zipfile.ZipFile(wheel).extractall(packages)
+    for name in ("numpy", "ase", "scipy"):
+        package = Path(importlib.util.find_spec(name).origin).parent
+        for part in (package, package.with_name(f"{name}.libs")):
+            if part.is_dir():
+                (packages / part.name).symlink_to(part)
+    (site,) = environment.glob("lib/python*/site-packages")
+    (site / "wheel.pth").write_text(f"{packages}\n{ROOT / 'tests'}\n")
+    write(tmp_path / "train.extxyz", [bulk("Cu", cubic=True) for _ in range(3)])
+    command = [environment / "bin/python", "-I", "-c", LABEL]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.endswith("3 [None, None, None, None]\n"), done.stderr
 
 
 def test_the_wheel_trains_helps_and_evaluates(site, data, teacher_checkpoint, tmp_path):

@@ -10,9 +10,8 @@ from __future__ import annotations
 import gc
 import logging
 import multiprocessing
-import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Optional
@@ -29,20 +28,16 @@ from fairchem_crack.io.processes import end_with_parent
 from fairchem_crack.plugins import imports_of, load_plugins
 from fairchem_crack.teacher.cache import (
     HEADER,
-    LOST,
     CacheError,
-    CacheWriter,
     Plan,
-    Sums,
     TeacherCache,
-    encode,
     explained,
     finish,
     only_writer,
     repair,
     start,
-    written_chunks,
 )
+from fairchem_crack.teacher.cache.fill import begin, systems_of, write_chunks
 from fairchem_crack.teacher.cache_sources import CalculatorSource, Source, TeacherSource, sample_digest
 from fairchem_crack.teacher.frozen import Teacher, load_teacher
 from fairchem_crack.training.config_checks import check_gpus
@@ -50,8 +45,6 @@ from fairchem_crack.training.terms import teacher_fields
 
 LOCK = "lock"  # file of the cache, held by the command until the cache is finished
 LISTED = 8  # chunks that a message names
-SAMPLE_CHUNKS = 2  # run before the start, to estimate the cache's size
-FREE = 1.1  # of the estimated size must be free on the disk
 
 
 @dataclass(frozen=True)
@@ -132,11 +125,6 @@ class Job:
         )
 
 
-def _chunk(plan: Plan, chunk: int) -> range:
-    first = chunk * plan.chunk
-    return range(first, min(first + plan.chunk, plan.systems))
-
-
 def needs_of_terms(config: dict) -> set[str]:
     """What the distillation terms of a training's config read from a cache, fields of `TeacherOutputs`."""
     _, terms = split_loss_functions(config.get("loss_functions") or [])
@@ -168,7 +156,7 @@ def cache_teacher(job: Job, *, ranks: int = 1, is_repair: bool = False) -> Teach
         if is_repair:
             missing = repair(job.directory, plan)
             print(f"{len(missing)} of {plan.chunks} chunks are damaged or missing{_listed(missing, plan)}.", flush=True)
-        todo = _begin(job.directory, source, plan)
+        todo = begin(job.directory, source, plan)
         if ranks == 1 or len(todo) < ranks:
             written = write_chunks(job.directory, source, plan, todo, 0)
         else:
@@ -187,61 +175,8 @@ def cache_teacher(job: Job, *, ranks: int = 1, is_repair: bool = False) -> Teach
 
 def _listed(chunks: list[int], plan: Plan) -> str:
     """The first few, and their systems."""
-    shown = [f"{chunk} (systems {_chunk(plan, chunk)[0]} to {_chunk(plan, chunk)[-1]})" for chunk in chunks[:LISTED]]
+    shown = [f"{chunk} (systems {systems_of(plan, chunk)[0]} to {systems_of(plan, chunk)[-1]})" for chunk in chunks[:LISTED]]
     return (": " if shown else "") + ", ".join(shown) + (", ..." if len(chunks) > LISTED else "")
-
-
-def _begin(directory: Path, source: Source, plan: Plan) -> list[int]:
-    """Write the sample of what is missing, and return the rest of the missing chunks."""
-    done = written_chunks(directory, plan)
-    todo = [chunk for chunk in range(plan.chunks) if chunk not in done]
-    print(f"{plan.systems} systems in {plan.chunks} chunks, {len(done)} of them there. Kept: {plan.contents}.", flush=True)
-    return _write_sample(directory, source, plan, todo) if todo else []
-
-
-def _write_sample(directory: Path, source: Source, plan: Plan, todo: list[int]) -> list[int]:
-    """Write some chunks, estimate the rest by them, raise CacheError unless the disk can hold it; return the rest."""
-    chosen = todo[:: max(1, len(todo) // SAMPLE_CHUNKS)][:SAMPLE_CHUNKS]
-    writer, written, systems = CacheWriter(directory, plan, 0), 0, 0
-    try:
-        for chunk in chosen:
-            records = source(_chunk(plan, chunk))
-            writer.write(chunk, records)
-            written, systems = written + sum(len(encode(record, plan)) for record in records), systems + len(records)
-        _check_resolution(directory, writer.sums, plan)
-    finally:
-        writer.close()
-    rest = [chunk for chunk in todo if chunk not in chosen]
-    needed = written / systems * len(rest) * plan.chunk
-    free = shutil.disk_usage(directory).free
-    print(f"About {needed / 2**20:,.1f} MB more to write to {directory}; {free / 2**20:,.0f} MB are free.", flush=True)
-    if needed * FREE > free:
-        raise CacheError(
-            f"Teacher cache {directory}: about {needed / 2**30:.1f} GB are needed and {free / 2**30:.1f} GB are free. "
-            "Give another directory, or make room."
-        )
-    return rest
-
-
-def _check_resolution(directory: Path, sums: Sums, plan: Plan) -> None:
-    lost = sums.lost_in(plan.dtype)
-    if lost:
-        raise CacheError(
-            f"Teacher cache {directory}: {lost} of the {plan.width} channels of node_embedding vary by less than {LOST} of "
-            "their mean, which float16 hardly resolves. Give --dtype float32, and another directory or delete this one."
-        )
-
-
-def write_chunks(directory: Path, source: Source, plan: Plan, chunks: Sequence[int], shard: int) -> Iterator[int]:
-    """Write these chunks to one shard; how many systems each has, as they are written."""
-    writer = CacheWriter(directory, plan, shard)
-    try:
-        for chunk in chunks:
-            indices = _chunk(plan, chunk)
-            writer.write(chunk, source(indices))
-            yield len(indices)
-    finally:
-        writer.close()
 
 
 def _in_processes(job: Job, plan: Plan, todo: list[int], ranks: int) -> Iterator[int]:

@@ -32,8 +32,9 @@ class TeacherCache:
         except FileNotFoundError as error:
             is_begun = (directory / PLAN).is_file()
             state = "is unfinished" if is_begun else f"does not exist (looked in {Path.cwd()})"
+            others = ", or what else wrote it, again" if is_begun else ""
             raise CacheError(
-                f"Teacher cache {directory} {state}. Run `fairchem-crack cache-teacher --config-yml ...`."
+                f"Teacher cache {directory} {state}. Run `fairchem-crack cache-teacher --config-yml ...`{others}."
             ) from error
         self.embedding_mean = np.array(header["embedding_mean"])
         self.embedding_std = np.array(header["embedding_std"])

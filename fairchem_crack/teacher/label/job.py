@@ -1,0 +1,218 @@
+"""Label the systems of a dataset with a teacher, and keep its outputs in a teacher cache."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from fairchem_crack.io.processes import values_from
+from fairchem_crack.io.samples import evenly_spaced
+from fairchem_crack.teacher.cache import (
+    HEADER,
+    CacheError,
+    Plan,
+    Record,
+    TeacherCache,
+    explained,
+    finish,
+    only_writer,
+    repair,
+    start,
+)
+from fairchem_crack.teacher.cache.fill import begin, systems_of, write_chunks
+from fairchem_crack.teacher.label.protocol import Labeller, Outputs, fault_of
+from fairchem_crack.teacher.label.systems import System, Systems
+from fairchem_crack.teacher.label.teachers import labeller_of
+
+LOCK = "lock"  # file of the cache, held until it is finished
+SAMPLE = 64  # systems of which the plan has a digest
+NAMED = 8  # systems that a message lists
+EVERY = 10.0  # s between two lines of progress
+THREADS = "OMP_NUM_THREADS"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every process needs to know.
+
+    Attributes:
+        teacher: as `labeller_of` takes it.
+        data: files that ASE reads.
+        directory: of the cache.
+        dtype: of the embeddings.
+        has_vectors: keep the l=1 embedding too.
+        chunk: systems that go through the teacher together.
+        devices: of torch, taken by the processes in turn; empty lets the framework choose.
+        data_keys: see `Systems`; so has `is_untagged`.
+    """
+
+    teacher: str
+    data: tuple[Path, ...]
+    directory: Path
+    dtype: str = "float16"
+    has_vectors: bool = False
+    chunk: int = 16
+    devices: tuple[str, ...] = ()
+    data_keys: tuple[str, ...] = ()
+    is_untagged: bool = False
+
+    def systems(self) -> Systems:
+        """The systems to label."""
+        return Systems(self.data, self.data_keys, is_untagged=self.is_untagged)
+
+    def labeller(self, process: int = 0) -> Labeller:
+        """The teacher, on the device of a process."""
+        return labeller_of(self.teacher, self.devices[process % len(self.devices)] if self.devices else None)
+
+    def plan(self, systems: Systems, labeller: Labeller) -> Plan:
+        """Of the cache; the teacher's outputs for the first system say what it holds."""
+        first = systems[0]
+        outputs = outputs_of(labeller, [first])[0]
+        width, vectors = outputs.node_embedding, outputs.vector_embedding
+        if self.has_vectors and vectors is None:
+            raise ValueError(f"--vectors: the teacher {self.teacher} gives no l=1 embedding.")
+        digests = b"".join(systems[index].digest for index in evenly_spaced(len(systems), SAMPLE))
+        return Plan(
+            teacher=self.teacher,
+            fingerprint=labeller.fingerprint,
+            systems=len(systems),
+            sample=hashlib.blake2b(digests, digest_size=16).hexdigest(),
+            width=0 if width is None else width.shape[1],
+            vector_width=vectors.shape[2] if self.has_vectors and vectors is not None else 0,
+            dtype=self.dtype,
+            chunk=self.chunk,
+            fields=tuple(name for name in outputs.fields if name != "vector_embedding" or self.has_vectors),
+            has_pairs=outputs.pairs is not None,
+            graph={} if labeller.cutoff is None else {"cutoff": float(labeller.cutoff)},
+            identity=dict(labeller.identity),
+        )
+
+
+def label(job: Job, *, processes: int = 1, is_repair: bool = False) -> TeacherCache:
+    """Fill the cache, or what is missing of it, and finish it.
+
+    Args:
+        is_repair: read what is there first, and label damaged chunks again.
+
+    Raises:
+        CacheError: the directory holds another cache, another process writes it, a system cannot be labelled.
+        ValueError: there is no such teacher, or no such data.
+    """
+    systems, labeller = job.systems(), job.labeller()
+    check_elements(systems, labeller, job.teacher)
+    plan = job.plan(systems, labeller)
+    with explained(job.directory):
+        job.directory.mkdir(parents=True, exist_ok=True)
+        start(job.directory, plan)
+    if (job.directory / HEADER).is_file() and not is_repair:
+        print(f"Teacher cache {job.directory} is complete; nothing to do.")
+        return TeacherCache(job.directory)
+    with only_writer(job.directory / LOCK):
+        if is_repair:
+            print(f"{len(repair(job.directory, plan))} of {plan.chunks} chunks are damaged or missing.", flush=True)
+        todo = begin(job.directory, maker(labeller, systems, plan), plan)
+        if processes == 1 or len(todo) < processes:
+            written = write_chunks(job.directory, maker(labeller, systems, plan), plan, todo, 0)
+        else:
+            os.environ.setdefault(THREADS, str(max(1, (os.cpu_count() or 1) // processes)))
+            shares = [(job, plan, todo[process::processes], process) for process in range(processes)]
+            written = values_from(_label_share, shares)
+        show_progress(written, sum(len(systems_of(plan, chunk)) for chunk in todo))
+        finish(job.directory, plan)
+    return TeacherCache(job.directory)
+
+
+def _label_share(job: Job, plan: Plan, chunks: list[int], process: int, put: Callable[[int], None]) -> None:
+    make = maker(job.labeller(process), job.systems(), plan)
+    for written in write_chunks(job.directory, make, plan, chunks, process):
+        put(written)
+
+
+def show_progress(written: Iterator[int], total: int) -> None:
+    """A line now and then: how far, how fast, how long still."""
+    began = shown = time.monotonic()
+    done = 0
+    for count in written:
+        done += count
+        now = time.monotonic()
+        if now - shown >= EVERY:
+            shown, pace = now, (now - began) / done
+            left = max(0.0, (total - done) * pace)
+            print(f"{done} of {total} systems, {pace:.2g} s each, about {left / 60:.0f} min left", flush=True)
+
+
+def check_elements(systems: Systems, labeller: Labeller, teacher: str) -> None:
+    """Raise ValueError for systems with an element that the teacher does not know."""
+    if labeller.elements is None:
+        return
+    known, strange = set(labeller.elements), []
+    for system in systems:
+        others = sorted(set(system.atoms.numbers.tolist()) - known)
+        if others:
+            strange.append(f"{system.name} (atomic number {', '.join(map(str, others))})")
+    if strange:
+        more = f" and {len(strange) - NAMED} more" if len(strange) > NAMED else ""
+        raise ValueError(
+            f"--teacher {teacher}: does not know an element of {len(strange)} of {len(systems)} systems: "
+            f"{'; '.join(strange[:NAMED])}{more}. Leave them out of the data and of the training, or take another teacher."
+        )
+
+
+def maker(labeller: Labeller, systems: Systems, plan: Plan) -> Callable[[Sequence[int]], list[Record]]:
+    """What makes the records of these systems."""
+
+    def make(indices: Sequence[int]) -> list[Record]:
+        chosen = [systems[index] for index in indices]
+        return [record_of(system, outputs, plan) for system, outputs in zip(chosen, outputs_of(labeller, chosen))]
+
+    return make
+
+
+def record_of(system: System, outputs: Outputs, plan: Plan) -> Record:
+    """The record of a system; the teacher's outputs for another one have said what it holds.
+
+    Raises:
+        CacheError: these have other fields.
+    """
+    fields, pairs = outputs.fields, outputs.pairs
+    missing = [name for name in plan.fields if name not in fields] + ["pairs"] * (plan.has_pairs and pairs is None)
+    if missing:
+        raise CacheError(f"{system.name}: the teacher {plan.teacher} gives no {', '.join(missing)}, as it did for others.")
+    values = {name: fields[name] for name in plan.fields}
+    return Record(system.digest, len(system.atoms), values, np.zeros((2, 0), int) if pairs is None else pairs)
+
+
+def outputs_of(labeller: Labeller, systems: Sequence[System]) -> list[Outputs]:
+    """The teacher's outputs for these systems, checked.
+
+    Raises:
+        CacheError: names the system that the teacher fails for, or for which its outputs cannot be used.
+    """
+    atoms = [system.atoms.copy() for system in systems]
+    try:
+        outputs = labeller(atoms)
+    except Exception as error:  # a framework raises anything
+        if len(systems) > 1:
+            for system in systems:
+                outputs_of(labeller, [system])
+            raise CacheError(
+                f"{systems[0].name} to {systems[-1].name}: the teacher fails for them together, and not for each alone "
+                f"({type(error).__name__}: {error}). Give a smaller --chunk, and another directory."
+            ) from error
+        raise CacheError(f"{systems[0].name}: the teacher fails ({type(error).__name__}: {error}). {LEAVE_OUT}") from error
+    if len(outputs) != len(systems):
+        raise CacheError(f"The teacher returned {len(outputs)} outputs for {len(systems)} systems.")
+    for system, each in zip(systems, outputs):
+        fault = fault_of(each, system.atoms)
+        if fault:
+            raise CacheError(f"{system.name}: the teacher returned {fault}. {LEAVE_OUT}")
+    return list(outputs)
+
+
+LEAVE_OUT = "Leave the system out of the data and of the training, and give another --output."

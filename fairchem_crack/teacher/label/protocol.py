@@ -1,0 +1,90 @@
+"""What a teacher of another framework is: a function of ASE's Atoms, and a few words about itself."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Optional
+
+import numpy as np
+from ase import Atoms
+
+SUM = 1e-4  # of the sizes of the atom energies: within it their sum is the energy, in float32
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """A teacher's outputs for one system of N atoms; None where the teacher has none.
+
+    Attributes:
+        energy: eV.
+        forces: (N, 3) eV/A.
+        atom_energies: (N,) eV, whose sum is the energy.
+        node_embedding: (N, D) invariant under rotation, dimensionless.
+        vector_embedding: (N, 3, D_v) l=1 embedding, components x, y, z, which rotate with the system.
+        pairs: (2, P) atoms that share an edge of the teacher's graph, i < j, each pair once; see `pairs_of`.
+    """
+
+    energy: float
+    forces: np.ndarray
+    atom_energies: Optional[np.ndarray] = None
+    node_embedding: Optional[np.ndarray] = None
+    vector_embedding: Optional[np.ndarray] = None
+    pairs: Optional[np.ndarray] = None
+
+    @property
+    def fields(self) -> dict[str, np.ndarray]:
+        """What a record keeps, by name and without the pairs."""
+        names = ("energy", "forces", "atom_energies", "node_embedding", "vector_embedding")
+        return {name: np.asarray(getattr(self, name)) for name in names if getattr(self, name) is not None}
+
+
+class Labeller(ABC):
+    """A teacher of another framework. A subclass sets what it knows of these attributes.
+
+    Attributes:
+        fingerprint: of the weights: a cache that was begun with others is not resumed.
+        cutoff: of the graph in A; None where there is none.
+        elements: atomic numbers that the teacher knows; None where it does not say.
+        identity: what else decides the outputs, plain values by name: versions, the level of theory.
+    """
+
+    fingerprint: str = ""
+    cutoff: Optional[float] = None
+    elements: Optional[Collection[int]] = None
+    identity: Mapping[str, Any] = MappingProxyType({})
+
+    @abstractmethod
+    def __call__(self, systems: Sequence[Atoms]) -> list[Outputs]:
+        """The outputs for these systems, run together where the framework can.
+
+        A system has the positions that a training reads, no constraints and no calculator.
+        """
+
+
+def pairs_of(edges: np.ndarray) -> np.ndarray:
+    """(2, P) pairs i < j, each once, of (2, E) directed edges; an atom's edges to its own images are left out."""
+    ordered = np.sort(np.asarray(edges), axis=0)
+    return np.unique(ordered[:, ordered[0] < ordered[1]], axis=1)
+
+
+def fault_of(outputs: Outputs, atoms: Atoms) -> str:
+    """What is wrong with outputs for a system; empty where nothing is."""
+    count = len(atoms)
+    for name, value in outputs.fields.items():
+        shape = {"energy": (), "forces": (count, 3), "atom_energies": (count,)}.get(name)
+        if shape is not None and value.shape != shape:
+            return f"{name} of shape {value.shape}, expected {shape}"
+        if shape is None and (value.ndim != (2 if name == "node_embedding" else 3) or len(value) != count):
+            expected = "(N, D)" if name == "node_embedding" else "(N, 3, D_v)"
+            return f"{name} of shape {value.shape}, expected {expected} with N = {count}"
+        if not np.isfinite(value).all():
+            return f"{name} not finite"
+    if outputs.atom_energies is not None:
+        energies = outputs.atom_energies.astype(np.float64)
+        difference = abs(float(energies.sum()) - float(outputs.energy))
+        if difference > SUM * max(1.0, float(np.abs(energies).sum())):
+            return f"atom_energies whose sum is {energies.sum():.6g} eV, and the energy is {outputs.energy:.6g} eV"
+    return ""

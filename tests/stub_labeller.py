@@ -1,0 +1,96 @@
+"""Teachers of no framework: outputs that are simple functions of the distances, for tests of labelling."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+from ase import Atoms
+from ase.calculators.emt import EMT
+from ase.neighborlist import neighbor_list
+
+from fairchem_crack.teacher.label import Labeller, Outputs, pairs_of
+
+CUTOFF = 4.0
+CALLS = "STUB_LABELLER_CALLS"  # in the environment: a file that gets a line for each system
+
+
+def outputs_of(atoms: Atoms) -> Outputs:
+    """E_i = sum_j (1 - d_ij / 4 A)^2 of its neighbors, vectors of the same weights, four embedding channels."""
+    first, second, lengths, vectors = neighbor_list("ijdD", atoms, CUTOFF)
+    weight, count = 1 - lengths / CUTOFF, len(atoms)
+    energies, forces, vector = np.zeros(count), np.zeros((count, 3)), np.zeros((count, 3, 2))
+    np.add.at(energies, first, weight**2)
+    np.add.at(forces, first, -4 / CUTOFF * (weight / lengths)[:, None] * vectors)
+    np.add.at(vector, first, weight[:, None, None] ** np.array([2, 3]) * vectors[:, :, None])
+    embedding = np.stack([energies, energies**2, np.cos(energies), np.sin(energies)], axis=1)
+    return Outputs(float(energies.sum()), forces, energies, embedding, vector, pairs_of(np.stack([first, second])))
+
+
+class Stub(Labeller):
+    """Knows elements up to copper."""
+
+    fingerprint, cutoff, elements, identity = "stub", CUTOFF, range(1, 30), {"stub": "1.0"}
+
+    def __call__(self, systems):
+        if CALLS in os.environ:
+            with Path(os.environ[CALLS]).open("a") as file:
+                file.writelines(f"{atoms.get_chemical_formula()}\n" for atoms in systems)
+        return [outputs_of(atoms) for atoms in systems]
+
+
+class Turning(Stub):
+    """Its embedding depends on how a system lies."""
+
+    def __call__(self, systems):
+        return [
+            Outputs(**{**vars(each), "node_embedding": each.node_embedding + atoms.positions[:, :1]})
+            for each, atoms in zip(super().__call__(systems), systems)
+        ]
+
+
+class Wrong(Stub):
+    """Spoils the outputs for systems with a nitrogen."""
+
+    elements = None
+
+    def __init__(self, name: str, value) -> None:
+        self.name, self.value = name, value
+
+    def __call__(self, systems):
+        if self.name == "raises" and any(7 in atoms.numbers for atoms in systems):
+            raise KeyError("N")
+        made = super().__call__(systems)
+        return [
+            Outputs(**{**vars(each), self.name: self.value}) if 7 in atoms.numbers else each
+            for each, atoms in zip(made, systems)
+        ]
+
+
+def raises() -> Wrong:
+    return Wrong("raises", None)
+
+
+def not_finite() -> Wrong:
+    return Wrong("forces", np.full((2, 3), np.nan))
+
+
+def unlike_its_sum() -> Wrong:
+    return Wrong("energy", 7.0)
+
+
+def without_embedding() -> Wrong:
+    return Wrong("node_embedding", None)
+
+
+def misshapen() -> Wrong:
+    return Wrong("node_embedding", np.zeros((3, 4)))
+
+
+def emt() -> EMT:
+    return EMT()
+
+
+def function():
+    return lambda systems: [outputs_of(atoms) for atoms in systems]

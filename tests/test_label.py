@@ -1,0 +1,273 @@
+"""Labelling with a teacher of another framework: cache, digests, what is refused. No framework runs."""
+
+from __future__ import annotations
+
+import gc
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from ase import Atoms
+from ase.build import bulk, fcc111, molecule
+from ase.constraints import FixAtoms
+from ase.db import connect
+from ase.geometry import wrap_positions
+from ase.io import write
+from caches import RECORDS, content
+from conftest import DATASET, distill_config
+from fairchem.core.datasets import AseDBDataset
+from fairchem.core.preprocessing import atoms_to_graphs
+from stub_labeller import CALLS, outputs_of
+from torch.utils.data import Subset
+
+from fairchem_crack.commands.cli import main as fairchem_crack
+from fairchem_crack.io.datasets import Records, open_dataset
+from fairchem_crack.io.wrapping import wrapped
+from fairchem_crack.teacher.cache import CacheError, TeacherCache
+from fairchem_crack.teacher.cached import CachedDataset, digest_of
+from fairchem_crack.teacher.label import conformance
+from fairchem_crack.teacher.label.command import main
+from fairchem_crack.teacher.label.systems import EXPORTED, Systems
+
+FLOAT32 = 1e-6  # of a value that is kept in it
+
+
+def slab(seed: int = 0) -> Atoms:
+    """Fixed and free atoms, tags, and atoms that lie outside the cell."""
+    atoms = fcc111("Cu", (2, 2, 2), vacuum=4.0)
+    atoms.pbc = True
+    atoms.set_constraint(FixAtoms(mask=atoms.get_tags() == 2))
+    atoms.rattle(0.1, seed=seed)
+    atoms.positions[::3] -= 2 * atoms.cell[0]
+    return atoms
+
+
+def kinds() -> list[Atoms]:
+    """What fairchem reads in ways of its own."""
+    untagged, charged = bulk("Cu", cubic=True), molecule("CO", vacuum=3.0)
+    untagged.rattle(0.1)
+    charged.info.update(charge=1, spin=2)
+    layer = slab()
+    layer.pbc = (True, True, False)
+    return [slab(), untagged, layer, molecule("H2O"), charged]
+
+
+def database(file: Path, systems: list[Atoms]) -> Path:
+    with connect(file) as opened:
+        for number, atoms in enumerate(systems):
+            opened.write(atoms, data={**atoms.info, "sid": f"s{number}"})
+    return file
+
+
+def label(data: Path, directory: Path, *flags: str, teacher: str = "stub_labeller:Stub") -> TeacherCache:
+    main(["--teacher", teacher, "--data", str(data), "--output", str(directory), "--chunk", "2", *flags])
+    return TeacherCache(directory)
+
+
+@pytest.fixture
+def slabs(tmp_path) -> Path:
+    """Ten slabs in five chunks."""
+    return database(tmp_path / "train.db", [slab(seed) for seed in range(10)])
+
+
+# ---- which record is whose
+
+
+def test_wrapping_is_that_of_ase_but_for_faces():
+    for atoms in kinds():
+        atoms.positions += np.random.default_rng(0).normal(scale=20, size=atoms.positions.shape)
+        cell = atoms.get_cell(complete=True).array
+        expected = wrap_positions(atoms.positions, cell, atoms.pbc, eps=0)
+        np.testing.assert_allclose(wrapped(atoms.positions, cell, atoms.pbc), expected, atol=1e-12)
+    corner = wrapped(np.array([[4.0, -4.0, 8.0]]), np.diag([4.0, 4.0, 4.0]), [True, True, False])
+    assert corner.tolist() == [[0.0, 0.0, 8.0]]
+
+
+def test_a_system_that_fairchem_wraps_otherwise_is_looked_up(tmp_path, slabs, monkeypatch):
+    """As on another processor: an atom on a face comes out on its other side."""
+    cache = label(slabs, tmp_path / "cache")
+
+    def to_the_other_side(positions, cell, pbc, eps):
+        moved = wrap_positions(positions, cell, pbc, eps=eps)
+        moved[0] += cell[0]
+        return moved
+
+    monkeypatch.setattr(atoms_to_graphs, "wrap_positions", to_the_other_side)
+    dataset = AseDBDataset({"src": str(slabs)})
+    assert cache.get(digest_of(dataset[3])) is None
+    held = CachedDataset(Subset(dataset, [3, 7]), cache, "dataset.train", ["energy"])[1].teacher_energy
+    assert float(held) == outputs_of(Systems([slabs])[7].atoms).energy
+
+
+@pytest.mark.parametrize("suffix", ["db", "json", "extxyz"])
+def test_digests_are_those_of_fairchems_datasets(tmp_path, suffix):
+    file = tmp_path / f"data.{suffix}"
+    if suffix == "extxyz":
+        write(file, kinds())
+        dataset = open_dataset({"format": "ase_read_multi", "src": str(tmp_path), "no_shuffle": True})
+    else:
+        dataset = AseDBDataset({"src": str(database(file, kinds()))})
+    assert [system.digest for system in Systems([file])] == [digest_of(dataset[index]) for index in range(5)]
+
+
+def test_options_of_the_dataset_are_in_the_digest(tmp_path):
+    file = database(tmp_path / "data.db", [atoms for atoms in kinds() if "charge" in atoms.info])
+    options = {"a2g_args": {"r_data_keys": ["charge", "spin"]}, "atoms_transform_args": {"skip_always": True}}
+    expected = digest_of(AseDBDataset({"src": str(file), **options})[0])
+    assert Systems([file], ["charge", "spin"], is_untagged=True)[0].digest == expected
+    assert len({expected, Systems([file])[0].digest, Systems([file], is_untagged=True)[0].digest}) == 3
+
+
+def test_a_training_finds_the_records_in_any_order(tmp_path, slabs):
+    cache = label(slabs, tmp_path / "cache", "--vectors", "--dtype", "float32")
+    part = database(tmp_path / "part.db", [slab(seed) for seed in (7, 2, 5)])
+    names = ["energy", "forces", "atom_energies", "node_embedding", "vector_embedding"]
+    dataset = CachedDataset(AseDBDataset({"src": str(part)}), cache, "dataset.train", names)
+    for index in range(3):
+        system = dataset[index]
+        atoms = Atoms(system.atomic_numbers, system.pos, cell=system.cell[0], pbc=True)
+        for name, value in outputs_of(atoms).fields.items():
+            np.testing.assert_allclose(system[f"teacher_{name}"], value, rtol=FLOAT32, atol=10 * FLOAT32)
+        assert np.array_equal(system.teacher_pair_index, outputs_of(atoms).pairs)
+    other = database(tmp_path / "other.db", [slab(3), slab(11)])
+    with pytest.raises(CacheError, match=r"no record of system 1 of dataset\.train \(sid s1\)"):
+        CachedDataset(AseDBDataset({"src": str(other)}), cache, "dataset.train", names)
+
+
+def test_exported_systems_keep_digest_labels_and_ids(tmp_path, data):
+    """Of LMDBs, whose positions fairchem does not wrap."""
+    config, exported = tmp_path / "student.yml", tmp_path / "val.db"
+    config.write_text(yaml.safe_dump({**distill_config(data, tmp_path / "no teacher"), "trainer": "ocp"}))
+    command = ["export-data", "--config-yml", str(config), "--output", str(exported), "--split", "val"]
+    fairchem_crack(command)
+    gc.collect()
+    with Records({**DATASET, "src": str(data / "val_id")}) as records:
+        systems = {system.sid: system for system in records.first(6)}
+    rows = list(connect(exported).select())
+    assert sorted(row.data.sid for row in rows) == sorted(systems)
+    for row, exported_system in zip(rows, Systems([exported])):
+        atoms, system = row.toatoms(), systems[row.data.sid]
+        assert exported_system.digest == digest_of(system)
+        assert row.energy == pytest.approx(float(system.energy), rel=FLOAT32)
+        assert np.array_equal(row.forces, system.forces) and np.array_equal(atoms.get_tags(), system.tags)
+        assert np.array_equal(atoms.constraints[0].index, np.flatnonzero(system.fixed))
+    with pytest.raises(SystemExit, match=r"export-data: --output .*val\.db: is there"):
+        fairchem_crack(command)
+    changed = rows[0].toatoms()
+    changed.positions[-1] += 0.1
+    with connect(tmp_path / "changed.db") as opened:
+        opened.write(changed, data=rows[0].data)
+    with pytest.raises(ValueError, match=rf"row 1 of changed\.db .*has changed .* without {EXPORTED}"):
+        Systems([tmp_path / "changed.db"])[0]
+
+
+# ---- labelling
+
+
+def test_processes_and_interruptions_change_no_record(tmp_path, slabs, monkeypatch, capsys):
+    whole = content(label(slabs, tmp_path / "whole").directory)
+    assert content(label(slabs, tmp_path / "two", "--processes", "2").directory) == whole
+    calls = tmp_path / "calls"
+    monkeypatch.setenv(CALLS, str(calls))
+    (tmp_path / "two/header.json").unlink()
+    rows = tmp_path / "two/shard.0000.rows"
+    rows.write_bytes(rows.read_bytes()[: -2 * 48])  # a chunk is lost
+    assert content(label(slabs, tmp_path / "two").directory) == whole
+    assert len(calls.read_text().splitlines()) == 1 + 2  # the first system says what a cache holds
+    label(slabs, tmp_path / "two")
+    assert "is complete; nothing to do" in capsys.readouterr().out
+    records = tmp_path / "two" / RECORDS
+    records.write_bytes(records.read_bytes()[:-1] + b"\7")
+    assert content(label(slabs, tmp_path / "two", "--repair").directory) == whole
+
+
+def test_the_plan_says_whose_the_records_are(tmp_path, slabs):
+    plan = label(slabs, tmp_path / "cache").plan
+    assert (plan.teacher, plan.fingerprint, plan.identity) == ("stub_labeller:Stub", "stub", {"stub": "1.0"})
+    assert (plan.width, plan.vector_width, plan.graph, plan.has_pairs) == (4, 0, {"cutoff": 4.0}, True)
+    with pytest.raises(SystemExit, match="was begun with teacher stub_labeller:Stub, and is now requested with"):
+        label(slabs, tmp_path / "cache", teacher="stub_labeller:Turning")
+    with pytest.raises(SystemExit, match="was begun with systems 10, and is now requested with 1"):
+        label(database(tmp_path / "other.db", [slab(3)]), tmp_path / "cache")
+
+
+@pytest.mark.parametrize("teacher, width", [("stub_labeller:emt", 0), ("stub_labeller:function", 4)])
+def test_any_calculator_or_function_is_a_teacher(tmp_path, teacher, width):
+    data = database(tmp_path / "data.db", [bulk("Cu", cubic=True)])
+    cache = label(data, tmp_path / "cache", teacher=teacher)
+    assert cache.plan.width == width and cache.plan.has_pairs == (width > 0)
+    if not width:
+        with pytest.raises(CacheError, match="holds energy, forces, and no node_embedding, which terms"):
+            CachedDataset(AseDBDataset({"src": str(data)}), cache, "dataset.train", ["node_embedding"])
+
+
+@pytest.mark.parametrize(
+    "teacher, message",
+    [
+        (
+            "stub_labeller:Stub",
+            r"does not know an element of 1 of 6 systems: row 6 .*Au \(atomic number 79\)\. Leave them out",
+        ),
+        (
+            "stub_labeller:raises",
+            r"row 5 of data\.db \(sid s4\), N2: the teacher fails \(KeyError: 'N'\)\. Leave the system",
+        ),
+        ("stub_labeller:not_finite", r"row 5 .*N2: the teacher returned forces not finite\. Leave the system out"),
+        ("stub_labeller:unlike_its_sum", r"N2: .*atom_energies whose sum is .* eV, and the energy is 7 eV"),
+        ("stub_labeller:without_embedding", r"row 5 .*: the teacher .* gives no node_embedding, as it did for others"),
+        ("stub_labeller:misshapen", r"node_embedding of shape \(3, 4\), expected \(N, D\) with N = 2"),
+        ("sevennet:7net-0", r"--teacher sevennet:7net-0: No module named 'sevenn'.* Run it where `sevenn` is installed"),
+        ("sevennet", r"expected a model, for example sevennet:7net-0"),
+        ("stub_labeller:nothing", r"--teacher stub_labeller:nothing: expected .* AttributeError"),
+        ("emt", r"--teacher emt: expected sevennet:7net-0, .* or package\.module:function"),
+    ],
+)
+def test_what_cannot_be_labelled_is_named(tmp_path, teacher, message):
+    data = database(tmp_path / "data.db", [*(slab(seed) for seed in range(4)), molecule("N2"), bulk("Au")])
+    with pytest.raises(SystemExit, match=f"label: .*{message}"):
+        label(data, tmp_path / "cache", teacher=teacher)
+
+
+@pytest.mark.parametrize(
+    "name, message", [("no.db", "there is no such file"), ("text.db", "ASE cannot read it"), ("empty.db", "holds no system")]
+)
+def test_data_that_cannot_be_read_are_named(tmp_path, name, message):
+    (tmp_path / "text.db").write_text("text")
+    with connect(tmp_path / "empty.db") as opened:
+        del opened[opened.write(bulk("Cu"))]
+    with pytest.raises(SystemExit, match=rf"label: --data {tmp_path}/{name}: .*{message}"):
+        label(tmp_path / name, tmp_path / "cache")
+
+
+def test_a_half_written_cache_is_refused_and_then_finished(tmp_path, slabs):
+    directory = label(slabs, tmp_path / "cache").directory
+    (directory / "header.json").unlink()
+    with pytest.raises(CacheError, match=r"is unfinished.* or what else wrote it, again"):
+        TeacherCache(directory)
+    fairchem_crack(["cache-finish", str(directory)])
+    assert len(TeacherCache(directory)) == 10
+    (directory / "header.json").unlink()
+    os.truncate(directory / "shard.0000.rows", 32 + 7 * 48)
+    with pytest.raises(SystemExit, match=r"cache-finish: Teacher cache .*: 2 of 5 chunks are missing"):
+        fairchem_crack(["cache-finish", str(directory)])
+    with pytest.raises(SystemExit, match=r"cache-finish: .*nothing holds no teacher cache: there is no plan.json"):
+        fairchem_crack(["cache-finish", str(tmp_path / "nothing")])
+
+
+# ---- what a teacher promises
+
+
+def test_the_check_tells_a_teacher_from_one_that_is_not(slabs, capsys):
+    main(["--teacher", "stub_labeller:Stub", "--data", str(slabs), "--check"])
+    table = capsys.readouterr().out
+    assert table.count("pass") == 9 and "FAIL" not in table
+    slope, largest = re.search(r"-dE/dx +differ by (\S+) of (\S+) eV/A", table).groups()
+    assert float(slope) < conformance.EQUAL * float(largest)
+    with pytest.raises(SystemExit, match="label: 2 of 11 checks failed"):
+        main(["--teacher", "stub_labeller:Turning", "--data", str(slabs), "--check"])
+    failed = [line for line in capsys.readouterr().out.splitlines() if line.endswith("FAIL")]
+    assert [line.split()[0] for line in failed] == ["turned", "moved"]
+    assert all("(node_embedding)" in line for line in failed)
