@@ -15,8 +15,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --quiet --no-compile
 CONFIGS := configs/oc20/demo
 TEACHER_FILE := $(CONFIGS)/teacher_$(TEACHER).pt
-CACHE := data/demo-cache-$(TEACHER)
-DISTILL := --task.distill.teacher.checkpoint=$(TEACHER_FILE) --task.distill.teacher.cache=$(CACHE)
+GENERATED := data/demo-generated$(if $(filter-out equiformer_v2,$(TEACHER)),-from-$(TEACHER))
+STRATEGIES := rattle=3 displace+rattle=3 md=3 --every 4
+DISTILL := --task.distill.teacher.checkpoint=$(TEACHER_FILE)
+TRAINED_ON := --dataset.train.src=$(GENERATED)/data --task.distill.teacher.cache=$(GENERATED)/cache
 SPLITS := $(foreach split,val_id val_ood_ads val_ood_cat val_ood_both,$(split)=data/demo/$(split))
 RUN := runs/demo$(if $(filter-out painn,$(STUDENT))$(filter-out equiformer_v2,$(TEACHER)),-$(STUDENT)-from-$(TEACHER))
 
@@ -35,14 +37,15 @@ demo: venv
 	  { echo "STUDENT is painn or gemnet_dT, TEACHER is equiformer_v2 or escn."; exit 1; }
 	@echo; echo "== 1/5  Data: adsorbates on metal slabs, labelled with EMT, in OC20's LMDB format -> data/demo"
 	$(BIN)/fairchem-crack prepare-demo data/demo
-	@echo; echo "== 2/5  The $(TEACHER) teacher's outputs for the training data, once -> $(CACHE)"
-	$(BIN)/fairchem-crack cache-teacher --config-yml $(CONFIGS)/$(STUDENT)_crack.yml --cpu $(DISTILL) --vectors --jacobian-rows 8
+	@echo; echo "== 2/5  Nine new systems of each, and the $(TEACHER) teacher's outputs for all, once (the longest part) -> $(GENERATED)"
+	$(BIN)/fairchem-crack generate --config-yml $(CONFIGS)/$(STUDENT)_crack.yml --cpu $(DISTILL) --vectors --num-gpus 2 \
+	  --strategies $(STRATEGIES) --output $(GENERATED)
 	@mkdir -p $(RUN)
 	@for seed in $(SEEDS); do \
 	  echo; echo "== 3/5  $(STUDENT) student on the labels only, with fairchem's own trainer, seed $$seed"; \
 	  $(call train,$(STUDENT).yml,undistilled-$$seed) || exit 1; \
-	  echo; echo "== 4/5  The same student distilled from a frozen $(TEACHER) teacher, from its cache, seed $$seed"; \
-	  $(call train,$(STUDENT)_crack.yml,crack-$$seed,$(DISTILL)) || exit 1; \
+	  echo; echo "== 4/5  The same student distilled from the $(TEACHER) teacher, on these systems, seed $$seed"; \
+	  $(call train,$(STUDENT)_generated.yml,crack-$$seed,$(DISTILL) $(TRAINED_ON)) || exit 1; \
 	done
 	@echo; echo "== 5/5  Both students and the teacher on four validation splits, and their speed"
 	$(BIN)/fairchem-crack evaluate --cpu --seeds --checkpoint $(call best,crack) --undistilled $(call best,undistilled) \
