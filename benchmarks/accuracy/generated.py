@@ -104,7 +104,7 @@ def page(content: dict[str, Any]) -> str:
     rows = content["rows"]
     parents = next(row["train_systems"] for row in rows if row["seeds"])
     lines = [INTRO.format(parents=parents, structures=STRUCTURES)]
-    for student in dict.fromkeys(row["student"] for row in rows if row["seeds"]):
+    for student in dict.fromkeys(row["student"] for row in rows if row["seeds"] and row["teacher"]):
         for split in ("val_id", MEAN):
             shown = [row for row in rows if row["split"] == split and row["student"] in (student, "")]
             lines += [f"## {student}, {split}", "", *table(sorted(shown, key=lambda row: not row["seeds"])), ""]
