@@ -451,6 +451,11 @@ OF_ESCN = [method for group, method, split in FIGURES if group == ESCN and split
 # What is stated without a number.
 STATEMENTS = [
     (
+        GENERATE,
+        "The intervals of the two closed energy gaps do not overlap.",
+        all(PLAIN.row(split)["gap_energy"][2] < Line().row(split)["gap_energy"][1] for split in ("val_id", MEAN)),
+    ),
+    (
         PAGE,
         "The recipe without `force_jacobian` then has smaller errors on val_id than the demo's recipe has without copies",
         all(own < before for own, before in zip(Line().errors(), errors("recipe_atoms_100"))),
