@@ -6,9 +6,10 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 from benchmarks.accuracy.plan import EXPERIMENTS, Run, read_plan
-from benchmarks.accuracy.summary import GROUP, Results
+from benchmarks.accuracy.summary import GROUP, MEAN, Results
 from benchmarks.accuracy.training import Workspace
 from benchmarks.cache.report import by_shape
 from benchmarks.screening.report import ratio
@@ -110,6 +111,66 @@ def look_alikes() -> float:
 
 
 CANDIDATES = {name: len(TUNING["coefficients"][name]) for name in (*SINGLE, "crack")}
+
+
+# Structures that the teacher labelled
+
+
+class Line(NamedTuple):
+    """Runs of docs/benchmarks/generated.json that are equal but for the seed."""
+
+    method: str = "labelled_crack_n2n_v2v_atoms"
+    structures: str = "rattle9"
+    budget: str = "steps"
+    student: str = "painn"
+
+    def errors(self, split: str = "val_id") -> list[float]:
+        """Energy MAE in eV, force MAE in eV/A."""
+        return [self.row(split)[name][0] for name in ("energy_mae", "forces_mae")]
+
+    def gaps(self, split: str = "val_id") -> list[float]:
+        """Of energy and forces the gap closed in percent, to the undistilled student of as many steps; empty for that."""
+        intervals = [self.row(split).get(f"gap_{name}", [None]) for name in ("energy", "forces")]
+        return [100 * interval[0] for interval in intervals if interval[0] is not None]
+
+    def less_recipe(self, split: str = "val_id") -> list[float]:
+        """Its errors less those of the recipe on nine rattled copies, with the same seeds."""
+        return [self.row(split)[f"less_recipe_{name}"][0] for name in ("energy", "forces")]
+
+    def seeds(self) -> int:
+        """How many it has."""
+        return self.row()["seeds"]
+
+    def row(self, split: str = "val_id") -> dict:
+        """Of the JSON."""
+        return GENERATED[(*self, split)]
+
+    def printed(self, label: str) -> str:
+        """Its row in docs/generate.md."""
+        cells = [label, *(self.row()[name] for name in ("systems", "steps", "seeds"))]
+        for split in ("val_id", MEAN):
+            cells += ["{:.3f} / {:.4f}".format(*self.errors(split)), " / ".join(f"{gap:.0f} %" for gap in self.gaps(split))]
+        return f"| {' | '.join(map(str, cells))} |"
+
+
+GENERATED = {tuple(row[name] for name in (*Line._fields, "split")): row for row in load("generated")["rows"]}
+LABELS = {(row["structures"], row["jacobian_rows"]): row for row in load("generated")["labels"]}
+PARENTS = "the 300 systems"
+GENERATED_LINES = {
+    f"{PARENTS}, labels only": Line("undistilled", ""),
+    f"{PARENTS}, recipe": Line("crack_n2n_v2v_atoms", ""),
+    "`rattle=9`, the teacher's labels only": Line("labelled"),
+    "`rattle=9`, recipe": Line(),
+    "`rattle=9`, recipe without relations": Line("labelled_n2n_v2v_atoms"),
+    "`rattle=3`, recipe": Line(structures="rattle3"),
+    "`displace+rattle=9`, recipe": Line(structures="displace9"),
+    "mixed, recipe": Line(structures="mixed9"),
+    f"{PARENTS}, labels only, twice the steps": Line("undistilled", "", "double"),
+    "`rattle=9`, recipe, twice the steps": Line(budget="double"),
+    "mixed, recipe, twice the steps": Line(structures="mixed9", budget="double"),
+    "mixed, recipe with `atom_energies` 300, twice the steps": Line("labelled_crack_n2n_v2v_atoms_300", "mixed9", "double"),
+}
+GENERATED_ROWS = [line.printed(label) for label, line in GENERATED_LINES.items()]
 
 
 # Speed, memory, screening

@@ -59,16 +59,21 @@ def test_ratios_and_medians_are_those_of_the_rounds():
     assert same(module_of("scaling").summary(scaling["raw"]), scaling["kinds"])
 
 
-def test_the_accuracy_page_is_made_of_its_figures():
-    content = json.loads((PAGES / "accuracy.json").read_text())
-    assert module_of("accuracy.page").page(content) == (PAGES / "accuracy.md").read_text(encoding="utf-8")
+ACCURACY = [("accuracy", "page", "summary", 5000), ("generated", "generated", "generated", 500)]
+
+
+@pytest.mark.parametrize("name, module, _, __", ACCURACY)
+def test_the_accuracy_pages_are_made_of_their_figures(name, module, _, __):
+    content = json.loads((PAGES / f"{name}.json").read_text())
+    assert module_of(f"accuracy.{module}").page(content) == (PAGES / f"{name}.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
-def test_the_accuracy_figures_are_those_of_its_rows():
-    figures = module_of("accuracy.summary").figures(Workspace(PAGES / "accuracy"))
-    assert len(leaves(figures)) > 5000
-    assert same(figures, json.loads((PAGES / "accuracy.json").read_text()))
+@pytest.mark.parametrize("name, _, module, least", ACCURACY)
+def test_the_accuracy_figures_are_those_of_their_rows(name, _, module, least):
+    figures = module_of(f"accuracy.{module}").figures(Workspace(PAGES / "accuracy"))
+    assert len(leaves(figures)) > least
+    assert same(figures, json.loads((PAGES / f"{name}.json").read_text()))
 
 
 def same(made, kept) -> bool:

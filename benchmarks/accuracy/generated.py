@@ -21,6 +21,7 @@ NAMES = {
     "labelled": "teacher's labels, no terms",
     "labelled_n2n_v2v_atoms": "without relations",
     "filled_crack_n2n_v2v_atoms": "`labels: fill`",
+    "labelled_crack_n2n_v2v_atoms_300": "recipe with `atom_energies` 300",
     "recipe_atoms_100": "with the Hessian, the data's labels",
     **dict.fromkeys(RECIPES.values(), "recipe"),
     **dict.fromkeys(("crack_n2n_v2v_atoms", "crack_n2n_atoms"), "recipe, the data's labels"),
@@ -103,7 +104,7 @@ def page(content: dict[str, Any]) -> str:
     rows = content["rows"]
     parents = next(row["train_systems"] for row in rows if row["seeds"])
     lines = [INTRO.format(parents=parents, structures=STRUCTURES)]
-    for student in dict.fromkeys(row["student"] for row in rows if row["seeds"]):
+    for student in dict.fromkeys(row["student"] for row in rows if row["seeds"] and row["teacher"]):
         for split in ("val_id", MEAN):
             shown = [row for row in rows if row["split"] == split and row["student"] in (student, "")]
             lines += [f"## {student}, {split}", "", *table(sorted(shown, key=lambda row: not row["seeds"])), ""]
