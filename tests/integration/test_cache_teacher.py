@@ -43,6 +43,7 @@ from fairchem_crack.teacher.cache import (
     Record,
     TeacherCache,
     encode,
+    fill,
     finish,
     only_writer,
     written_chunks,
@@ -334,7 +335,7 @@ def test_killed_at_ten_moments_it_resumes_where_it_was(distilled, many, tmp_path
         return logged, dataclasses.replace(plan, chunk=1)
 
     monkeypatch.setattr(module.Job, "source", slowly)
-    monkeypatch.setattr(module, "SAMPLE_CHUNKS", 1)
+    monkeypatch.setattr(fill, "SAMPLE_CHUNKS", 1)
     distilled["dataset"] = {"train": many}
     whole = cache_teacher(distilled, tmp_path / "whole")
     digests = [record.digest.hex() for record in whole.records()]
