@@ -339,6 +339,8 @@ AFTERWARDS: dict[str, Callable[[dict, str], None]] = {
 @pytest.mark.parametrize("page", PAGES)
 def test_every_block_of_a_page_works(page, workplace, monkeypatch, caplog):
     monkeypatch.chdir(workplace)
+    for left in (Path("caches"), *Path("checkpoints").glob("20*")):  # by another page; fairchem names a run by two minutes
+        shutil.rmtree(left, ignore_errors=True)
     monkeypatch.setattr(base, "_ADAPTERS", dict(base._ADAPTERS))
     monkeypatch.setitem(registry.mapping["model_name_mapping"], "my_model", MyModel)
     of_page = blocks(page)

@@ -524,7 +524,7 @@ def test_another_system(refused, distilled, data, caches, tmp_path, change):
         changed.set_tags(changed.get_tags() + (change == "tag"))
     distilled["dataset"] = {"train": write_database(tmp_path / "other.db", atoms, systems)}
     distilled["task"]["distill"]["teacher"]["cache"] = str(caches["float32"])
-    refused(distilled, "has no record of system 0 of dataset.train. A record belongs to the atoms")
+    refused(distilled, r"has no record of system 0 of dataset.train \(sid 8\). A record belongs to the atoms")
 
 
 def test_another_order_and_a_part_of_the_data_are_served(run, from_cache, caches):

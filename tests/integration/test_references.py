@@ -195,7 +195,8 @@ def test_a_cached_teacher_is_evaluated_as_its_checkpoint(run, distilled, data, c
     for row, other in zip(content["cache"], content["model"]):
         assert row["role"] == other["role"]
         for metric, value in row["metrics"].items():
-            assert value == pytest.approx(other["metrics"][metric], rel=5e-3), metric
+            near = 2e-3 if metric == "forces_cosine_similarity" else 0  # of random weights it is 0 but for rounding
+            assert value == pytest.approx(other["metrics"][metric], rel=5e-3, abs=near), metric
     with pytest.raises(SystemExit, match=r"--teacher-cache: no record of system 0 of .*val_id in .*train"):
         call(capsys, "evaluate", *students, "--teacher-cache", str(caches["train"]), *split, str(tmp_path / "wrong"))
     flags = [str(tmp_path), "--name", "run", "--data", f"val={data / 'val_id'}", "--systems", "4"]
