@@ -72,7 +72,7 @@ def _accuracy(content: dict[str, Any]) -> list[str]:
         "## Errors of the demo's PaiNN",
         "",
         f"300 training systems, 1140 steps of {BLOCK}, OC20's recipe (the demo's without the Hessian), "
-        f"{len(seeds(content, UNIFORM))} seeds, blocks of {BLOCK}. The data are sorted by "
+        f"blocks of {BLOCK}. The data are sorted by "
         "their elements, so that neighbours are alike. First row: mean of the "
         "errors. Others: difference to it, paired by seed, ± half a 95 % t-interval.",
         "",
