@@ -9,7 +9,7 @@ from typing import Callable
 
 from fairchem_crack.teacher.cache.records import CacheError, Plan, Record, encode
 from fairchem_crack.teacher.cache.shards import written_chunks
-from fairchem_crack.teacher.cache.sums import LOST, Sums
+from fairchem_crack.teacher.cache.sums import LOST, ShardSums
 from fairchem_crack.teacher.cache.writer import CacheWriter
 
 SAMPLE_CHUNKS = 2  # written before the others, to estimate the cache's size
@@ -60,7 +60,7 @@ def _write_sample(directory: Path, make: Make, plan: Plan, todo: list[int]) -> l
     return rest
 
 
-def _check_resolution(directory: Path, sums: Sums, plan: Plan) -> None:
+def _check_resolution(directory: Path, sums: ShardSums, plan: Plan) -> None:
     lost = sums.lost_in(plan.dtype)
     if lost:
         raise CacheError(
