@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from caches import ALL_FIELDS, RECORDS, content, in_fork, make_plan, make_record, make_records, read_all, write_cache
+from caches import ALL_FIELDS, RECORDS, content, make_plan, make_record, make_records, read_all, write_cache
+from killing import in_fork
 from tolerances import SUM_OF_FLOAT64
 from torch.utils.data import DataLoader, Dataset
 from torch_geometric.data import Data

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from caches import RECORDS, ROWS, content, in_fork, make_plan, make_record, make_records, read_all, write_cache, write_chunks
+from caches import RECORDS, ROWS, content, make_plan, make_record, make_records, read_all, write_cache, write_chunks
+from killing import in_fork
 from tolerances import SUM_OF_FLOAT64
 
 from fairchem_crack.teacher.cache import (
