@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Optional
 
@@ -80,16 +78,3 @@ def read_all(directory: Path, expected: list[bytes]) -> int:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 2
     return code
-
-
-def in_fork(function: Callable[..., int], *arguments: Any) -> str:
-    """What becomes of a process that calls the function: `exit CODE` or `signal NUMBER`."""
-    pid = os.fork()
-    if pid == 0:
-        code = 3
-        try:
-            code = function(*arguments)
-        finally:
-            os._exit(code)
-    status = os.waitpid(pid, 0)[1]
-    return f"exit {os.WEXITSTATUS(status)}" if os.WIFEXITED(status) else f"signal {os.WTERMSIG(status)}"

@@ -18,8 +18,8 @@ from tolerances import POSITION, RELAXED_ENERGY, SOFT_FORCE
 from torch.cuda import OutOfMemoryError
 from torch_geometric.data import Batch
 
+from fairchem_crack.commands.cli import main
 from fairchem_crack.evaluation.speed import runs
-from fairchem_crack.evaluation.speed.command import bench
 from fairchem_crack.evaluation.speed.measure import ratios
 from fairchem_crack.evaluation.speed.runs import Model, ns_per_day, relax
 from fairchem_crack.evaluation.speed.systems import make_systems, read_systems, slab_size, take
@@ -167,7 +167,7 @@ def test_one_by_one_gives_the_same_kind_of_result(published, monkeypatch):
 
 def test_bench_measures_two_checkpoints(published, tmp_path, capsys):
     output = tmp_path / "new" / "bench.json"
-    bench(["--checkpoint", *map(str, published), *TOY, "--output", str(output)])
+    main(["bench", "--checkpoint", *map(str, published), *TOY, "--output", str(output)])
     content = json.loads(output.read_text())
     assert content["reference"] == "teacher" and list(content["checkpoints"]) == ["student", "teacher"]
     student, teacher = content["checkpoints"].values()
@@ -186,7 +186,7 @@ def test_bench_measures_two_checkpoints(published, tmp_path, capsys):
 def test_the_reference_can_be_named_and_quantities_chosen(published, tmp_path, capsys):
     output = tmp_path / "bench.json"
     student, teacher = map(str, published)
-    bench(["--checkpoint", teacher, "--reference", student, *TOY, "--only", "latency", "--output", str(output)])
+    main(["bench", "--checkpoint", teacher, "--reference", student, *TOY, "--only", "latency", "--output", str(output)])
     content = json.loads(output.read_text())
     assert content["reference"] == "student" and set(content["checkpoints"]) == {"teacher", "student"}
     facts = {"path", "architecture", "parameters", "step", "epoch"}
@@ -196,7 +196,7 @@ def test_the_reference_can_be_named_and_quantities_chosen(published, tmp_path, c
 
 def test_bench_takes_a_checkpoint_of_todays_format(tmp_path, capsys):
     teacher = Path(__file__).parents[1] / "configs/oc20/demo/teacher_equiformer_v2.pt"
-    bench(["--checkpoint", str(teacher), *TOY, "--only", "throughput"])
+    main(["bench", "--checkpoint", str(teacher), *TOY, "--only", "throughput"])
     assert "equiformer_v2" in capsys.readouterr().out
 
 
@@ -204,7 +204,7 @@ def test_bench_takes_a_checkpoint_of_todays_format(tmp_path, capsys):
     ("arguments", "expected"),
     [
         (["--checkpoint", "missing.pt"], "missing.pt: no such file"),
-        (["--checkpoint", "missing.pt", "--repeats", "0"], "--repeats 0: expected a number above 0"),
+        (["--checkpoint", "missing.pt", "--repeats", "0"], "--repeats 0: expected at least 1"),
         (["--checkpoint", "missing.pt", "--batch-sizes", "8", "-1"], "--batch-sizes -1"),
         (["--checkpoint", "missing.pt", "missing.pt"], "the same file twice"),
         (["--checkpoint", "missing.pt", "--atoms", "5"], "the smallest slab has 13 atoms"),
@@ -217,4 +217,4 @@ def test_bench_takes_a_checkpoint_of_todays_format(tmp_path, capsys):
 def test_wrong_inputs_are_named(arguments, expected, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match=expected):
-        bench([*arguments, "--cpu"])
+        main(["bench", *arguments, "--cpu"])

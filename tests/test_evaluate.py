@@ -21,7 +21,6 @@ from tools.make_published_checkpoint import write_published_checkpoint
 from fairchem_crack.commands.cli import main
 from fairchem_crack.evaluation.intervals import MOST_UNITS, Errors, Interval, error_interval, gap_closed, gap_closed_interval
 from fairchem_crack.evaluation.names import short_names
-from fairchem_crack.evaluation.s2ef.command import evaluate
 from fairchem_crack.evaluation.s2ef.gates import gates_of, outcomes
 from fairchem_crack.evaluation.s2ef.leaderboard import Group, Row, leaderboard, table
 from fairchem_crack.evaluation.s2ef.picture import draw
@@ -80,7 +79,7 @@ def written(models, data, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("out") / "leaderboard"
     flags = ["--checkpoint", str(models["student"]), str(models["published"]), "--undistilled", str(models["undistilled"])]
     flags += ["--teacher", str(models["teacher"]), "--cpu", "--batch-sizes", "1", "2", "--output", str(output)]
-    evaluate([*flags, "--data", *(f"{split}={data / folder}" for split, folder in SPLITS.items())])
+    main(["evaluate", *flags, "--data", *(f"{split}={data / folder}" for split, folder in SPLITS.items())])
     return output
 
 
@@ -106,7 +105,7 @@ def test_several_processes_give_the_same_metrics(written, models, data, tmp_path
     flags = ["--checkpoint", str(models["student"]), str(models["published"]), "--undistilled", str(models["undistilled"])]
     flags += ["--teacher", str(models["teacher"]), "--cpu", "--num-gpus", "2", "--batch-sizes", "--output"]
     flags += [str(tmp_path / "two"), "--data", *(f"{split}={data / folder}" for split, folder in SPLITS.items())]
-    evaluate(flags)
+    main(["evaluate", *flags])
     rows, of_two_ranks = rows_of(written, models), rows_of(tmp_path / "two", models)
     assert rows.keys() == of_two_ranks.keys()
     for key, row in rows.items():
@@ -185,7 +184,8 @@ def test_a_submission_holds_fairchems_own_predictions(models, data, tmp_path, mo
     splits = {"id": "val_id", "ood_ads": "val_ood_ads", "ood_cat": "val_ood_cat", "ood_both": "val_ood_both"}
     file = tmp_path / "made/submission.npz"
     flags = ["--checkpoint", str(models[model]), "--cpu", "--batch-sizes", "--data", f"val_id={data / 'val_id'}"]
-    evaluate([*flags, "--submission", str(file), "--test", *(f"{name}={data / folder}" for name, folder in splits.items())])
+    test = [f"{name}={data / folder}" for name, folder in splits.items()]
+    main(["evaluate", *flags, "--submission", str(file), "--test", *test])
     submission = np.load(file)
     assert set(submission) == {f"{split}_{key}" for split in splits for key in ("ids", "energy", "forces", "chunk_idx")}
     config = copy.deepcopy(stock_config(data))
@@ -219,16 +219,16 @@ def test_a_submission_holds_fairchems_own_predictions(models, data, tmp_path, mo
 def test_bad_input_is_named(models, data, change, part):
     flags = {"--checkpoint": [str(models["student"])], "--data": [f"val_id={data / 'val_id'}"], **change}
     with pytest.raises(SystemExit, match=re.escape(part)):
-        evaluate([word for flag, words in flags.items() for word in (flag, *words)] + ["--cpu"])
+        main(["evaluate", "--cpu", *(word for flag, words in flags.items() for word in (flag, *words))])
 
 
 def test_a_missed_requirement_is_the_exit_status(models, data, tmp_path, capsys):
     flags = ["--checkpoint", str(models["student"]), "--cpu", "--batch-sizes", "--data", f"val_id={data / 'val_id'}"]
     flags += ["--output", str(tmp_path / "out"), "--require"]
-    evaluate([*flags, "forces_mae=100"])
+    main(["evaluate", *flags, "forces_mae=100"])
     assert "Requirements met: 1 of 1." in capsys.readouterr().out
     with pytest.raises(SystemExit) as ended:
-        evaluate([*flags, "val_id.forces_mae=100", "energy_mae=0"])
+        main(["evaluate", *flags, "val_id.forces_mae=100", "energy_mae=0"])
     said = capsys.readouterr().out
     assert ended.value.code == 1 and "Requirements met: 1 of 2; missed:\n- val_id, student: energy_mae is " in said
     met, missed = json.loads((tmp_path / "out.json").read_text())["gates"]
@@ -239,10 +239,10 @@ def test_a_missed_requirement_is_the_exit_status(models, data, tmp_path, capsys)
 def test_unstable_dynamics_are_a_missed_requirement(models, data, capsys):
     flags = ["--checkpoint", str(models["student"]), "--cpu", "--batch-sizes", "--data", f"val_id={data / 'val_id'}"]
     flags += ["--stability-starts", "2", "--require"]
-    evaluate([*flags, "stable_ps=0.005"])
+    main(["evaluate", *flags, "stable_ps=0.005"])
     assert "Requirements met: 1 of 1." in capsys.readouterr().out
     with pytest.raises(SystemExit) as ended:
-        evaluate([*flags, "stable_ps=0.1", "--temperature", "1e6"])  # at which atoms meet
+        main(["evaluate", *flags, "stable_ps=0.1", "--temperature", "1e6"])  # at which atoms meet
     line = capsys.readouterr().out.splitlines()[-1]
     assert ended.value.code == 1
     assert re.match(
@@ -255,17 +255,17 @@ def test_a_submission_is_checked_before_anything_runs(models, data, monkeypatch)
     flags = ["--checkpoint", str(models["student"]), "--cpu", "--data", f"val_id={data / 'val_id'}", "--submission"]
     test = [f"{name}={data / 'val_id'}" for name in ("id", "ood_ads", "ood_cat", "ood_all")]
     with pytest.raises(SystemExit, match="expected the splits id, ood_ads, ood_cat, ood_both"):
-        evaluate([*flags, "made.npz", "--test", *test])
+        main(["evaluate", *flags, "made.npz", "--test", *test])
     test[-1] = f"ood_both={data / 'val_id'}"
     with pytest.raises(SystemExit, match=r"expected the name of an \.npz file"):
-        evaluate([*flags, "made.json", "--test", *test])
+        main(["evaluate", *flags, "made.json", "--test", *test])
 
 
 def test_data_without_labels_are_named(models, tmp_path):
     with connect(tmp_path / "bare.db") as database:
         database.write(Atoms("Cu"))
     with pytest.raises(SystemExit, match=r"bare\.db: its first systems cannot be read with energies and forces as ase_db"):
-        evaluate(["--checkpoint", str(models["student"]), "--cpu", "--data", f"a={tmp_path / 'bare.db'}"])
+        main(["evaluate", "--checkpoint", str(models["student"]), "--cpu", "--data", f"a={tmp_path / 'bare.db'}"])
 
 
 def test_a_model_without_forces_is_named(models, data, tmp_path):
@@ -273,13 +273,13 @@ def test_a_model_without_forces_is_named(models, data, tmp_path):
     del checkpoint["config"]["outputs"]["forces"]
     torch.save(checkpoint, tmp_path / "energy.pt")
     with pytest.raises(SystemExit, match="expected a model that predicts energy and forces; it predicts energy"):
-        evaluate(["--checkpoint", str(tmp_path / "energy.pt"), "--cpu", "--data", f"a={data / 'val_id'}"])
+        main(["evaluate", "--checkpoint", str(tmp_path / "energy.pt"), "--cpu", "--data", f"a={data / 'val_id'}"])
 
 
 def test_a_checkpoint_given_twice_is_refused(models, data):
     flags = ["--checkpoint", str(models["student"]), "--teacher", str(models["student"]), "--cpu"]
     with pytest.raises(SystemExit, match="a file is given twice"):
-        evaluate([*flags, "--data", f"val_id={data / 'val_id'}"])
+        main(["evaluate", *flags, "--data", f"val_id={data / 'val_id'}"])
 
 
 @pytest.mark.parametrize(

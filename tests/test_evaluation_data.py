@@ -18,8 +18,8 @@ from fairchem.core.common.relaxation.ase_utils import batch_to_atoms
 from fairchem.core.datasets import LmdbDataset, data_list_collater
 from tolerances import REBATCHED, REORDERED, REPEATED
 
+from fairchem_crack.commands.cli import main
 from fairchem_crack.evaluation.report.predict import AsFairchem
-from fairchem_crack.evaluation.s2ef.command import evaluate
 from fairchem_crack.evaluation.s2ef.data import as_labelled, format_of, given_options, options_for, validation_options
 from fairchem_crack.evaluation.s2ef.evaluator import CheckpointEvaluator, evaluated_outputs, first_records
 from fairchem_crack.evaluation.speed.runs import Model
@@ -143,7 +143,7 @@ def test_evaluate_prints_whose_forces_are_compared(plain, data, tmp_path, capsys
     flags = ["--checkpoint", str(path), "--undistilled", str(plain[0]), "--teacher", str(third), "--cpu", "--batch-sizes"]
     flags += ["--data", f"val_id={data / 'val_id'}", "--output", str(tmp_path / "out")]
     gc.collect()
-    evaluate(flags)
+    main(["evaluate", *flags])
     output = capsys.readouterr().out
     assert "Forces of free atoms: plain, third; of all atoms: all, as their checkpoints have it" in output
     assert "Data read as format: lmdb, key_mapping: {'y': 'energy', 'force': 'forces'}" in output
@@ -154,7 +154,7 @@ def test_evaluate_prints_whose_forces_are_compared(plain, data, tmp_path, capsys
     gaps = next(row["gaps"] for row in content["rows"] if row["role"] == "student")
     assert set(gaps) == {"energy_mae"}
     gc.collect()
-    evaluate([*flags, "--atoms", "free"])
+    main(["evaluate", *flags, "--atoms", "free"])
     assert "Forces of free atoms.\n" in capsys.readouterr().out
     gaps = next(row["gaps"] for row in json.loads((tmp_path / "out.json").read_text())["rows"] if row["role"] == "student")
     assert set(gaps) == {"energy_mae", "forces_mae"}

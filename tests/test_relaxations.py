@@ -25,7 +25,7 @@ from fairchem.core.datasets import LmdbDataset, data_list_collater
 from fairchem.core.modules.evaluator import Evaluator
 from tolerances import POSITION
 
-from fairchem_crack.evaluation.relaxations.command import evaluate_relaxations
+from fairchem_crack.commands.cli import main
 from fairchem_crack.evaluation.relaxations.metrics import (
     FORCE_THRESHOLDS,
     METRICS,
@@ -108,7 +108,7 @@ def metrics_of(output: Path) -> dict[str, dict[str, float]]:
 def test_the_ends_of_emt_are_right_by_emt(ends, tmp_path, capsys):
     output = tmp_path / "made/out"
     flags = ends.flags("--trajectories", f"student={ends.trajectories}", "--calculator", "emt", "--output", str(output))
-    evaluate_relaxations(flags)
+    main(["evaluate-relaxations", *flags])
     metrics = metrics_of(output)["student"]
     assert set(metrics) == set(METRICS)
     assert metrics["forces_below_threshold"] == metrics["average_forces_below_threshold"] == 1
@@ -131,7 +131,7 @@ def test_every_metric_is_that_of_a_loop(ends, shifted, tmp_path):
         with Trajectory(directory / f"{sid}.traj", "w") as trajectory:
             trajectory.write(frame)
     flags = ["--data", str(ends.data), "--positions", f"student={file}", f"perfect={ends.file}", "--calculator", "emt"]
-    evaluate_relaxations([*flags, "--trajectories", f"student={directory}", "--output", str(tmp_path / "out")])
+    main(["evaluate-relaxations", *flags, "--trajectories", f"student={directory}", "--output", str(tmp_path / "out")])
     metrics = metrics_of(tmp_path / "out")["student"]
 
     errors = [abs(energies[sid] - float(record.y_relaxed)) for sid, record in zip(rows, ends.records)]
@@ -194,8 +194,8 @@ def test_within_counts_only_ends_near_the_reference(ends, tmp_path):
     far[first] = atoms.positions + 0.3 * atoms.cell.array[0]  # the whole system: the forces stay
     write_npz(tmp_path / "far.npz", far)
     flags = ["--data", str(ends.data), "--positions", f"student={tmp_path / 'far.npz'}", "--calculator", "emt"]
-    evaluate_relaxations([*flags, "--output", str(tmp_path / "all")])
-    evaluate_relaxations([*flags, "--output", str(tmp_path / "near"), "--within", "0.5"])
+    main(["evaluate-relaxations", *flags, "--output", str(tmp_path / "all")])
+    main(["evaluate-relaxations", *flags, "--output", str(tmp_path / "near"), "--within", "0.5"])
     assert metrics_of(tmp_path / "all")["student"]["forces_below_threshold"] == 1
     near = metrics_of(tmp_path / "near")["student"]
     assert near["forces_below_threshold"] == near["average_forces_below_threshold"] == pytest.approx(5 / 6)
@@ -205,7 +205,7 @@ def test_within_counts_only_ends_near_the_reference(ends, tmp_path):
 def test_forces_of_elsewhere_are_those_of_the_calculator(ends, shifted, tmp_path, suffix):
     positions, rows = shifted
     flags = ["--data", str(ends.data), "--positions", f"student={positions}"]
-    evaluate_relaxations([*flags, "--structures", str(tmp_path / "made")])
+    main(["evaluate-relaxations", *flags, "--structures", str(tmp_path / "made")])
     frames = read(tmp_path / "made/student.extxyz", ":")
     for frame, (sid, atoms) in zip(frames, ends.atoms.items()):
         assert str(frame.info["sid"]) == sid and frame.positions == pytest.approx(rows[sid], abs=POSITION)
@@ -217,14 +217,14 @@ def test_forces_of_elsewhere_are_those_of_the_calculator(ends, shifted, tmp_path
         write_npz(file, {str(frame.info["sid"]): frame.get_forces(apply_constraint=False) for frame in frames}, "forces")
     else:
         write(file, frames)
-    evaluate_relaxations([*flags, "--forces", f"student={file}", "--output", str(tmp_path / "elsewhere")])
-    evaluate_relaxations([*flags, "--calculator", "ase.calculators.emt:EMT", "--output", str(tmp_path / "here")])
+    main(["evaluate-relaxations", *flags, "--forces", f"student={file}", "--output", str(tmp_path / "elsewhere")])
+    main(["evaluate-relaxations", *flags, "--calculator", "ase.calculators.emt:EMT", "--output", str(tmp_path / "here")])
     elsewhere, here = (metrics_of(tmp_path / name)["student"] for name in ("elsewhere", "here"))
     assert elsewhere == pytest.approx(here, abs=1 / 391)  # a threshold's rounding
 
 
 def test_what_has_no_reference_is_left_out_and_named_once(ends, shifted, capsys):
-    evaluate_relaxations(ends.flags(f"other={shifted[0]}"))
+    main(["evaluate-relaxations", *ends.flags(f"other={shifted[0]}")])
     printed = capsys.readouterr().out
     assert "ADwT" in printed and "FbT " not in printed.splitlines()[0]
     assert printed.count("energy MAE and EwT left out: no --trajectories.") == 1
@@ -243,7 +243,8 @@ def test_systems_without_figures_are_named(ends, tmp_path, capsys):
             if sid != others[0]:  # fairchem writes an empty one where nothing is left to relax
                 trajectory.write(ends.atoms[sid])
     flags = ["--data", str(ends.data), "--positions", f"s={tmp_path / 'part.npz'}", "--forces", f"s={tmp_path / 'dft.npz'}"]
-    evaluate_relaxations([*flags, "--trajectories", f"s={tmp_path / 'trajectories'}", "--output", str(tmp_path / "out")])
+    flags += ["--trajectories", f"s={tmp_path / 'trajectories'}", "--output", str(tmp_path / "out")]
+    main(["evaluate-relaxations", *flags])
     printed = capsys.readouterr().out
     assert f"no relaxed positions of 1 of 6 systems ({first})" in printed
     assert f"no energy of 1 of 5 systems ({others[0]})" in printed
@@ -277,7 +278,7 @@ class Unconverged(LennardJones):
 def test_a_calculation_that_does_not_converge_is_not_below(ends, tmp_path, capsys, monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     flags = ends.flags("--calculator", "test_relaxations:Unconverged", "--output", str(tmp_path / "out"))
-    evaluate_relaxations(flags)
+    main(["evaluate-relaxations", *flags])
     assert metrics_of(tmp_path / "out")["student"]["average_forces_below_threshold"] == 0
     assert "reference forces not finite of 6 of 6 systems" in capsys.readouterr().out
 
@@ -300,7 +301,7 @@ def test_a_calculation_that_does_not_converge_is_not_below(ends, tmp_path, capsy
 def test_bad_input_is_named(ends, change, part):
     flags = {"--data": [str(ends.data)], "--positions": [f"student={ends.file}"], **change}
     with pytest.raises(SystemExit, match=re.escape(part)):
-        evaluate_relaxations([word for flag, words in flags.items() for word in (flag, *words)])
+        main(["evaluate-relaxations", *(word for flag, words in flags.items() for word in (flag, *words))])
 
 
 def test_files_of_other_systems_are_named(ends, tmp_path):
@@ -309,13 +310,13 @@ def test_files_of_other_systems_are_named(ends, tmp_path):
     data, file = ["--data", str(ends.data), "--positions"], tmp_path / "wrong.npz"
     write_npz(file, {**rows, "17": rows[first]})
     with pytest.raises(SystemExit, match=r"1 of 7 systems \(17\) are not in --data"):
-        evaluate_relaxations([*data, f"s={file}"])
+        main(["evaluate-relaxations", *data, f"s={file}"])
     write_npz(file, {**rows, first: rows[first][1:]})
     with pytest.raises(SystemExit, match=f"system {first} has {len(rows[first]) - 1} atoms, in --data {len(rows[first])}"):
-        evaluate_relaxations([*data, f"s={file}"])
+        main(["evaluate-relaxations", *data, f"s={file}"])
     np.savez(file, ids=np.arange(3))
     with pytest.raises(SystemExit, match=r"expected an \.npz with ids, pos and chunk_idx"):
-        evaluate_relaxations([*data, f"s={file}"])
+        main(["evaluate-relaxations", *data, f"s={file}"])
 
 
 def test_trajectories_and_forces_of_elsewhere_are_refused(ends, tmp_path):
@@ -323,17 +324,17 @@ def test_trajectories_and_forces_of_elsewhere_are_refused(ends, tmp_path):
     write_npz(tmp_path / "moved.npz", moved)
     flags = ["--data", str(ends.data), "--positions", f"s={tmp_path / 'moved.npz'}"]
     with pytest.raises(SystemExit, match="its last frame differs from the relaxed positions"):
-        evaluate_relaxations([*flags, "--trajectories", f"s={ends.trajectories}"])
+        main(["evaluate-relaxations", *flags, "--trajectories", f"s={ends.trajectories}"])
     frames = [atoms.copy() for atoms in ends.atoms.values()]
     for sid, frame in zip(ends.atoms, frames):
         frame.info["sid"], frame.calc = sid, EMT()
         frame.get_forces()
     write(tmp_path / "dft.extxyz", frames)
     with pytest.raises(SystemExit, match="is not at its relaxed positions"):
-        evaluate_relaxations([*flags, "--forces", f"s={tmp_path / 'dft.extxyz'}"])
+        main(["evaluate-relaxations", *flags, "--forces", f"s={tmp_path / 'dft.extxyz'}"])
     write(tmp_path / "dft.extxyz", Atoms("H"))
     with pytest.raises(SystemExit, match=re.escape('frame 0 has no info["sid"]')):
-        evaluate_relaxations([*flags, "--forces", f"s={tmp_path / 'dft.extxyz'}"])
+        main(["evaluate-relaxations", *flags, "--forces", f"s={tmp_path / 'dft.extxyz'}"])
 
 
 def test_a_calculator_for_other_elements_is_named(ends, tmp_path):
@@ -344,9 +345,9 @@ def test_a_calculator_for_other_elements_is_named(ends, tmp_path):
     write_npz(tmp_path / "u.npz", {sid: ends.atoms[sid].positions})
     flags = ["--data", str(tmp_path / "uranium"), "--positions", f"s={tmp_path / 'u.npz'}", "--calculator", "emt"]
     with pytest.raises(SystemExit, match=f"--calculator: system {sid}, U"):
-        evaluate_relaxations(flags)
+        main(["evaluate-relaxations", *flags])
 
 
 def test_an_s2ef_split_has_nothing_to_measure(ends, data):
     with pytest.raises(SystemExit, match=r"nothing to measure. s: energy MAE and EwT left out: no y_relaxed in --data"):
-        evaluate_relaxations(["--data", str(data / "val_id"), "--positions", f"s={ends.file}"])
+        main(["evaluate-relaxations", "--data", str(data / "val_id"), "--positions", f"s={ends.file}"])

@@ -18,7 +18,7 @@ from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from springs import Springs, slab, springs
 from tools.make_published_checkpoint import write_published_checkpoint
 
-from fairchem_crack.evaluation.stability.command import stability
+from fairchem_crack.commands.cli import main
 from fairchem_crack.evaluation.stability.drift import constant_energy, line
 from fairchem_crack.evaluation.stability.dynamics import (
     NOT_FINITE,
@@ -184,7 +184,7 @@ TOY = ["--cpu", "--atoms=13", "--starts=2", "--ps=0.02", "--every=2", "--drift-p
 def test_the_command_sets_models_beside_their_teacher(checkpoints, tmp_path, capsys):
     output = tmp_path / "new" / "stability.json"
     models = ["--checkpoint", checkpoints["student"], checkpoints["broken"], "--teacher", checkpoints["teacher"]]
-    stability([*models, *TOY, "--output", str(output)])
+    main(["stability", *models, *TOY, "--output", str(output)])
     content = json.loads(output.read_text())
     assert content["teacher"] == "teacher" and list(content["checkpoints"]) == ["student", "broken", "teacher"]
     assert content["starts"]["atoms"] == [13, 13] and content["starts"]["free_atoms"] == [9, 9]
@@ -222,4 +222,4 @@ def test_what_cannot_be_measured_is_named(arguments, message, tmp_path, monkeypa
     fixed.set_constraint(FixAtoms(range(13)))
     write("fixed.traj", [slab(), fixed])
     with pytest.raises(SystemExit, match=message):
-        stability(["--checkpoint", "missing.pt", "--cpu", *arguments])
+        main(["stability", "--checkpoint", "missing.pt", "--cpu", *arguments])

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from fairchem_crack.teacher.cache import PLAN, CacheError, TeacherCache, finish
+from fairchem_crack.teacher.cache import PLAN, TeacherCache, finish
 
 
 def parser() -> argparse.ArgumentParser:
@@ -22,9 +21,6 @@ def cache_finish(arguments: list[str]) -> None:
     """Finish a cache, and open it."""
     directory = parser().parse_args(arguments).directory
     if not (directory / PLAN).is_file():
-        sys.exit(f"fairchem-crack cache-finish: {directory} holds no teacher cache: there is no {PLAN}.")
-    try:
-        finish(directory)
-        print(f"{directory} is complete: {len(TeacherCache(directory))} systems.")
-    except CacheError as error:
-        sys.exit(f"fairchem-crack cache-finish: {error}")
+        raise ValueError(f"{directory} holds no teacher cache: there is no {PLAN}.")
+    finish(directory)
+    print(f"{directory} is complete: {len(TeacherCache(directory))} systems.")

@@ -8,6 +8,7 @@ import sys
 import warnings
 
 from fairchem_crack import __version__
+from fairchem_crack.io.locks import LockedError
 from fairchem_crack.io.trust import trusting
 from fairchem_crack.training.compiled import check_built_for_cuda, check_installed
 
@@ -80,6 +81,7 @@ OPTIONS = {  # of commands that take seconds to import: their options, which are
     "bench": "fairchem_crack.evaluation.speed.options",
     "stability": "fairchem_crack.evaluation.stability.options",
 }
+REFUSALS = (ValueError, OSError, LockedError)  # of what a command was given: their message is enough
 WITHOUT_MODEL = ("cache-finish", "evaluate-relaxations", "export-data", "configs", "prepare-demo")  # they never use a GPU
 
 
@@ -101,8 +103,13 @@ def main(arguments: list[str] | None = None) -> None:
     if name in OPTIONS:
         importlib.import_module(OPTIONS[name]).parser().parse_args(arguments[1:])  # help, or an error, without the wait
     module, _, function = COMMANDS[name][0].partition(":")
-    with trusting("--trust" in arguments):
-        getattr(importlib.import_module(module), function)(arguments[1:])
+    try:
+        with trusting("--trust" in arguments):
+            getattr(importlib.import_module(module), function)(arguments[1:])
+    except REFUSALS as error:
+        if name == "train":  # beyond its own refusals, an error of a training keeps its traceback
+            raise
+        sys.exit(f"fairchem-crack {name}: {error}")
 
 
 def _parser() -> argparse.ArgumentParser:

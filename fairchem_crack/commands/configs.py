@@ -31,18 +31,14 @@ def configs(arguments: list[str]) -> None:
     own.add_argument("name", nargs="?", metavar="NAME", help="print this YAML; with --copy, copy only it and its includes")
     own.add_argument("--copy", type=Path, metavar="DIR", help="copy into DIR; no existing file is overwritten")
     options = own.parse_args(arguments)
-    try:
-        if options.copy is not None:
-            written = copy(files() if options.name is None else parts(options.name), options.copy)
-            text = f"{len(written)} files copied into {options.copy}."
-        elif options.name is not None:
-            text = path_of(options.name).read_text(encoding="utf-8").rstrip("\n")
-        else:
-            width = max(map(len, names()))
-            text = "\n".join(f"{name:{width}}  {summary(name)}" for name in names())
-    except (ValueError, OSError) as error:
-        sys.exit(f"{own.prog}: {error}")
-    print(text)
+    if options.copy is not None:
+        written = copy(files() if options.name is None else parts(options.name), options.copy)
+        print(f"{len(written)} files copied into {options.copy}.")
+    elif options.name is not None:
+        print(path_of(options.name).read_text(encoding="utf-8").rstrip("\n"))
+    else:
+        width = max(map(len, names()))
+        print("\n".join(f"{name:{width}}  {summary(name)}" for name in names()))
 
 
 def directory() -> Path:

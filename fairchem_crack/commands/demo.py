@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import sys
-import warnings
 from pathlib import Path
 
 
@@ -22,11 +20,7 @@ def prepare(arguments: list[str]) -> None:
     own.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
     options = own.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    warnings.filterwarnings("ignore", module="fairchem|torch_geometric")  # deprecations, which are theirs to heed
     from fairchem_crack.demo.prepare import SPLITS, prepare_demo
 
     sizes = {split: options.train if split == "train" else options.val for split in SPLITS}
-    try:
-        prepare_demo(options.directory, sizes=sizes, seed=options.seed, workers=options.workers)
-    except (ValueError, OSError) as error:
-        sys.exit(f"{own.prog}: {error}")
+    prepare_demo(options.directory, sizes=sizes, seed=options.seed, workers=options.workers)

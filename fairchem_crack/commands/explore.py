@@ -6,8 +6,6 @@ import argparse
 import contextlib
 import logging
 import os
-import sys
-import warnings
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,24 +55,16 @@ def parser() -> argparse.ArgumentParser:
 def explore(arguments: list[str]) -> None:
     """Run the rounds, and print what was seen of each student."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    warnings.filterwarnings("ignore", module="fairchem|torch_geometric")
-    try:
-        given = read_or_refuse(parser(), arguments)
-        from fairchem_crack.explore.rounds import explore as run
-        from fairchem_crack.explore.rounds import place_of
-        from fairchem_crack.explore.summary import table
-        from fairchem_crack.explore.tools import Job
-        from fairchem_crack.explore.training import Training
-        from fairchem_crack.io.locks import LockedError
+    given = read_or_refuse(parser(), arguments)
+    from fairchem_crack.explore.rounds import explore as run
+    from fairchem_crack.explore.rounds import place_of
+    from fairchem_crack.explore.summary import table
+    from fairchem_crack.explore.tools import Job
+    from fairchem_crack.explore.training import Training
 
-        try:
-            job, output = Job(given.config, settings_of(given), given.flags.cpu, given.flags.num_gpus), given.flags.output
-            prepare(given, output)
-            rounds = run(job, Path(given.flags.checkpoint), output, Training(flags_of(given), job.ranks))
-        except LockedError as error:
-            raise ValueError(str(error)) from error
-    except (ValueError, OSError) as error:
-        sys.exit(f"fairchem-crack explore: {error}")
+    job, output = Job(given.config, settings_of(given), given.flags.cpu, given.flags.num_gpus), given.flags.output
+    prepare(given, output)
+    rounds = run(job, Path(given.flags.checkpoint), output, Training(flags_of(given), job.ranks))
     print(table(rounds, job.settings))
     print(ending(rounds[-1], job.settings))
     print(NEXT.format(student=place_of(output, len(rounds)) / "student.pt"))

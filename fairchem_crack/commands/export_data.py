@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from pathlib import Path
 
 from fairchem_crack.commands.flags import parser_of, read_or_refuse
@@ -21,11 +20,8 @@ def parser() -> argparse.ArgumentParser:
 def export_data(arguments: list[str]) -> None:
     """Write the database."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    try:
-        given = read_or_refuse(parser(), arguments)
-        from fairchem_crack.teacher.export import write_database
+    given = read_or_refuse(parser(), arguments)
+    from fairchem_crack.teacher.export import write_database
 
-        count = write_database(given.config, given.flags.split, given.flags.output)
-    except (ValueError, OSError) as error:
-        sys.exit(f"fairchem-crack export-data: {error}")
+    count = write_database(given.config, given.flags.split, given.flags.output)
     print(f"{count} systems in {given.flags.output}.")

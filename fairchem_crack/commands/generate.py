@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
-import warnings
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,21 +65,13 @@ def parser() -> argparse.ArgumentParser:
 def generate(arguments: list[str]) -> None:
     """Write a dataset and its teacher cache."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    warnings.filterwarnings("ignore", module="fairchem|torch_geometric")
-    try:
-        given = read_or_refuse(parser(), arguments)
-        from fairchem_crack.commands.cache_teacher.command import job_of
-        from fairchem_crack.generate.counts import describe
-        from fairchem_crack.generate.job import generate as make
-        from fairchem_crack.io.locks import LockedError
+    given = read_or_refuse(parser(), arguments)
+    from fairchem_crack.commands.cache_teacher.command import job_of
+    from fairchem_crack.generate.counts import describe
+    from fairchem_crack.generate.job import generate as make
 
-        try:
-            keep_order(given.config)
-            summary = make(job_of(given), settings_of(given), given.flags.output, ranks=given.flags.num_gpus)
-        except LockedError as error:
-            raise ValueError(str(error)) from error
-    except (ValueError, OSError) as error:
-        sys.exit(f"fairchem-crack generate: {error}")
+    keep_order(given.config)
+    summary = make(job_of(given), settings_of(given), given.flags.output, ranks=given.flags.num_gpus)
     kept = ", ".join(f"{count} {strategy}" for strategy, count in summary.kept.items())
     print(f"{summary.systems} systems of {summary.parents} parents: {kept}.")
     print(f"Thrown out: {describe(summary.thrown_out) or 'none'}.")

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import sys
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fairchem_crack.commands.flags import parser_of, read_or_refuse
+from fairchem_crack.io.arguments import check_at_least
 
 if TYPE_CHECKING:
     from fairchem_crack.training.references import References
@@ -26,21 +25,16 @@ def references(arguments: list[str]) -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.npz")
     parser.add_argument("--systems", type=int, default=100_000, metavar="N", help="fit to at most N, evenly spaced (100000)")
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    warnings.filterwarnings("ignore", module="fairchem|torch_geometric")
-    try:
-        given = read_or_refuse(parser, arguments)
-        output: Path = given.flags.output
-        if output.suffix != ".npz":
-            raise ValueError(f"--output {output}: expected the name of an .npz file.")
-        if given.flags.systems < 2:
-            raise ValueError(f"--systems {given.flags.systems}: expected at least 2.")
-        from fairchem_crack.training.references import fit_training_references
+    given = read_or_refuse(parser, arguments)
+    output: Path = given.flags.output
+    if output.suffix != ".npz":
+        raise ValueError(f"--output {output}: expected the name of an .npz file.")
+    check_at_least(given.flags, {"systems": 2})
+    from fairchem_crack.training.references import fit_training_references
 
-        fitted = fit_training_references(given.config, given.flags.systems)
-        output.parent.mkdir(parents=True, exist_ok=True)
-        fitted.write(output)
-    except (ValueError, OSError) as error:
-        sys.exit(f"fairchem-crack references: {error}")
+    fitted = fit_training_references(given.config, given.flags.systems)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    fitted.write(output)
     print(summary(fitted))
     print(f"{output} written. Add to the YAML\n\n{yaml_of(fitted, output)}")
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Callable
+from pathlib import Path
+from typing import Any, Callable, Optional
 
 from tabulate import SEPARATING_LINE, tabulate
 
 from fairchem_crack.evaluation.intervals import Interval
+from fairchem_crack.io.files import write_json
 
 ERRORS = ENERGY_MAE, FORCE_MAE = ("energy_mae", "forces_mae")  # as fairchem's Evaluator calls them, like all metrics
 NO_NUMBER = "-"
@@ -69,3 +71,10 @@ def text_table(headings: Sequence[str], rows: Sequence[Any]) -> str:
     """
     texts = [row if row == LINE else [str(value) for value in row] for row in rows]
     return tabulate(texts, headings, tablefmt="simple", disable_numparse=True).replace("Å", "A")
+
+
+def print_and_write(tables: str, content: dict[str, Any], output: Optional[Path]) -> None:
+    """Print what a command has measured, and write all figures as JSON where it has an `--output`."""
+    if output is not None:
+        write_json(output, content)
+    print(tables if output is None else f"{tables}\n\nWritten: {output}")

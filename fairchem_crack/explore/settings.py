@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Optional
 
 from fairchem_crack.evaluation.stability.limits import Limits
 from fairchem_crack.generate import settings as generate
+from fairchem_crack.io.arguments import check_at_least, check_positive
 
-POSITIVE = ("temperature", "ps", "max_temperature", "max_force", "max_energy_change")
-OPTIONAL = ("max_gap", "stable_ps", "max_forces_mae")  # positive, too, or None
-AT_LEAST = {"rounds": 1, "steps": 1, "starts": 1, "every": 1, "relax_steps": 0, "seed": 0}
+POSITIVE = ("temperature", "ps", "max_temperature", "stable_ps", "max_forces_mae")  # `limits`, `of_frames` check others
+COUNTS = ("rounds", "steps", "starts", "every", "select", "stable_starts")
+AT_LEAST = {**dict.fromkeys(COUNTS, 1), "relax_steps": 0, "seed": 0}
 OF_THE_END = ("rounds", "stable_ps", "stable_starts", "max_forces_mae")  # decide when rounds end, and nothing of a round
 
 
@@ -64,14 +64,8 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, smallest in {**AT_LEAST, "select": 1, "stable_starts": 1}.items():
-            value = getattr(self, name)
-            if value is not None and value < smallest:
-                raise ValueError(f"{_option(name)} {value}: expected at least {smallest}.")
-        for name in (*POSITIVE, *OPTIONAL):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"{_option(name)} {value:g}: expected a positive number.")
+        check_at_least(self, AT_LEAST)
+        check_positive(self, POSITIVE)
         if self.stable_ps is not None and self.stable_ps > self.ps:
             raise ValueError(f"--stable-ps {self.stable_ps:g}: the dynamics last --ps {self.ps:g} only.")
         if self.stable_starts is not None and self.stable_ps is None:
@@ -102,7 +96,3 @@ class Settings:
     def ends_early(self) -> bool:
         """Whether anything but the number of rounds can end them."""
         return self.stable_ps is not None or self.max_forces_mae is not None
-
-
-def _option(name: str) -> str:
-    return f"--{name.replace('_', '-')}"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Optional
+
+from fairchem_crack.io.arguments import check_at_least, check_positive, check_range
 
 MOVES = ("rattle", "displace", "strain")  # of the parent's geometry
 TRAJECTORIES = ("relax", "md")  # of a model, from where the moves have led
@@ -66,19 +67,10 @@ class Settings:
             _check_strategy(strategy)
             if count < 1:
                 raise ValueError(f"--strategies {strategy}={count}: expected at least 1.")
-        low, high = self.sigma
-        if not 0 < low <= high < math.inf:
-            raise ValueError(f"--sigma {low:g} {high:g}: expected two positive numbers, the smaller one first.")
-        for option in ("temperature", "strain", "max_force", "max_energy_change", "max_gap"):
-            value = getattr(self, option)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"--{option.replace('_', '-')} {value:g}: expected a positive number.")
-        if not 0 <= self.min_distance < math.inf:
-            raise ValueError(f"--min-distance {self.min_distance:g}: expected 0 or a positive number.")
-        for option, least in (("every", 1), ("select", 1), ("select_random", 1), ("seed", 0)):
-            value = getattr(self, option)
-            if value is not None and value < least:
-                raise ValueError(f"--{option.replace('_', '-')} {value}: expected at least {least}.")
+        check_range(self, "sigma")
+        check_positive(self, ("temperature", "strain", "max_force", "max_energy_change", "max_gap"))
+        check_positive(self, ("min_distance",), or_zero=True)
+        check_at_least(self, {"every": 1, "select": 1, "select_random": 1, "seed": 0})
         if self.select is not None and self.select_random is not None:
             raise ValueError("--select and --select-random: expected one of them.")
 

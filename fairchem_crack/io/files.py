@@ -27,7 +27,8 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file."""
+    """Write a file, and the directories that lead to it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with whole(path) as partial:
         partial.write_bytes(content)
 

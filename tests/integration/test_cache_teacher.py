@@ -255,7 +255,7 @@ def test_a_finished_cache_is_left_unchanged(distilled, caches, capsys):
 
 def test_a_second_command_on_the_directory_is_refused(distilled, tmp_path):
     (tmp_path / "cache").mkdir()
-    with only_writer(tmp_path / "cache" / module.LOCK):
+    with only_writer(tmp_path / "cache" / fill.LOCK):
         named = f"process {os.getpid()} on {socket.gethostname()} is writing it"
         with pytest.raises(SystemExit, match=re.escape(named)):
             cache_teacher(distilled, tmp_path / "cache", "--calculator", "emt")

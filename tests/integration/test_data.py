@@ -363,11 +363,14 @@ def test_more_gpus_than_there_are_are_refused(distilled, tmp_path, monkeypatch, 
 
 
 def test_the_teacher_is_gone_before_the_ranks_start(cache, distilled, monkeypatch):
-    teachers = []
+    teachers, written = [], []
 
-    def in_processes(job, plan, todo, ranks):
+    def in_this_process(rank, shares):
         assert [reference() for reference in teachers] == [None]
-        yield from module.write_chunks(job.directory, job.source(0, job.dataset())[0], plan, todo, 1)
+        for share in shares:
+            gc.collect()  # one process opens an LMDB only once
+            rank(*share, written.append)
+        return written
 
     load = module.load_teacher
 
@@ -377,7 +380,7 @@ def test_the_teacher_is_gone_before_the_ranks_start(cache, distilled, monkeypatc
         return teacher
 
     monkeypatch.setattr(module, "load_teacher", loaded)
-    monkeypatch.setattr(module, "_in_processes", in_processes)
+    monkeypatch.setattr(module, "values_from", in_this_process)
     assert len(cache(distilled, "cache", "--chunk", "2", "--num-gpus", "2")) == 12
 
 
@@ -406,15 +409,13 @@ def test_a_process_of_evaluate_sets_its_own_device(monkeypatch, cpu):
     assert chosen == ([] if cpu else [2]) and evaluation_runs._device == 2
 
 
-def test_the_error_of_a_rank_is_reported(distilled, systems, tmp_path):
-    class Queue(list):
-        put = list.append
-
+def test_a_rank_names_the_system_that_is_not_finite(distilled, systems, tmp_path):
     records = [copy.deepcopy(systems[0]) for _ in range(3)]
     records[2].pos[0, 0] = np.nan
     distilled["dataset"] = {"train": {**DATASET, "src": write_lmdb(tmp_path / "data", records), "no_shuffle": True}}
-    counts = Queue()
     job = module.Job(distilled, tmp_path / "cache", cpu=True, calculator="emt")
     (tmp_path / "cache").mkdir()
-    module._rank(job, [0], 1, counts)
-    assert counts == ["dataset.train: system 2 (sid 0) has positions that are not finite. Leave it out."]
+    with pytest.raises(
+        ValueError, match=r"dataset.train: system 2 \(sid 0\) has positions that are not finite. Leave it out"
+    ):
+        module._rank(job, [0], 1, print)

@@ -10,7 +10,6 @@ import errno
 import gc
 import json
 import os
-import signal
 from collections import Counter
 from pathlib import Path
 
@@ -19,6 +18,7 @@ import pytest
 import torch
 import yaml
 from conftest import STUDENT_MODEL, distill_config, stock_config
+from killing import kill_at_call
 
 from fairchem_crack import keys
 from fairchem_crack.commands.cli import main
@@ -178,19 +178,6 @@ def test_other_options_and_a_second_command_are_refused(out, config, checkpoint)
         explored(config, checkpoint, out, **SELECT)
 
 
-def die_at(owner, name: str, number: int) -> None:
-    """SIGKILL to this process before call `number` of a function."""
-    function, calls = getattr(owner, name), []
-
-    def dying(*arguments, **options):
-        calls.append(1)
-        if len(calls) == number:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return function(*arguments, **options)
-
-    setattr(owner, name, dying)
-
-
 MOMENTS = [  # of the first round, but for the last
     (student, "whole", 2),
     (exploration, "run_from", 2),
@@ -209,17 +196,7 @@ MOMENTS = [  # of the first round, but for the last
 @pytest.mark.slow
 def test_killed_at_many_moments_the_outcome_is_equal(out, config, checkpoint, tmp_path):
     for owner, name, number in MOMENTS:
-        gc.collect()
-        pid = os.fork()
-        if pid == 0:
-            try:
-                torch.set_num_threads(1)  # the threads of the parent's pool are not here
-                os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-                die_at(owner, name, number)
-                explored(config, checkpoint, tmp_path / "out", **SELECT)
-            finally:
-                os._exit(1)
-        assert os.waitpid(pid, 0)[1] == signal.SIGKILL, (name, number)
+        kill_at_call(owner, name, number, lambda: explored(config, checkpoint, tmp_path / "out", **SELECT))
     explored(config, checkpoint, tmp_path / "out", **SELECT)
     assert content(tmp_path / "out") == content(out)
 

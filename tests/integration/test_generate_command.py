@@ -8,7 +8,6 @@ import itertools
 import json
 import os
 import shutil
-import signal
 from collections import Counter
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 from ase.db import connect
 from conftest import DATASET, distill_config, with_terms, write_edited
+from killing import kill_at_call
 
 from fairchem_crack.commands.cli import main
 from fairchem_crack.generate import job as module
@@ -141,19 +141,6 @@ def test_a_system_depends_on_its_seed_parent_and_number(config, whole, tmp_path)
     assert set(other) == {(0, 1), (1, 1), (2, 1)} and not any(torch.equal(few[system], other[system]) for system in other)
 
 
-def die_at(owner, name: str, number: int) -> None:
-    """SIGKILL to this process before call `number` of a function."""
-    function, calls = getattr(owner, name), []
-
-    def dying(*arguments, **options):
-        calls.append(1)
-        if len(calls) == number:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return function(*arguments, **options)
-
-    setattr(owner, name, dying)
-
-
 def assert_same_outcome(first: Path, second: Path) -> None:
     """Bit-equal, but for the paths in the summary."""
     before, after = content(first), content(second)
@@ -181,17 +168,7 @@ MOMENTS = [
 def test_killed_at_ten_moments_the_outcome_is_equal(config, whole, tmp_path):
     killed = tmp_path / "killed"
     for owner, name, number in MOMENTS:
-        gc.collect()
-        pid = os.fork()
-        if pid == 0:
-            try:
-                torch.set_num_threads(1)  # the threads of the parent's pool are not here
-                os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-                die_at(owner, name, number)
-                generate(config, killed, *MIXED)
-            finally:
-                os._exit(1)
-        assert os.waitpid(pid, 0)[1] == signal.SIGKILL, (name, number)
+        kill_at_call(owner, name, number, lambda: generate(config, killed, *MIXED))
     generate(config, killed, *MIXED)
     assert_same_outcome(whole, killed)
     assert not (killed / STAGING).exists()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -44,20 +42,16 @@ def parser() -> argparse.ArgumentParser:
 def cache_teacher(arguments: list[str]) -> None:
     """Write a teacher cache, or verify one."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    warnings.filterwarnings("ignore", module="fairchem|torch_geometric")
-    try:
-        given = read_or_refuse(parser(), arguments)
-        from fairchem_crack.commands.cache_teacher.job import cache_teacher as write_cache
-        from fairchem_crack.commands.cache_teacher.verify import verify
+    given = read_or_refuse(parser(), arguments)
+    from fairchem_crack.commands.cache_teacher.job import cache_teacher as write_cache
+    from fairchem_crack.commands.cache_teacher.verify import verify
 
-        job = job_of(given)
-        if given.flags.verify is not None:
-            count = given.flags.verify
-            print(f"{count} records recomputed: they differ by at most {verify(job, count):.1e} of the largest.")
-            return
-        cache = write_cache(job, ranks=given.flags.num_gpus, is_repair=given.flags.repair)
-    except (ValueError, OSError) as error:
-        sys.exit(f"fairchem-crack cache-teacher: {error}")
+    job = job_of(given)
+    if given.flags.verify is not None:
+        count = given.flags.verify
+        print(f"{count} records recomputed: they differ by at most {verify(job, count):.1e} of the largest.")
+        return
+    cache = write_cache(job, ranks=given.flags.num_gpus, is_repair=given.flags.repair)
     size = sum(file.stat().st_size for file in job.directory.iterdir())
     print(f"{len(cache)} systems, {size / 2**20:,.1f} MB. Train with task.distill.teacher.cache: {job.directory}")
 

@@ -9,42 +9,28 @@ from __future__ import annotations
 
 import gc
 import logging
-import multiprocessing
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Optional
+from typing import Callable, Optional
 
 import torch
 from tqdm import tqdm
 
 from fairchem_crack import keys
 from fairchem_crack.config import TeacherConfig, parse, split_loss_functions
+from fairchem_crack.io.arguments import check_at_least
 from fairchem_crack.io.datasets import load_split
 from fairchem_crack.io.labels import read_unlabelled
 from fairchem_crack.io.named_records import NamedRecords
-from fairchem_crack.io.processes import end_with_parent
+from fairchem_crack.io.processes import values_from
 from fairchem_crack.plugins import imports_of, load_plugins
-from fairchem_crack.teacher.cache import (
-    HEADER,
-    CacheError,
-    Plan,
-    TeacherCache,
-    explained,
-    finish,
-    only_writer,
-    repair,
-    start,
-)
-from fairchem_crack.teacher.cache.fill import begin, systems_of, write_chunks
+from fairchem_crack.teacher.cache import Plan, TeacherCache
+from fairchem_crack.teacher.cache.fill import begin, filled, write_chunks
 from fairchem_crack.teacher.cache_sources import CalculatorSource, Source, TeacherSource, sample_digest
 from fairchem_crack.teacher.frozen import Teacher, load_teacher
 from fairchem_crack.training.config_checks import check_gpus
 from fairchem_crack.training.terms import teacher_fields
-
-LOCK = "lock"  # file of the cache, held by the command until the cache is finished
-LISTED = 8  # chunks that a message names
 
 
 @dataclass(frozen=True)
@@ -74,9 +60,7 @@ class Job:
     jacobian_rows: int = 0
 
     def __post_init__(self) -> None:
-        for option, value, least in (("--chunk", self.chunk, 1), ("--jacobian-rows", self.jacobian_rows, 0)):
-            if value < least:
-                raise ValueError(f"{option} {value}: expected at least {least}.")
+        check_at_least(self, {"chunk": 1, "jacobian_rows": 0})
 
     def dataset(self) -> NamedRecords:
         """The split as training loads it; its systems need no labels."""
@@ -146,69 +130,28 @@ def cache_teacher(job: Job, *, ranks: int = 1, is_repair: bool = False) -> Teach
         check_gpus(ranks, cpu=job.cpu)
     dataset = job.dataset()
     source, plan = job.source(0, dataset)
-    with explained(job.directory):
-        job.directory.mkdir(parents=True, exist_ok=True)
-        start(job.directory, plan)
-    if (job.directory / HEADER).is_file() and not is_repair:
-        print(f"Teacher cache {job.directory} is complete; nothing to do.")
-        return TeacherCache(job.directory)
-    with only_writer(job.directory / LOCK):
-        if is_repair:
-            missing = repair(job.directory, plan)
-            print(f"{len(missing)} of {plan.chunks} chunks are damaged or missing{_listed(missing, plan)}.", flush=True)
-        todo = begin(job.directory, source, plan)
-        if ranks == 1 or len(todo) < ranks:
-            written = write_chunks(job.directory, source, plan, todo, 0)
-        else:
-            del dataset, source  # each process opens its own
-            gc.collect()  # a teacher's hooks are in cycles with it
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            written = _in_processes(job, plan, todo, ranks)
-        there = min((plan.chunks - len(todo)) * plan.chunk, plan.systems)
-        with tqdm(total=plan.systems, initial=there, unit=" systems") as bar:
-            for systems in written:
-                bar.update(systems)
-        finish(job.directory, plan)
+    with filled(job.directory, plan, is_repair=is_repair) as is_to_write:
+        if is_to_write:
+            todo = begin(job.directory, source, plan)
+            if ranks == 1 or len(todo) < ranks:
+                written: Iterator[int] = write_chunks(job.directory, source, plan, todo, 0)
+            else:
+                del dataset, source  # each process opens its own
+                gc.collect()  # a teacher's hooks are in cycles with it
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+                # ranks share the chunks in turn, large systems and small
+                written = values_from(_rank, [(job, todo[rank::ranks], rank) for rank in range(ranks)])
+            there = min((plan.chunks - len(todo)) * plan.chunk, plan.systems)
+            with tqdm(total=plan.systems, initial=there, unit=" systems") as bar:
+                for systems in written:
+                    bar.update(systems)
     return TeacherCache(job.directory)
 
 
-def _listed(chunks: list[int], plan: Plan) -> str:
-    """The first few, and their systems."""
-    shown = [f"{chunk} (systems {systems_of(plan, chunk)[0]} to {systems_of(plan, chunk)[-1]})" for chunk in chunks[:LISTED]]
-    return (": " if shown else "") + ", ".join(shown) + (", ..." if len(chunks) > LISTED else "")
-
-
-def _in_processes(job: Job, plan: Plan, todo: list[int], ranks: int) -> Iterator[int]:
-    """Systems written, as they come; ranks share the chunks in turn, large systems and small."""
-    context = multiprocessing.get_context("spawn")
-    counts: Any = context.SimpleQueue()
-    processes = [context.Process(target=_rank, args=(job, todo[rank::ranks], rank, counts)) for rank in range(ranks)]
-    for process in processes:
-        process.start()
-    try:
-        while any(process.is_alive() for process in processes) or not counts.empty():
-            while not counts.empty():
-                written = counts.get()
-                if isinstance(written, str):
-                    raise CacheError(written)
-                yield written
-            if any(process.exitcode for process in processes):
-                raise CacheError(f"Teacher cache {job.directory}: a rank failed; see above. What is written is kept.")
-            time.sleep(0.1)
-    finally:
-        for process in processes:
-            process.terminate()
-            process.join()
-
-
-def _rank(job: Job, chunks: list[int], rank: int, counts: Any) -> None:
+def _rank(job: Job, chunks: list[int], rank: int, put: Callable[[int], None]) -> None:
     logging.basicConfig(level=logging.WARNING)
-    end_with_parent()
-    try:
-        load_plugins(imports_of(job.config.get("task")))
-        source, plan = job.source(rank, job.dataset())
-        for written in write_chunks(job.directory, source, plan, chunks, rank):
-            counts.put(written)
-    except (ValueError, OSError) as error:
-        counts.put(str(error))
+    load_plugins(imports_of(job.config.get("task")))
+    source, plan = job.source(rank, job.dataset())
+    for written in write_chunks(job.directory, source, plan, chunks, rank):
+        put(written)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import sys
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -35,7 +33,6 @@ from fairchem_crack.io.files import csv_text, write_json, write_text
 def evaluate_relaxations(arguments: list[str]) -> None:
     """Entry point of `fairchem-crack evaluate-relaxations`."""
     options = parser().parse_args(arguments)
-    warnings.filterwarnings("ignore", module="fairchem|torch_geometric")
     logging.disable(logging.WARNING)
     try:
         files = {
@@ -67,8 +64,6 @@ def evaluate_relaxations(arguments: list[str]) -> None:
         print(table(rows, explained))
         if options.output is not None:
             _write(options.output, rows, explained)
-    except (ValueError, OSError) as error:
-        sys.exit(f"fairchem-crack evaluate-relaxations: {error}")
     finally:
         logging.disable(logging.NOTSET)
 
@@ -134,7 +129,6 @@ def as_csv(rows: Sequence[Row]) -> str:
 
 
 def _write(output: Path, rows: Sequence[Row], notes: Sequence[str]) -> None:
-    output.parent.mkdir(parents=True, exist_ok=True)
     write_json(output.with_name(f"{output.name}.json"), {"rows": [asdict(row) for row in rows], "notes": notes})
     write_text(output.with_name(f"{output.name}.csv"), as_csv(rows))
     print(f"\nWritten: {output}.json, {output}.csv")

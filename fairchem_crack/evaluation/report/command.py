@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fairchem_crack.io.arguments import CACHE_HELP, IMPORT_HELP
+from fairchem_crack.io.arguments import CACHE_HELP, add_import_and_trust
 from fairchem_crack.io.files import write_bytes, write_json, write_text
-from fairchem_crack.io.trust import TRUST_HELP
 from fairchem_crack.plugins import load_plugins
 
 if TYPE_CHECKING:
@@ -51,27 +49,23 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--systems", type=int, default=200, help="maximum number of systems of each split (default: 200)")
     made.add_argument("--batch-size", type=int, default=16, help="systems per batch (default: 16)")
     made.add_argument("--cpu", action="store_true", help="run on the CPU even if there is a GPU")
-    made.add_argument("--import", dest="imports", nargs="+", default=[], metavar="MODULE", help=IMPORT_HELP)
-    made.add_argument("--trust", action="store_true", help=TRUST_HELP)
+    add_import_and_trust(made)
     made.add_argument("--output", type=Path, help="directory to write to (default: RUN_DIR/reports/NAME)")
     return made
 
 
 def report(arguments: list[str]) -> None:
-    """Make a report; exit with a message where that is not possible."""
+    """Make a report."""
     options = vars(parser().parse_args(arguments))
     options.pop("trust")  # holds for the process, see `cli`
     own = logging.StreamHandler()
     own.addFilter(lambda record: "fairchem_crack" in record.pathname and Path(record.pathname).name == "collect.py")
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[own])
-    warnings.filterwarnings("ignore", module="fairchem|torch_geometric|tensorboard")
+    warnings.filterwarnings("ignore", module="tensorboard")
     from fairchem_crack.evaluation.report.request import make_request
 
-    try:
-        load_plugins(options.pop("imports"), "--import")
-        page, pictures = write_report(make_request(options.pop("run_dir"), **options))
-    except (ValueError, OSError) as error:
-        sys.exit(f"fairchem-crack report: {error}")
+    load_plugins(options.pop("imports"), "--import")
+    page, pictures = write_report(make_request(options.pop("run_dir"), **options))
     print(f"{page} written ({page.stat().st_size / 2**20:.1f} MB), with {pictures} pictures beside it.")
 
 

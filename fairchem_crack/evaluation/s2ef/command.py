@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-import math
 import sys
-import warnings
 from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
@@ -29,7 +27,7 @@ from fairchem_crack.evaluation.s2ef.summary import REPEATS, summary
 from fairchem_crack.evaluation.speed.measure import throughput_by_size
 from fairchem_crack.evaluation.speed.runs import Model
 from fairchem_crack.evaluation.teacher_caches import TeacherCaches
-from fairchem_crack.io.arguments import named_values
+from fairchem_crack.io.arguments import check_at_least, check_positive, named_values
 from fairchem_crack.io.atoms import to_atoms
 from fairchem_crack.io.checkpoints import read_checkpoint
 from fairchem_crack.io.files import write_json, write_text
@@ -40,7 +38,6 @@ from fairchem_crack.training.config_checks import check_dataset, check_gpus
 def evaluate(arguments: list[str]) -> None:
     """Entry point of `fairchem-crack evaluate`."""
     options = parser().parse_args(arguments)
-    warnings.filterwarnings("ignore", module="fairchem|torch_geometric")
     logging.disable(logging.WARNING)  # fairchem describes each model at length while loading it
     try:
         load_plugins(options.imports, "--import")
@@ -86,10 +83,8 @@ def evaluate(arguments: list[str]) -> None:
             print(f"Written: {write_submission(evaluator, test, options.submission)}")
         if not all(outcome.is_met for outcome in of_gates):
             sys.exit(1)
-    except BrokenProcessPool:
-        sys.exit("fairchem-crack evaluate: a process was killed; did memory run out? Lower --num-gpus or --batch-size.")
-    except (ValueError, OSError) as error:
-        sys.exit(f"fairchem-crack evaluate: {error}")
+    except BrokenProcessPool as error:
+        raise ValueError("a process was killed; did memory run out? Lower --num-gpus or --batch-size.") from error
     finally:
         logging.disable(logging.NOTSET)
 
@@ -126,13 +121,8 @@ def groups_of(options: argparse.Namespace) -> list[Group]:
 
 def _check(options: argparse.Namespace, checkpoints: Sequence[Path], data: dict[str, Path]) -> dict[str, Any]:
     """Name what is wrong before any model runs; the options with which the data are read."""
-    for name in ("batch_size", "num_gpus", "stability_starts"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} {getattr(options, name)}: expected at least 1.")
-    if not 0 < options.temperature < math.inf:
-        raise ValueError(f"--temperature {options.temperature:g}: expected a positive number.")
-    if options.batch_sizes and min(options.batch_sizes) < 1:
-        raise ValueError(f"--batch-sizes {min(options.batch_sizes)}: expected at least 1.")
+    check_at_least(options, {"batch_size": 1, "num_gpus": 1, "stability_starts": 1, "batch_sizes": 1})
+    check_positive(options, ("temperature",))
     check_gpus(options.num_gpus, cpu=options.cpu)
     if (options.submission is None) is not (options.test is None):
         raise ValueError("--submission and --test come together: the file, and the four splits to predict.")
@@ -192,7 +182,6 @@ def _write(
 ) -> None:
     from fairchem_crack.evaluation.s2ef.picture import draw
 
-    output.parent.mkdir(parents=True, exist_ok=True)
     names = short_names(list(evaluations))
     models = {
         str(path): {

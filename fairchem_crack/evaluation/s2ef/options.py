@@ -8,8 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fairchem_crack.io.arguments import CACHE_HELP, IMPORT_HELP
-from fairchem_crack.io.trust import TRUST_HELP
+from fairchem_crack.io.arguments import CACHE_HELP, add_import_and_trust
 
 
 def parser() -> argparse.ArgumentParser:
@@ -49,8 +48,7 @@ def parser() -> argparse.ArgumentParser:
         choices=("free", "all"),
         help="atoms whose forces are compared (default: each checkpoint's eval_on_free_atoms)",
     )
-    own.add_argument("--import", dest="imports", nargs="+", default=[], metavar="MODULE", help=IMPORT_HELP)
-    own.add_argument("--trust", action="store_true", help=TRUST_HELP)
+    add_import_and_trust(own)
     own.add_argument("--batch-size", type=int, default=32, help="systems per batch (default: 32)")
     own.add_argument("--batch-sizes", type=int, nargs="*", default=[1, 8, 32], help="for speed and memory (default: 1 8 32)")
     own.add_argument("--num-gpus", type=int, default=1, help="evaluate models and splits in parallel, one on each GPU")

@@ -9,8 +9,6 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import platform
-import sys
-import warnings
 from dataclasses import asdict
 from typing import Any, Callable
 
@@ -28,36 +26,24 @@ from fairchem_crack.evaluation.speed.options import ATOMS, QUANTITIES, parser
 from fairchem_crack.evaluation.speed.runs import RELAXES_IN_BATCHES, Model
 from fairchem_crack.evaluation.speed.systems import make_systems, read_systems
 from fairchem_crack.evaluation.speed.tables import report
-from fairchem_crack.io.files import write_json
+from fairchem_crack.evaluation.tables import print_and_write
+from fairchem_crack.io.arguments import check_at_least, check_positive
 from fairchem_crack.plugins import load_plugins
 
 
 def bench(arguments: list[str]) -> None:
     """Entry point of `fairchem-crack bench`: print the tables, and write them as JSON where --output is given."""
     options = parser().parse_args(arguments)
-    warnings.filterwarnings("ignore", module="fairchem|torch_geometric")
-    try:
-        load_plugins(options.imports, "--import")
-        _check(options)
-        content = run(options)
-        if options.output is not None:
-            options.output.parent.mkdir(parents=True, exist_ok=True)
-            write_json(options.output, content)
-    except (ValueError, OSError) as error:
-        sys.exit(f"fairchem-crack bench: {error}")
-    print(report(content))
-    if options.output is not None:
-        print(f"\nWritten: {options.output}")
+    load_plugins(options.imports, "--import")
+    _check(options)
+    content = run(options)
+    print_and_write(report(content), content, options.output)
 
 
 def _check(options: argparse.Namespace) -> None:
-    counts = ("repeats", "md_steps", "relax_batch_size", "relax_steps", "time_step", "fmax")
-    for name, value in [
-        *((name, getattr(options, name)) for name in counts),
-        *(("batch_sizes", b) for b in options.batch_sizes),
-    ]:
-        if value <= 0:
-            raise ValueError(f"--{name.replace('_', '-')} {value}: expected a number above 0.")
+    counts = ("repeats", "md_steps", "relax_batch_size", "relax_steps", "batch_sizes")
+    check_at_least(options, dict.fromkeys(counts, 1))
+    check_positive(options, ("time_step", "fmax"))
     if options.reference is not None and options.reference not in options.checkpoint:
         options.checkpoint.append(options.reference)
     if len(set(options.checkpoint)) < len(options.checkpoint):

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fairchem_crack.io.arguments import IMPORT_HELP
-from fairchem_crack.io.trust import TRUST_HELP
+from fairchem_crack.io.arguments import add_import_and_trust
 
 QUANTITIES = ("throughput", "latency", "dynamics", "relaxation")
 ATOMS = 73  # of a generated system: near the mean of OC20
@@ -24,9 +23,7 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument(
         "--reference", type=Path, metavar="FILE", help="the checkpoint that ratios refer to (default: the last one)"
     )
-    systems = own.add_mutually_exclusive_group()
-    systems.add_argument("--data", type=Path, help="directory of OC20's LMDBs, or a file that ASE reads")
-    systems.add_argument("--atoms", type=int, help=f"approximate size of generated slabs (default: {ATOMS})")
+    add_systems(own)
     own.add_argument(
         "--batch-sizes", type=int, nargs="+", default=[1, 8, 32], metavar="B", help="systems per batch (default: 1 8 32)"
     )
@@ -40,7 +37,13 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument(
         "--fmax", type=float, default=0.05, help="maximum force of a converged relaxation in eV/A (default: 0.05)"
     )
-    own.add_argument("--import", dest="imports", nargs="+", default=[], metavar="MODULE", help=IMPORT_HELP)
-    own.add_argument("--trust", action="store_true", help=TRUST_HELP)
+    add_import_and_trust(own)
     own.add_argument("--output", type=Path, metavar="FILE.json", help="write all figures, including every repeat")
     return own
+
+
+def add_systems(parser: argparse.ArgumentParser) -> None:
+    """The systems that models run on: given, or generated."""
+    systems = parser.add_mutually_exclusive_group()
+    systems.add_argument("--data", type=Path, help="directory of OC20's LMDBs, or a file that ASE reads")
+    systems.add_argument("--atoms", type=int, help=f"approximate size of generated slabs (default: {ATOMS})")

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
-import sys
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -22,26 +19,18 @@ from fairchem_crack.evaluation.stability.limits import Limits
 from fairchem_crack.evaluation.stability.measure import ModelRuns, Settings, check_starts, figures, run_model
 from fairchem_crack.evaluation.stability.options import parser
 from fairchem_crack.evaluation.stability.tables import report
+from fairchem_crack.evaluation.tables import print_and_write
+from fairchem_crack.io.arguments import check_positive
 from fairchem_crack.io.atoms import free_mask
-from fairchem_crack.io.files import write_json
 from fairchem_crack.plugins import load_plugins
 
 
 def stability(arguments: list[str]) -> None:
     """Entry point of `fairchem-crack stability`: print the tables, and write them as JSON where --output is given."""
     options = parser().parse_args(arguments)
-    warnings.filterwarnings("ignore", module="fairchem|torch_geometric")
-    try:
-        load_plugins(options.imports, "--import")
-        content = run(options, settings_of(options))
-        if options.output is not None:
-            options.output.parent.mkdir(parents=True, exist_ok=True)
-            write_json(options.output, content)
-    except (ValueError, OSError) as error:
-        sys.exit(f"fairchem-crack stability: {error}")
-    print(report(content))
-    if options.output is not None:
-        print(f"\nWritten: {options.output}")
+    load_plugins(options.imports, "--import")
+    content = run(options, settings_of(options))
+    print_and_write(report(content), content, options.output)
 
 
 def settings_of(options: argparse.Namespace) -> Settings:
@@ -50,13 +39,8 @@ def settings_of(options: argparse.Namespace) -> Settings:
     Raises:
         ValueError: one is out of bounds; the message begins with its name.
     """
-    for name in ("starts", "every", "ps", "time_step", "friction", "temperatures", "drift_ps", "seed"):
-        given = getattr(options, name)
-        for value in given if isinstance(given, list) else [given]:
-            may_be_zero = name in ("drift_ps", "seed")
-            if not (0 < value < math.inf or (may_be_zero and value == 0)):
-                expected = "0 or a positive number" if may_be_zero else "a positive number"
-                raise ValueError(f"--{name.replace('_', '-')} {value:g}: expected {expected}.")
+    check_positive(options, ("starts", "every", "ps", "time_step", "friction", "temperatures"))
+    check_positive(options, ("drift_ps", "seed"), or_zero=True)
     if options.teacher is not None and options.teacher not in options.checkpoint:
         options.checkpoint.append(options.teacher)
     for name in ("checkpoint", "temperatures"):

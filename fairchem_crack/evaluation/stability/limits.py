@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from fairchem_crack.io.arguments import check_positive
+
 TIME_STEP = 1.0  # fs; 2 is much for hydrogen
 FRICTION = 0.01  # 1/fs, of the thermostat
 
@@ -31,8 +33,7 @@ class Limits:
         for option in ("max_temperature", "max_force"):
             if not getattr(self, option) > 0:
                 raise ValueError(f"--{option.replace('_', '-')} {getattr(self, option):g}: expected a positive number.")
-        if not 0 <= self.min_distance < math.inf:
-            raise ValueError(f"--min-distance {self.min_distance:g}: expected 0 or a positive number.")
+        check_positive(self, ("min_distance",), or_zero=True)
 
 
 LIMITS = Limits()

@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fairchem_crack.evaluation.speed.options import ATOMS
+from fairchem_crack.evaluation.speed.options import add_systems
 from fairchem_crack.evaluation.stability.limits import FRICTION, LIMITS, TIME_STEP
-from fairchem_crack.io.arguments import IMPORT_HELP
-from fairchem_crack.io.trust import TRUST_HELP
+from fairchem_crack.io.arguments import add_import_and_trust
 
 STARTS = 5
 
@@ -24,9 +23,7 @@ def parser() -> argparse.ArgumentParser:
     )
     own.add_argument("--checkpoint", type=Path, nargs="+", required=True, metavar="FILE")
     own.add_argument("--teacher", type=Path, metavar="FILE", help="run it too, and compare what the others sample with it")
-    systems = own.add_mutually_exclusive_group()
-    systems.add_argument("--data", type=Path, help="directory of OC20's LMDBs, or a file that ASE reads")
-    systems.add_argument("--atoms", type=int, help=f"approximate size of generated slabs (default: {ATOMS})")
+    add_systems(own)
     own.add_argument(
         "--starts", type=int, default=STARTS, help=f"systems, the first ones, from which it starts (default: {STARTS})"
     )
@@ -63,7 +60,6 @@ def parser() -> argparse.ArgumentParser:
     )
     own.add_argument("--seed", type=int, default=0, help="of velocities and noise, the same for all models (default: 0)")
     own.add_argument("--cpu", action="store_true", help="run on the CPU even if there is a GPU")
-    own.add_argument("--import", dest="imports", nargs="+", default=[], metavar="MODULE", help=IMPORT_HELP)
-    own.add_argument("--trust", action="store_true", help=TRUST_HELP)
+    add_import_and_trust(own)
     own.add_argument("--output", type=Path, metavar="FILE.json", help="write all figures, of every start")
     return own

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Callable
 
+from fairchem_crack.teacher.cache.faults import explained
+from fairchem_crack.teacher.cache.finish import finish
+from fairchem_crack.teacher.cache.lock import only_writer
 from fairchem_crack.teacher.cache.records import CacheError, Plan, Record, encode
+from fairchem_crack.teacher.cache.repair import repair
+from fairchem_crack.teacher.cache.schema import HEADER
 from fairchem_crack.teacher.cache.shards import written_chunks
-from fairchem_crack.teacher.cache.sums import LOST, Sums
-from fairchem_crack.teacher.cache.writer import CacheWriter
+from fairchem_crack.teacher.cache.sums import LOST, ShardSums
+from fairchem_crack.teacher.cache.writer import CacheWriter, start
 
+LOCK = "lock"  # file of the cache, held until it is finished
+LISTED = 8  # chunks that a message names
 SAMPLE_CHUNKS = 2  # written before the others, to estimate the cache's size
 FREE = 1.1  # of the estimated size must be free on the disk
 
@@ -22,6 +30,40 @@ def systems_of(plan: Plan, chunk: int) -> range:
     """Numbers of the systems of a chunk."""
     first = chunk * plan.chunk
     return range(first, min(first + plan.chunk, plan.systems))
+
+
+@contextmanager
+def filled(directory: Path, plan: Plan, *, is_repair: bool = False) -> Iterator[bool]:
+    """Write the plan of a cache, hold its lock while the block writes what is missing, and finish it.
+
+    Args:
+        is_repair: read what is there first, and drop chunks that are damaged.
+
+    Yields:
+        Whether the block has to write; not where the cache is complete.
+
+    Raises:
+        CacheError: the directory holds another cache, another process writes it, or it cannot be written.
+    """
+    with explained(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        start(directory, plan)
+    if (directory / HEADER).is_file() and not is_repair:
+        print(f"Teacher cache {directory} is complete; nothing to do.")
+        yield False
+        return
+    with only_writer(directory / LOCK):
+        if is_repair:
+            missing = repair(directory, plan)
+            print(f"{len(missing)} of {plan.chunks} chunks are damaged or missing{_listed(missing, plan)}.", flush=True)
+        yield True
+        finish(directory, plan)
+
+
+def _listed(chunks: list[int], plan: Plan) -> str:
+    """The first few, and their systems."""
+    shown = [f"{chunk} (systems {systems_of(plan, chunk)[0]} to {systems_of(plan, chunk)[-1]})" for chunk in chunks[:LISTED]]
+    return (": " if shown else "") + ", ".join(shown) + (", ..." if len(chunks) > LISTED else "")
 
 
 def begin(directory: Path, make: Make, plan: Plan) -> list[int]:
@@ -60,7 +102,7 @@ def _write_sample(directory: Path, make: Make, plan: Plan, todo: list[int]) -> l
     return rest
 
 
-def _check_resolution(directory: Path, sums: Sums, plan: Plan) -> None:
+def _check_resolution(directory: Path, sums: ShardSums, plan: Plan) -> None:
     lost = sums.lost_in(plan.dtype)
     if lost:
         raise CacheError(

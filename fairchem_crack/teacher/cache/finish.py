@@ -29,7 +29,7 @@ from fairchem_crack.teacher.cache.shards import (
     shards_of,
     sums_of,
 )
-from fairchem_crack.teacher.cache.sums import LOST, Sums
+from fairchem_crack.teacher.cache.sums import LOST, ShardSums
 from fairchem_crack.teacher.cache.writer import start
 
 PACKAGES = ("fairchem-crack", "fairchem-core", "torch", "numpy")  # whose versions the header has
@@ -73,12 +73,12 @@ def finish(directory: Path, plan: Optional[Plan] = None) -> None:
                 f"Teacher cache {directory}: {missing} of {plan.chunks} chunks are missing. Run the command again."
             )
         _check_repeated(directory, rows, plan)
-        sums = Sums(plan.width if "node_embedding" in plan.fields else 0)
+        sums = ShardSums.of_nothing(plan.width if "node_embedding" in plan.fields else 0)
         for shard in shards:
             for path, kind in ((shard.records, RECORDS), (shard.rows, ROWS)):
                 with path.open("rb") as opened:
                     check_head(path, opened.read(HEAD.size), kind, data)
-            if len(sums.mean):
+            if len(sums.stored.mean):
                 sums.merge(sums_of(shard, plan))
         lost = sums.lost_in(plan.dtype)
         if lost:
@@ -96,8 +96,8 @@ def finish(directory: Path, plan: Optional[Plan] = None) -> None:
             "shards": {shard.records.name: shard.records.stat().st_size for shard in shards},
             "pages": pages,
             "index_bytes": (directory / INDEX_FILE).stat().st_size,
-            "embedding_mean": sums.mean.tolist(),
-            "embedding_std": sums.std.tolist(),
+            "embedding_mean": sums.stored.mean.tolist(),
+            "embedding_std": sums.stored.std.tolist(),
             "versions": {name: _version(name) for name in PACKAGES},
         }
         header["digest"] = digest_of(json.dumps(header, sort_keys=True).encode())

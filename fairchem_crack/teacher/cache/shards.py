@@ -12,7 +12,7 @@ import numpy as np
 from fairchem_crack.teacher.cache.index import HEAD, ROW, read_rows, selected
 from fairchem_crack.teacher.cache.records import CacheError, Plan, Record, decode
 from fairchem_crack.teacher.cache.schema import SHARD
-from fairchem_crack.teacher.cache.sums import Sums
+from fairchem_crack.teacher.cache.sums import ShardSums
 
 SHARDS = 10_000  # at most, by the four digits of a name
 
@@ -106,22 +106,22 @@ def read_record(descriptor: int, row: Any, plan: Plan) -> Record:
     return record
 
 
-def sums_of(shard: Shard, plan: Plan) -> Sums:
+def sums_of(shard: Shard, plan: Plan) -> ShardSums:
     """Sums of all records of a shard: the kept ones, and the records after those that they cover, read.
 
     Raises:
         CacheError: one of these is damaged.
     """
-    sums, covered = Sums.load(shard.sums, plan.width)
+    sums, covered = ShardSums.load(shard.sums, plan.width)
     size = shard.rows.stat().st_size
     if not HEAD.size <= covered <= size or (covered - HEAD.size) % ROW.itemsize:
-        sums, covered = Sums(plan.width), HEAD.size
+        sums, covered = ShardSums.of_nothing(plan.width), HEAD.size
     if covered + ROW.itemsize > size:
         return sums
     with shard.records.open("rb") as records:
         for row in read_rows(shard.rows, covered):
             try:
-                sums.add(read_record(records.fileno(), row, plan).values["node_embedding"])
+                sums.stored.add(read_record(records.fileno(), row, plan).values["node_embedding"])
             except ValueError as error:
                 raise damaged_record(shard.records, int(row["position"]), error) from error
     return sums

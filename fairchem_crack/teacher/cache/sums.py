@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -56,21 +59,63 @@ class Sums:
         size = np.abs(self.mean)
         return int(((self.std < LOST * size) & (self.std > CONSTANT * size)).sum())
 
+    def state(self) -> dict[str, Any]:
+        """What a file keeps."""
+        return {"count": self.count, "mean": self.mean.tolist(), "squares": self.squares.tolist()}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any], width: int) -> Sums:
+        """Raises ValueError, KeyError or TypeError for what is not the state of sums of this width."""
+        sums = cls(width)
+        sums.count = int(state["count"])
+        sums.mean, sums.squares = (np.array(state[name], dtype=float) for name in ("mean", "squares"))
+        if not sums.mean.shape == sums.squares.shape == (width,):
+            raise ValueError(f"expected {width} channels.")
+        return sums
+
+
+@dataclass
+class ShardSums:
+    """Of a shard's embeddings. Both kinds in one sum would differ by rounding, and a constant channel would seem to vary.
+
+    Attributes:
+        stored: of all records, as a training reads them, however often their writing was interrupted.
+        given: before rounding, of the records whose writer could keep it; what float16 loses is seen here only.
+    """
+
+    stored: Sums
+    given: Sums
+
+    @classmethod
+    def of_nothing(cls, width: int) -> ShardSums:
+        """Of no record."""
+        return cls(Sums(width), Sums(width))
+
+    def add(self, values: np.ndarray, dtype: str) -> None:
+        """(N, D) of a record that is written in a type."""
+        self.given.add(values)
+        self.stored.add(values.astype(dtype))
+
+    def merge(self, other: ShardSums) -> None:
+        """Those of both."""
+        self.stored.merge(other.stored)
+        self.given.merge(other.given)
+
+    def lost_in(self, dtype: str) -> int:
+        """How many channels vary by less than their type resolves, as far as that is known."""
+        return (self.given if self.given.count else self.stored).lost_in(dtype)
+
     def save(self, file: Path, covered: int) -> None:
         """Keep them, with how many bytes of the shard's rows they cover."""
-        content = {"covered": covered, "count": self.count, "mean": self.mean.tolist(), "squares": self.squares.tolist()}
+        content = {"covered": covered, "stored": self.stored.state(), "given": self.given.state()}
         write_text(file, json.dumps(content))
 
     @classmethod
-    def load(cls, file: Path, width: int) -> tuple[Sums, int]:
+    def load(cls, file: Path, width: int) -> tuple[ShardSums, int]:
         """The kept ones, and what they cover; of nothing where there are none or they cannot be read."""
-        sums = cls(width)
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
-            mean, squares = np.array(content["mean"], dtype=float), np.array(content["squares"], dtype=float)
-            if not mean.shape == squares.shape == (width,):
-                return sums, 0
-            sums.count, sums.mean, sums.squares = int(content["count"]), mean, squares
-            return sums, int(content["covered"])
+            stored, given = (Sums.from_state(content[name], width) for name in ("stored", "given"))
+            return cls(stored, given), int(content["covered"])
         except (OSError, ValueError, KeyError, TypeError):
-            return cls(width), 0
+            return cls.of_nothing(width), 0

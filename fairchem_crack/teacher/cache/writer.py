@@ -19,7 +19,7 @@ from fairchem_crack.teacher.cache.shards import (
     Shard,
     sums_of,
 )
-from fairchem_crack.teacher.cache.sums import Sums
+from fairchem_crack.teacher.cache.sums import ShardSums
 
 KEEP_SUMS = 256  # chunks between two times that the sums are kept: what finishing a killed shard has to read again
 
@@ -45,7 +45,7 @@ class CacheWriter:
             self._rows = AppendFile(self._shard.rows, ROWS, data, ROW.itemsize)
             opened.callback(self._rows.close)
             self._check_rows()
-            self.sums = sums_of(self._shard, plan) if self._has_sums else Sums(0)
+            self.sums = sums_of(self._shard, plan) if self._has_sums else ShardSums.of_nothing(0)
             self._keep_sums()
             self._open = opened.pop_all()
         self._written = 0
@@ -97,7 +97,7 @@ class CacheWriter:
                 raise
         if self._has_sums:
             for record in records:
-                self.sums.add(record.values["node_embedding"])
+                self.sums.add(record.values["node_embedding"], self.plan.dtype)
         self._written += 1
         if self._written % KEEP_SUMS == 0:
             self._keep_sums()

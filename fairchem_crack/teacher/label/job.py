@@ -13,24 +13,12 @@ import numpy as np
 
 from fairchem_crack.io.processes import values_from
 from fairchem_crack.io.samples import evenly_spaced
-from fairchem_crack.teacher.cache import (
-    HEADER,
-    CacheError,
-    Plan,
-    Record,
-    TeacherCache,
-    explained,
-    finish,
-    only_writer,
-    repair,
-    start,
-)
-from fairchem_crack.teacher.cache.fill import begin, systems_of, write_chunks
+from fairchem_crack.teacher.cache import CacheError, Plan, Record, TeacherCache
+from fairchem_crack.teacher.cache.fill import begin, filled, systems_of, write_chunks
 from fairchem_crack.teacher.label.protocol import Labeller, Outputs, fault_of
 from fairchem_crack.teacher.label.systems import System, Systems
 from fairchem_crack.teacher.label.teachers import labeller_of
 
-LOCK = "lock"  # file of the cache, held until it is finished
 SAMPLE = 64  # systems of which the plan has a digest
 NAMED = 8  # systems that a message lists
 EVERY = 10.0  # s between two lines of progress
@@ -107,24 +95,16 @@ def label(job: Job, *, processes: int = 1, is_repair: bool = False) -> TeacherCa
     systems, labeller = job.systems(), job.labeller()
     check_elements(systems, labeller, job.teacher)
     plan = job.plan(systems, labeller)
-    with explained(job.directory):
-        job.directory.mkdir(parents=True, exist_ok=True)
-        start(job.directory, plan)
-    if (job.directory / HEADER).is_file() and not is_repair:
-        print(f"Teacher cache {job.directory} is complete; nothing to do.")
-        return TeacherCache(job.directory)
-    with only_writer(job.directory / LOCK):
-        if is_repair:
-            print(f"{len(repair(job.directory, plan))} of {plan.chunks} chunks are damaged or missing.", flush=True)
-        todo = begin(job.directory, maker(labeller, systems, plan), plan)
-        if processes == 1 or len(todo) < processes:
-            written = write_chunks(job.directory, maker(labeller, systems, plan), plan, todo, 0)
-        else:
-            os.environ.setdefault(THREADS, str(max(1, (os.cpu_count() or 1) // processes)))
-            shares = [(job, plan, todo[process::processes], process) for process in range(processes)]
-            written = values_from(_label_share, shares)
-        show_progress(written, sum(len(systems_of(plan, chunk)) for chunk in todo))
-        finish(job.directory, plan)
+    with filled(job.directory, plan, is_repair=is_repair) as is_to_write:
+        if is_to_write:
+            todo = begin(job.directory, maker(labeller, systems, plan), plan)
+            if processes == 1 or len(todo) < processes:
+                written = write_chunks(job.directory, maker(labeller, systems, plan), plan, todo, 0)
+            else:
+                os.environ.setdefault(THREADS, str(max(1, (os.cpu_count() or 1) // processes)))
+                shares = [(job, plan, todo[process::processes], process) for process in range(processes)]
+                written = values_from(_label_share, shares)
+            show_progress(written, sum(len(systems_of(plan, chunk)) for chunk in todo))
     return TeacherCache(job.directory)
 
 
