@@ -21,6 +21,7 @@ from conftest import DATASET, SCN_MODEL, distill_config, run_fairchem, stock_con
 from matplotlib.colors import to_rgb
 from tolerances import ENERGY, FLOAT32, FLOAT32_LARGE, REBATCHED, REORDERED, REPEATED
 
+from fairchem_crack.commands.cli import main
 from fairchem_crack.evaluation import drawing
 from fairchem_crack.evaluation.intervals import Interval
 from fairchem_crack.evaluation.report import collect as collect_module
@@ -228,6 +229,48 @@ def test_the_page_is_whole_and_holds_its_numbers_and_pictures(collected, request
     assert written["metrics"] == collected.metrics and "NaN" not in (page.parent / "report.json").read_text()
     assert sorted(path.suffix for path in page.parent.iterdir())[:2] == [".html", ".json"]
     assert not list(page.parent.glob("*.partial*"))
+
+
+@pytest.mark.slow
+def test_the_page_shows_what_stability_has_measured(collected, request_of, run_dir, tmp_path, monkeypatch):
+    ended = {
+        "ps": [0.2, 0.1],
+        "reason": [None, "x"],
+        "height": [1.5, None],
+        "rdf_distance": [0.02, None],
+        "detail": ["", "x"],
+    }
+    still = {"drift": [-3.0, None], "fluctuation": [0.5, None], "ps": [1, 0], "reason": [None, "x"], "detail": ["", "x"]}
+    limits = {"max_temperature": 2000.0, "max_force": 50.0, "min_distance": 0.6}
+    content = {
+        "teacher": "teacher",
+        "options": {"ps": 0.2, "time_step_fs": 1.0, "drift_ps": 1.0, "temperatures": [300.0], "limits": limits},
+        "checkpoints": {"crack": {"path": "", "langevin": {"300": ended}, "constant_energy": still}},
+    }
+    file = tmp_path / "stability.json"
+    with pytest.raises(ValueError, match=r"no runs of .*best_checkpoint\.pt; it has those of teacher\.pt"):
+        content["checkpoints"]["crack"]["path"] = "teacher.pt"
+        file.write_text(json.dumps(content))
+        request_of(stability=file)
+    content["checkpoints"]["crack"]["path"] = str(run_dir / "checkpoints/crack/best_checkpoint.pt")
+    file.write_text(json.dumps(content))
+    monkeypatch.setattr(
+        collect_module, "collect", lambda request: dataclasses.replace(collected, stability=request.stability)
+    )
+    page, _ = command.write_report(request_of(stability=file))
+    parsed = Tags()
+    parsed.feed(page.read_text(encoding="ascii"))
+    cells = [cell.strip() for cell in parsed.cells]
+    assert cells[cells.index("RDF distance") + 1 :][:6] == [
+        "crack",
+        "300",
+        "0.150 [0.100, 0.200]",
+        "1 of 2",
+        "1.50 [1.50, 1.50]",
+        "0.0200 [0.0200, 0.0200]",
+    ]
+    assert "-3.00 [-3.00, -3.00]" in cells and "1 of 2" in cells[cells.index("drift [meV/atom/ps]") :]
+    assert json.loads((page.parent / "report.json").read_text())["stability"] == content
 
 
 @pytest.mark.slow
@@ -503,7 +546,7 @@ def test_curves_of_a_resumed_training_are_one(tmp_path):
 
 def refusal(capsys, *arguments) -> str:
     with pytest.raises(SystemExit) as stop:
-        command.report([str(argument) for argument in arguments])
+        main(["report", *map(str, arguments)])
     assert isinstance(stop.value.code, str), capsys.readouterr().err
     return stop.value.code
 
@@ -532,6 +575,9 @@ def test_bad_arguments_are_refused_with_what_to_do(run_dir, data, teacher_checkp
     assert "--also" in refused(*crack, "--also", "crack", "crack") and "given twice" in refused(
         *crack, "--also", "crack", "crack"
     )
+    assert "fairchem-crack stability writes it" in refused(*crack, "--stability", tmp_path / "absent.json")
+    (tmp_path / "other.json").write_text("[]")
+    assert "expected the JSON file that fairchem-crack stability" in refused(*crack, "--stability", tmp_path / "other.json")
     (tmp_path / "file").touch()
     assert "is a file; give a directory" in refused(*crack, output=tmp_path / "file")
     small = ("--data", data / "val_id", "--systems", 1)

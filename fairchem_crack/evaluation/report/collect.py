@@ -97,6 +97,7 @@ class Findings:
         planes: PCA of the node embeddings; None where the teacher's caches hold none.
         similarity: of the relations; None where `lacking` says why.
         lacking: see `predict.Embeddings`.
+        stability: what `fairchem-crack stability` measured, or None.
     """
 
     facts: dict[str, str]
@@ -113,6 +114,7 @@ class Findings:
     planes: Planes | None
     similarity: Similarity | None
     lacking: str
+    stability: dict[str, Any] | None
 
 
 def collect(request: Request) -> Findings:
@@ -178,6 +180,7 @@ def collect(request: Request) -> Findings:
         planes=None if embeddings is None else planes(embeddings),
         similarity=compared,
         lacking=_lacking(embeddings, compared),
+        stability=request.stability,
     )
 
 
@@ -208,6 +211,7 @@ def numbers_of(findings: Findings) -> dict[str, Any]:
         "average_gap_closed": {name: vars(gap) for name, gap in findings.average_gap.items()},
         "force_mae_by_element": asdict(findings.elements),
         "by_adsorbate": {name: asdict(groups) for name, groups in findings.adsorbates.items()},
+        "stability": findings.stability,
         "relation_top1": findings.similarity and findings.similarity.top1,
         "relation_cosine": findings.similarity and float(findings.similarity.own.mean()),
     }

@@ -46,6 +46,9 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="further fairchem checkpoints, or names of runs, for the tables and the pictures of speed and accuracy",
     )
+    made.add_argument(
+        "--stability", type=Path, metavar="FILE", help="the JSON of `fairchem-crack stability` of this student, to show it"
+    )
     made.add_argument("--systems", type=int, default=200, help="maximum number of systems of each split (default: 200)")
     made.add_argument("--batch-size", type=int, default=16, help="systems per batch (default: 16)")
     made.add_argument("--cpu", action="store_true", help="run on the CPU even if there is a GPU")

@@ -84,7 +84,13 @@ MACROS = """
 <section id="{{ section.anchor }}">
 <h2>{{ section.title }}</h2>
 <p>{{ section.text }}</p>
-{% if section.pictures %}{{ grid(section.pictures, section.per_row) }}
+{% for headings, rows in section.tables %}<div class="scroll"><table>
+<thead><tr>{% for heading in headings %}<th>{{ heading }}</th>{% endfor %}</tr></thead>
+<tbody>
+{% for row in rows %}<tr><th>{{ row[0] }}</th>{% for cell in row[1:] %}<td>{{ cell }}</td>{% endfor %}</tr>
+{% endfor %}</tbody>
+</table></div>
+{% endfor %}{% if section.pictures %}{{ grid(section.pictures, section.per_row) }}
 {% endif %}{% if section.folded %}<details>
 <summary>{{ section.folded_title }} ({{ section.folded|length }})</summary>
 {{ grid(section.folded, section.per_row) }}

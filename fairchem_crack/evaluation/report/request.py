@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,7 @@ class Request:
         systems: at most so many of each split.
         batch_size: systems of a forward.
         cpu: stay on the CPU where there is a GPU.
+        stability: what `fairchem-crack stability` wrote of the student, or None.
         output: the directory to write to.
     """
 
@@ -57,6 +59,7 @@ class Request:
     systems: int
     batch_size: int
     cpu: bool
+    stability: Optional[dict[str, Any]]
     output: Path
 
 
@@ -72,6 +75,7 @@ def make_request(
     systems: int = 200,
     batch_size: int = 16,
     cpu: bool = False,
+    stability: Path | None = None,
     output: Path | None = None,
 ) -> Request:
     """Find every file of a report.
@@ -81,6 +85,7 @@ def make_request(
         data: `NAME=SRC` each, or an `SRC` whose last component is its name; empty for `dataset.val` of the training.
         undistilled: a checkpoint, or the name of another run in `run_dir`.
         also: further ones, each likewise.
+        stability: the JSON file of `fairchem-crack stability`.
         output: None for `run_dir/reports/name`.
 
     Raises:
@@ -113,6 +118,7 @@ def make_request(
         systems=systems,
         batch_size=batch_size,
         cpu=cpu,
+        stability=None if stability is None else _stability(stability, student),
         output=output,
     )
 
@@ -165,6 +171,21 @@ def _given(option: str, given: str, run_dir: Path) -> Path:
             f"neither (looked in {Path.cwd()})."
         )
     return checkpoint
+
+
+def _stability(file: Path, student: Path) -> dict[str, Any]:
+    """The content of the file, which must be of this student."""
+    where = f"--stability {file}"
+    if not file.is_file():
+        raise FileNotFoundError(f"{where}: no such file (looked in {Path.cwd()}). fairchem-crack stability writes it.")
+    try:
+        content = json.loads(file.read_text())
+        paths = [model["path"] for model in content["checkpoints"].values() if model["langevin"]]
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise ValueError(f"{where}: expected the JSON file that fairchem-crack stability --output writes.") from None
+    if student.resolve() not in [Path(path).resolve() for path in paths]:
+        raise ValueError(f"{where}: no runs of {student}; it has those of {', '.join(paths)}.")
+    return content
 
 
 def _data(entries: Sequence[str], config: dict[str, Any], names: dict[str, str]) -> dict[str, dict[str, Any]]:

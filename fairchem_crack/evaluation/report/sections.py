@@ -14,6 +14,7 @@ from fairchem_crack.evaluation.report.collect import Findings
 from fairchem_crack.evaluation.report.curves import TRAIN, VAL, training_tags, validation_tags
 from fairchem_crack.evaluation.report.numbers import system_errors
 from fairchem_crack.evaluation.report.request import ROLES
+from fairchem_crack.evaluation.stability.tables import drift_note, drift_table, langevin_notes, langevin_table
 from fairchem_crack.evaluation.tables import ENERGY_MAE, ERRORS, FORCE_MAE, METRICS, Cell, cell, digits, gap_cell
 
 FIRST_CURVES = (f"{TRAIN}loss", VAL + ENERGY_MAE, VAL + FORCE_MAE)  # others are folded
@@ -40,6 +41,7 @@ class Section:
         pictures: shown, `per_row` beside each other on a wide screen.
         folded: shown on a click.
         folded_title: what these are.
+        tables: headings and rows of each, shown before the pictures.
     """
 
     anchor: str
@@ -49,6 +51,7 @@ class Section:
     per_row: int = 2
     folded: list[Picture] = field(default_factory=list)
     folded_title: str = ""
+    tables: list[tuple[list[str], list[list[str]]]] = field(default_factory=list)
 
     @property
     def all_pictures(self) -> list[Picture]:
@@ -114,8 +117,20 @@ def tables(findings: Findings) -> dict[str, list[Row]]:
 
 
 def sections(findings: Findings) -> list[Section]:
-    """Every section with pictures."""
-    return [_accuracy(findings), _parity(findings), _groups(findings), _curves(findings), *_embeddings(findings)]
+    """Every section but the table of errors."""
+    shown = [_accuracy(findings), _parity(findings), _groups(findings), *_stability(findings)]
+    return [*shown, _curves(findings), *_embeddings(findings)]
+
+
+def _stability(findings: Findings) -> list[Section]:
+    content = findings.stability
+    if content is None:
+        return []
+    texts, tables = ["Median [min, max] over the starts.", *langevin_notes(content)], [langevin_table(content)]
+    if content["options"]["drift_ps"]:
+        texts.append(drift_note(content))
+        tables.append(drift_table(content))
+    return [Section("stability", "Molecular dynamics", " ".join(texts), [], tables=tables)]
 
 
 def _accuracy(findings: Findings) -> Section:
