@@ -29,7 +29,7 @@ export NUMBA_NUM_THREADS ?= 1
 # Images of containers often set it. Each command would then compile torch and fairchem anew: 13 s of imports instead of 4.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint venv clean
+.PHONY: demo test lint docs venv clean
 
 # Other models: make demo STUDENT=gemnet_dT TEACHER=escn
 demo: venv
@@ -79,6 +79,11 @@ lint: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The site of docs/, in build/site; a warning is an error.
+docs: venv
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "build/site/index.html"
 
 venv: $(VENV)/.installed
 

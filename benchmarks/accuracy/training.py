@@ -175,8 +175,9 @@ def run_teacher(run: Run, plan: Plan, workspace: Workspace, *, device: str) -> N
         command += [f"--task.distill.teacher.checkpoint={ROOT / plan.teachers[run.teacher]}"]
         subprocess.run(command, cwd=workspace.directory, check=True)
         row = {name: getattr(run, name) for name in ("teacher", "train_systems", "structures")}
-        row |= {"jacobian_rows": rows, "systems": workspace.systems(run)}
-        workspace.table("labels").append([{**row, "cpu_seconds": "" if was_interrupted else _cpu_seconds() - start}])
+        row |= {"jacobian_rows": rows, "systems": workspace.systems(run), "device": device}
+        on_cpu = device == "cpu" and not was_interrupted
+        workspace.table("labels").append([{**row, "cpu_seconds": _cpu_seconds() - start if on_cpu else ""}])
 
 
 def train(run: Run, workspace: Workspace, *, device: str, lock: int) -> dict[str, Any]:
@@ -184,9 +185,9 @@ def train(run: Run, workspace: Workspace, *, device: str, lock: int) -> dict[str
 
     Returns:
         The columns of a row that say what it took: `cpu_seconds` and `seconds` of the whole process, start and validations
-        included; of a training that was interrupted they are not known.
+        included. They are empty for a training that was interrupted, or on a GPU, which other trainings share.
     """
-    was_interrupted = workspace.checkpoint(run, "checkpoint.pt").exists()
+    is_timed = device == "cpu" and not workspace.checkpoint(run, "checkpoint.pt").exists()
     command = [COMMANDS / "fairchem", "--mode", "train", "--config-yml", workspace.file(run, "yml"), "--seed", str(run.seed)]
     command += ["--run-dir", workspace.directory / "runs", "--timestamp-id", run.name, *["--cpu"] * (device == "cpu")]
     start, cpu_start = time.perf_counter(), _cpu_seconds()
@@ -196,8 +197,9 @@ def train(run: Run, workspace: Workspace, *, device: str, lock: int) -> dict[str
         subprocess.run(command, cwd=workspace.directory, check=True, **files)
     return {
         "steps": yaml.safe_load(workspace.file(run, "yml").read_text())["optim"]["total_steps"],
-        "cpu_seconds": "" if was_interrupted else _cpu_seconds() - cpu_start,
-        "seconds": "" if was_interrupted else time.perf_counter() - start,
+        "device": device,
+        "cpu_seconds": _cpu_seconds() - cpu_start if is_timed else "",
+        "seconds": time.perf_counter() - start if is_timed else "",
     }
 
 
@@ -209,7 +211,7 @@ def _cpu_seconds() -> float:
 def work(run: Run, plan: Plan, workspace: Workspace, table: str, *, device: str, lock: int) -> dict[str, Any]:
     """Train, unless it is a teacher, evaluate, and append the rows; the first of them."""
     prepare(run, plan, workspace, device=device)
-    cost: dict[str, Any] = {"steps": "", "cpu_seconds": "", "seconds": ""}
+    cost: dict[str, Any] = {"steps": "", "device": device, "cpu_seconds": "", "seconds": ""}
     if run.method == TEACHER:
         checkpoint = ROOT / plan.teachers[run.teacher]
     else:

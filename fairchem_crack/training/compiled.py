@@ -45,7 +45,7 @@ def check_built_for_cuda(cpu: bool = False) -> None:
             f"Compile anew where nvcc of CUDA {torch.version.cuda} is; FORCE_CUDA=1 is for a login node or a docker build, "
             "which see no GPU:\n"
             f"  FORCE_CUDA=1 pip install --no-build-isolation --no-cache-dir --no-deps --force-reinstall {names}\n"
-            f"or take the wheels that PyG offers for torch {torch.__version__} (README, Installation), or stay on the CPU "
+            f"or take the wheels that PyG offers for torch {torch.__version__} (docs/install.md), or stay on the CPU "
             "with --cpu."
         )
 
