@@ -44,7 +44,7 @@ def test_a_teacher_keeps_each_systems_pbc_in_a_batch(name):
     batch = collate(systems)
     together = teacher(batch, FIELDS)
     singly = [teacher(collate([system]), FIELDS) for system in systems]
-    for field in FIELDS:
+    for field in FIELDS:  # of the largest entry: edges, and sums over them, come in another order
         expected = torch.cat([outputs[field] for outputs in singly])
         torch.testing.assert_close(together[field], expected, rtol=0, atol=5e-5 * float(expected.abs().max()))
     # the oracle: pairs of ASE's neighbor list, which knows the pbc of each

@@ -193,8 +193,8 @@ def test_mean_and_std_of_the_embedding(tmp_path, shards):
     cache = write_cache(tmp_path, plan, records, shards=shards)
     given = np.concatenate([record.values["node_embedding"] for record in records])
     embeddings = given.astype(plan.dtype).astype(float)  # as they are stored
-    np.testing.assert_allclose(cache.embedding_mean, embeddings.mean(0), rtol=1e-12, atol=1e-14)
-    np.testing.assert_allclose(cache.embedding_std, embeddings.std(0), rtol=1e-10)
+    np.testing.assert_allclose(cache.embedding_mean, embeddings.mean(0), rtol=SUM_OF_FLOAT64, atol=1e-14)  # of order 0.01
+    np.testing.assert_allclose(cache.embedding_std, embeddings.std(0), rtol=1e-10)  # of sums that are merged
 
 
 def test_channels_that_float16_would_lose_are_counted(tmp_path, caplog):

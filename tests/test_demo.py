@@ -196,8 +196,8 @@ def test_the_seed_fixes_every_bit(tmp_path, in_process):
     assert not same(*first_records)
 
 
-def test_systems_do_not_depend_on_their_number_or_the_processes(data, tmp_path, in_process):
-    prepare_demo(tmp_path, sizes={"val_ood_ads": 3}, seed=5, workers=1)  # 5 is the fixture's seed
+def test_systems_do_not_depend_on_their_number_or_the_processes(data, tmp_path):
+    prepare_demo(tmp_path, sizes={"val_ood_ads": 3}, seed=5, workers=1)  # in a process; 5 is the fixture's seed
     few, many = records(tmp_path / "val_ood_ads"), records(data / "val_ood_ads")
     assert few.pop("length") == 3 and same(few, {index: many[index] for index in few})
 

@@ -215,7 +215,7 @@ def ranks(request, tmp_path_factory) -> tuple[str, list[list[tuple]]]:
     world, directory = request.param, tmp_path_factory.mktemp("ranks")
     write_cache(directory / "cache", world)
     size = len(WORLDS[world])
-    multiprocessing.spawn(rank_main, (world, str(directory)), nprocs=size)
+    multiprocessing.start_processes(rank_main, (world, str(directory)), size, start_method="forkserver")
     return world, [torch.load(directory / f"{rank}.pt", weights_only=True) for rank in range(size)]
 
 

@@ -12,6 +12,7 @@ from ase import Atoms
 from ase.build import add_adsorbate, fcc111, molecule
 from ase.constraints import FixAtoms
 from ase.data import covalent_radii
+from tolerances import CELL_FLOAT64, LENGTH_FLOAT64
 from torch_geometric.data import Data
 
 from fairchem_crack.commands.generate import yaml_of
@@ -50,7 +51,7 @@ def test_rattle_moves_free_atoms_by_a_sigma_of_the_range():
     for seed in range(20):
         after, drawn = moved(rattle, atoms, Settings({"rattle": 1}, sigma=(0.05, 0.2)), seed)
         step = after.positions - atoms.positions
-        assert not step[:64].any() and step[64:].std() == pytest.approx(drawn["sigma"], rel=0.15)
+        assert not step[:64].any() and step[64:].std() == pytest.approx(drawn["sigma"], rel=0.15)  # of 576 numbers
         sigmas.append(drawn["sigma"])
     assert 0.05 <= min(sigmas) < 0.07 and 0.18 < max(sigmas) <= 0.2
 
@@ -64,7 +65,7 @@ def test_displace_keeps_the_molecule_and_touches_the_surface(adsorbate):
         after, drawn = moved(displace, atoms, seed=seed)
         assert np.array_equal(after.positions[~is_adsorbate], atoms.positions[~is_adsorbate])
         before, now = (each[is_adsorbate].get_all_distances(mic=True) for each in (atoms, after))
-        assert now == pytest.approx(before, abs=1e-9)
+        assert now == pytest.approx(before, abs=LENGTH_FLOAT64)
         rows = np.flatnonzero(is_adsorbate)
         touch = covalent_radii[after.numbers[rows]][:, None] + covalent_radii[after.numbers[~is_adsorbate]]
         assert (after.get_all_distances(mic=True)[rows][:, ~is_adsorbate] / touch).min() == pytest.approx(drawn["touch"])
@@ -98,9 +99,11 @@ def test_strain_deforms_the_periodic_directions(pbc):
     atoms = slab()
     atoms.pbc = pbc
     after, drawn = moved(strain, atoms, Settings({"strain": 1}, strain=0.02))
-    assert after.get_scaled_positions() == pytest.approx(atoms.get_scaled_positions(), abs=1e-9)
+    assert after.get_scaled_positions() == pytest.approx(atoms.get_scaled_positions(), abs=CELL_FLOAT64)
     change = np.linalg.solve(atoms.cell.array, after.cell.array) - np.eye(3)
-    assert change == pytest.approx(change.T, abs=1e-9) and 0 < np.linalg.norm(change) == pytest.approx(drawn["strain"])
+    assert change == pytest.approx(change.T, abs=CELL_FLOAT64) and 0 < np.linalg.norm(change) == pytest.approx(
+        drawn["strain"]
+    )
     assert [np.allclose(*rows) for rows in zip(atoms.cell.array, after.cell.array)] == [not each for each in pbc]
 
 

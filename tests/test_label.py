@@ -21,6 +21,7 @@ from conftest import DATASET, distill_config
 from fairchem.core.datasets import AseDBDataset
 from fairchem.core.preprocessing import atoms_to_graphs
 from stub_labeller import CALLS, outputs_of
+from tolerances import SUM_OF_FLOAT64
 from torch.utils.data import Subset
 
 from fairchem_crack.commands.cli import main as fairchem_crack
@@ -81,7 +82,7 @@ def test_wrapping_is_that_of_ase_but_for_faces():
         atoms.positions += np.random.default_rng(0).normal(scale=20, size=atoms.positions.shape)
         cell = atoms.get_cell(complete=True).array
         expected = wrap_positions(atoms.positions, cell, atoms.pbc, eps=0)
-        np.testing.assert_allclose(wrapped(atoms.positions, cell, atoms.pbc), expected, atol=1e-12)
+        np.testing.assert_allclose(wrapped(atoms.positions, cell, atoms.pbc), expected, atol=SUM_OF_FLOAT64)
     corner = wrapped(np.array([[4.0, -4.0, 8.0]]), np.diag([4.0, 4.0, 4.0]), [True, True, False])
     assert corner.tolist() == [[0.0, 0.0, 8.0]]
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from architectures import build
 from stub_teacher import StubTeacher, distillation_of, plain_teacher, terms_of
-from tolerances import FLOAT32
+from tolerances import FLOAT32, REORDERED
 from torch import nn
 
 from fairchem_crack import keys
@@ -111,7 +111,7 @@ def test_a_channel_that_hardly_varies_is_not_magnified():
     statistics = statistics_of(nodes)
     median = float(nodes[:, 0].std(correction=0))  # of 1e-5, 1 and 2
     expected = [1.0 * median, float(nodes[:, 1].std(correction=0)), 0.01 * median, median, median]
-    torch.testing.assert_close(statistics.channel_std, torch.tensor(expected), rtol=1e-5, atol=0)
+    torch.testing.assert_close(statistics.channel_std, torch.tensor(expected), rtol=REORDERED, atol=0)
     varied = nodes + torch.tensor([0.0, 0.0, 0.0, median, median])  # another atom, where the constant is not
     assert float(statistics.standardize(varied)[:, 3:].abs().max()) < 1.1
 
@@ -219,7 +219,9 @@ def test_adams_averages_are_those_of_the_converted_gradients(kind):
     assert converted["state"].keys() == expected.keys()
     for number, averages in expected.items():
         for name, value in averages.items():
-            torch.testing.assert_close(converted["state"][number][name], value, rtol=1e-4, atol=1e-13)
+            torch.testing.assert_close(
+                converted["state"][number][name], value, rtol=1e-4, atol=1e-13
+            )  # squares of small gradients, in float32
 
 
 def test_another_optimizer_starts_over_with_a_warning(caplog):

@@ -241,7 +241,7 @@ def test_rows_and_columns_of_the_jacobian_are_the_hessians(device):
     batch.pos.requires_grad_(True)
     rows = jacobian_rows(harmonic(batch), batch.pos, coordinates)
     torch.testing.assert_close(rows, expected)
-    torch.testing.assert_close(columns, expected, rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(columns, expected, rtol=1e-8, atol=1e-10)  # of finite differences
 
 
 def test_a_row_of_the_jacobian_is_differentiable():
@@ -329,7 +329,7 @@ def rank_main(rank: int, directory: str) -> None:
 @pytest.mark.slow
 def test_a_terms_weight_is_the_same_on_any_number_of_ranks(tmp_path):
     """Ranks of unequal size: the average over the ranks is the mean over the elements of both."""
-    multiprocessing.spawn(rank_main, (str(tmp_path),), nprocs=2)
+    multiprocessing.start_processes(rank_main, (str(tmp_path),), 2, start_method="forkserver")
     of_ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     steps = [step_of(SIZES[:1], seed=0), step_of(SIZES[1:], seed=1)]
     for key, fn in ELEMENTWISE.items():

@@ -226,20 +226,30 @@ def test_a_cache_cut_short_under_a_training(run, config, cache, faulty, whole, w
 # ---- another student at resume
 
 
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory, data, teacher_checkpoint) -> Path:
+    """Checkpoints of a run that was stopped in step 5."""
+    return run_fairchem(tmp_path_factory.mktemp("stopped"), own_config(data, teacher_checkpoint), stop_at=5).checkpoints
+
+
+@pytest.fixture
+def resumable(stopped, data, teacher_checkpoint, tmp_path) -> dict:
+    """The config of that run, of which `run` has a copy."""
+    shutil.copytree(stopped, tmp_path / "checkpoints/run")
+    return own_config(data, teacher_checkpoint)
+
+
 @pytest.mark.parametrize("resume", ["all", "student"])
 @pytest.mark.parametrize("change", ["hidden_channels: 8", "num_layers: 3", "schnet"])
-def test_resuming_another_student(run, config, change, resume):
-    trained = run(config, stop_at=5)
-    before = (trained.checkpoints / "checkpoint.pt").read_bytes()
-    config["model"] = MODELS["schnet"] if change == "schnet" else {**config["model"], **yaml.safe_load(change)}
-    config["model"].pop("scale_file", None)
-    config["task"]["distill"]["resume"] = resume
+def test_resuming_another_student(run, stopped, resumable, tmp_path, change, resume):
+    resumable["model"] = MODELS["schnet"] if change == "schnet" else {**resumable["model"], **yaml.safe_load(change)}
+    resumable["model"].pop("scale_file", None)
+    resumable["task"]["distill"]["resume"] = resume
     with pytest.raises(ValueError, match=r"checkpoint\.pt.* holds another student than"):
-        run(config)
-    assert (trained.checkpoints / "checkpoint.pt").read_bytes() == before
+        run(resumable)
+    assert (tmp_path / "checkpoints/run/checkpoint.pt").read_bytes() == (stopped / "checkpoint.pt").read_bytes()
 
 
-def test_resuming_only_the_student_with_another_projection(run, config):
-    run(config, stop_at=5)
-    config["task"]["distill"].update(projection={"kind": "mlp"}, resume="student")
-    assert [record["step"] for record in run(config).steps] == list(range(5, STEPS + 1))
+def test_resuming_only_the_student_with_another_projection(run, resumable):
+    resumable["task"]["distill"].update(projection={"kind": "mlp"}, resume="student")
+    assert [record["step"] for record in run(resumable).steps] == list(range(5, STEPS + 1))

@@ -175,7 +175,7 @@ def test_killed_at_ten_moments_the_outcome_is_equal(config, whole, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_outcome_does_not_depend_on_the_number_of_ranks(config, whole, tmp_path):
+def test_the_outcome_does_not_depend_on_the_number_of_ranks(quick_processes, config, whole, tmp_path):
     generate(config, tmp_path / "two", *MIXED, "--num-gpus", "2")
     assert_same_outcome(whole, tmp_path / "two")
 

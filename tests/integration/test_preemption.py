@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import os
+import shutil
 import signal
 import sys
 import weakref
@@ -89,6 +90,20 @@ def job(tmp_path, data, teacher_checkpoint) -> Job:
     return Job(tmp_path, long_config(data, teacher_checkpoint))
 
 
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory, data, teacher_checkpoint) -> Path:
+    """Checkpoint of step 8 of a run that was stopped in step 9."""
+    config = long_config(data, teacher_checkpoint)
+    return run_fairchem(tmp_path_factory.mktemp("stopped"), config, stop_at=9).checkpoints
+
+
+@pytest.fixture
+def late_job(job, stopped, tmp_path) -> Job:
+    """The job, which begins with step 9."""
+    shutil.copytree(stopped, tmp_path / "checkpoints/job")
+    return job
+
+
 @pytest.fixture
 def strike(monkeypatch):
     """Callable: preempt the job once, before or after the first call of `owner.name` with `is_now(trainer, ...)`."""
@@ -135,24 +150,27 @@ def saving(file: str, step: int):
 # name: where; and the step with which the resubmitted job begins
 MOMENTS = {
     "the first step, no checkpoint yet": ((PaiNNUpdate, "forward", in_step(1)), 1),
+    "the saving of a checkpoint": ((torch, "save", saving("checkpoint.pt.partial", 8)), 9),
+    "the saving of the best checkpoint": ((torch, "save", saving("best_checkpoint.pt.partial", 5)), 6),
+    "the prediction after the best evaluation": ((CrackDistillTrainer, "save_results", evaluating(5)), 6),
+}
+LATE_MOMENTS = {  # of a job that begins with step 9
     "the student's forward": ((PaiNNUpdate, "forward", in_step(11)), 11),
     "the teacher's forward": ((TransBlockV2, "forward", in_step(11)), 11),
     "before the optimizer's step": ((torch.nn.utils, "clip_grad_norm_", in_step(11)), 11),
     "the optimizer's step, before the average's": ((ExponentialMovingAverage, "update", in_step(11)), 9),
     "between the student's and the projection's update": ((Distillation, "update_projection", in_step(11)), 9),
     "after both updates": ((recorder.Recorder, "log", lambda trainer, _, record, *__: record.get("step") == 11), 12),
-    "the saving of a checkpoint": ((torch, "save", saving("checkpoint.pt.partial", 8)), 9),
     "the beginning of the second evaluation": ((base_trainer, "ensure_fitted", in_step(10)), 11),
     "an evaluation of the average": ((PaiNNUpdate, "forward", evaluating(10)), 11),
     "the end of an evaluation": ((ExponentialMovingAverage, "restore", evaluating(10), True), 11),
-    "the saving of the best checkpoint": ((torch, "save", saving("best_checkpoint.pt.partial", 5)), 6),
-    "the prediction after the best evaluation": ((CrackDistillTrainer, "save_results", evaluating(5)), 6),
 }
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
-def test_a_preempted_job_resumes_as_the_uninterrupted_one(job, strike, whole, moment):
-    where, first = MOMENTS[moment]
+@pytest.mark.parametrize("moment", [*MOMENTS, *LATE_MOMENTS])
+def test_a_preempted_job_resumes_as_the_uninterrupted_one(request, strike, whole, moment):
+    job = request.getfixturevalue("late_job" if moment in LATE_MOMENTS else "job")
+    where, first = {**MOMENTS, **LATE_MOMENTS}[moment]
     strike(*where)
     cut = job()
     assert job.was_preempted and len(cut) < STEPS
@@ -186,12 +204,12 @@ def test_between_the_updates_of_the_first_step(job, strike, whole):
 
 
 @pytest.mark.parametrize("where", ["build_distillation", "preflight"])
-def test_a_resubmitted_job_preempted_before_step_1_loses_nothing(job, strike, whole, where):
+def test_a_resubmitted_job_preempted_before_step_1_loses_nothing(late_job, strike, whole, where):
     strike(PaiNNUpdate, "forward", in_step(11))
-    job()
+    late_job()
     strike({"preflight": Distillation}.get(where, CrackDistillTrainer), where, lambda *_: True)
-    assert job() == [] and job.was_preempted
-    resumed = job()
+    assert late_job() == [] and late_job.was_preempted
+    resumed = late_job()
     assert [record["loss"] for record in resumed] == pytest.approx(whole[10:], rel=REPEATED)
 
 
