@@ -277,7 +277,7 @@ def test_a_failed_run_does_not_stop_the_others(tmp_path, experiments, monkeypatc
     script = tmp_path / "fairchem"
     script.write_text("#!/bin/sh\necho why\nexit 3\n")
     script.chmod(0o755)
-    monkeypatch.setattr(training, "COMMANDS", tmp_path)
+    monkeypatch.setattr(training, "FAIRCHEM", [str(script)])
 
     def work(run, plan, workspace, table, *, device, lock):
         if run.method == "bad":
@@ -327,7 +327,7 @@ def test_an_interrupted_benchmark_ends_its_training(tmp_path, monkeypatch):
     script = tmp_path / "fairchem"
     script.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nsleep 1\nkill -ALRM $PPID\nexec sleep 60\n")
     script.chmod(0o755)
-    monkeypatch.setattr(training, "COMMANDS", tmp_path)
+    monkeypatch.setattr(training, "FAIRCHEM", [str(script)])
     workspace = Workspace(tmp_path / "out")
     write_config(CRACK, training_config(CRACK, PLAN, workspace, steps=1140), workspace)
 
@@ -503,7 +503,7 @@ def test_generated_structures_are_compared_with_the_recipe(results, tmp_path, mo
 def test_without_measured_costs_there_are_none(results):
     results.table("costs").file.unlink()
     content = summary.figures(results)
-    assert "| 50% [50, 50] | 50% [50, 50] |  |" in page.page(content)
+    assert "| 50% [50, 50] | 50% [50, 50] |\n" in page.page(content)
 
 
 def test_only_shared_seeds_make_a_gap(results):

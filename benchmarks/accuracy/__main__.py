@@ -22,6 +22,7 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,12 @@ from benchmarks.accuracy.training import Workspace, work
 LOG_TAIL = 15  # lines of a failed run that are shown
 
 
-def run_missing(plan: Plan, workspace: Workspace, options: argparse.Namespace) -> int:
-    """Do the runs without rows that no other process is at; the exit status says whether one of them failed."""
+def run_missing(plan: Plan, workspace: Workspace, options: argparse.Namespace, work: Callable[..., dict]) -> int:
+    """Do the runs without rows that no other process is at; the exit status says whether one of them failed.
+
+    Args:
+        work: trains a run, and appends its rows.
+    """
     runs, table, failed = plan.runs(options.table, options.only), workspace.table(options.table), []
     for number, run in enumerate(runs, start=1):
         with locked(workspace.file(run, "lock"), wait=False) as lock:
@@ -108,7 +113,7 @@ def main(arguments: list[str] | None = None) -> int:
         options.only = fields(options.only)
         plan = read_plan(options.experiments)
         if options.command == "run":
-            return run_missing(plan, workspace, options)
+            return run_missing(plan, workspace, options, work)
         from benchmarks.accuracy.costs import measure_costs
 
         measure_costs(plan, workspace, options)

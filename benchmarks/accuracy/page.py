@@ -27,23 +27,28 @@ def write_report(workspace: Workspace, out: Path) -> None:
     """
     from benchmarks.accuracy import generated
 
-    published = out / "accuracy"
+    publish_rows(workspace, out / "accuracy")
+    has_generated = workspace.table(generated.TABLE).file.exists()
+    if workspace.table("accuracy").file.exists() or not has_generated:
+        content = figures(workspace)
+        write_page(out / "accuracy", content, page(content))
+        figure.draw({title(group[0]): group for group in groups_of(content["rows"])}, out / "accuracy.png")
+    if has_generated:
+        content = generated.figures(workspace)
+        write_page(out / generated.TABLE, content, generated.page(content))
+        figure.draw_by_size(content["rows"], generated.NAMES, out / f"{generated.TABLE}.png")
+
+
+def publish_rows(workspace: Workspace, published: Path) -> None:
+    """Copy the rows, and the errors of single systems, to where a page's rows are kept."""
     published.mkdir(parents=True, exist_ok=True)
     for file in (*workspace.directory.glob("*.csv"), *workspace.directory.glob("*.npz")):
         if workspace.directory != published.resolve():
             shutil.copyfile(file, published / file.name)
-    has_generated = workspace.table(generated.TABLE).file.exists()
-    if workspace.table("accuracy").file.exists() or not has_generated:
-        content = figures(workspace)
-        _write(out / "accuracy", content, page(content))
-        figure.draw({title(group[0]): group for group in groups_of(content["rows"])}, out / "accuracy.png")
-    if has_generated:
-        content = generated.figures(workspace)
-        _write(out / generated.TABLE, content, generated.page(content))
-        figure.draw_by_size(content["rows"], generated.NAMES, out / f"{generated.TABLE}.png")
 
 
-def _write(place: Path, content: dict[str, Any], text: str) -> None:
+def write_page(place: Path, content: dict[str, Any], text: str) -> None:
+    """Write the figures as JSON, and the page made of them."""
     sections = (f'"{name}": {_lines(section)}' for name, section in content.items())
     write_text(place.with_suffix(".json"), "{\n" + ",\n".join(sections) + "\n}\n")
     write_text(place.with_suffix(".md"), text)
@@ -83,15 +88,16 @@ def markdown(heading: list[str], lines: list[list[str]]) -> list[str]:
 
 
 def table(rows: list[dict], split: str) -> list[str]:
-    """A line for each method on one split."""
+    """A line for each method on one split; what a step costs where that was measured."""
+    has_costs = any("step_cost" in row for row in rows)
     lines = []
     for row in rows:
         if row["split"] == split:
             values = [show(row[name], DIGITS[name], factor=100 if "EFwT" in HEADINGS[name] else 1) for name in METRICS]
-            cost = show(row["step_cost"], 2) if "step_cost" in row else ""
-            lines.append([row["method"], str(row["seeds"] or ""), *values, *(gap(row, name) for name in GAPS), cost])
+            cost = [show(row["step_cost"], 2) if "step_cost" in row else ""] * has_costs
+            lines.append([row["method"], str(row["seeds"] or ""), *values, *(gap(row, name) for name in GAPS), *cost])
     gaps = [f"gap closed, {name}" for name in GAPS]
-    return markdown(["method", "seeds", *HEADINGS.values(), *gaps, "step"], lines)
+    return markdown(["method", "seeds", *HEADINGS.values(), *gaps, *["step"] * has_costs], lines)
 
 
 def tuning_table(tuning: list[dict]) -> list[str]:

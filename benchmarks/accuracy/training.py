@@ -27,6 +27,7 @@ METRICS = ("energy_mae", "forces_mae", "forces_cosine_similarity", "energy_force
 ERRORS = ("energy", "forces", "components")
 VALIDATIONS = 5  # in a training; the weights of the best one are evaluated
 COMMANDS = Path(sys.executable).parent
+FAIRCHEM = (sys.executable, "-m", "fairchem.core._cli")  # the stock command, also where its script is not installed
 
 
 @dataclass(frozen=True)
@@ -188,8 +189,9 @@ def train(run: Run, workspace: Workspace, *, device: str, lock: int) -> dict[str
         included. They are empty for a training that was interrupted, or on a GPU, which other trainings share.
     """
     is_timed = device == "cpu" and not workspace.checkpoint(run, "checkpoint.pt").exists()
-    command = [COMMANDS / "fairchem", "--mode", "train", "--config-yml", workspace.file(run, "yml"), "--seed", str(run.seed)]
-    command += ["--run-dir", workspace.directory / "runs", "--timestamp-id", run.name, *["--cpu"] * (device == "cpu")]
+    command = [*FAIRCHEM, "--mode", "train", "--config-yml", workspace.file(run, "yml"), "--seed", str(run.seed)]
+    command += ["--run-dir", workspace.directory / "runs", "--timestamp-id", run.name]
+    command += ["--cpu"] * (device == "cpu")
     start, cpu_start = time.perf_counter(), _cpu_seconds()
     with workspace.file(run, "log").open("a") as log:
         # It inherits the lock: when this process is killed, no other begins the run while the training lives.
@@ -218,11 +220,21 @@ def work(run: Run, plan: Plan, workspace: Workspace, table: str, *, device: str,
         write_config(run, training_config(run, plan, workspace, steps=plan.steps(table, run)), workspace)
         cost = train(run, workspace, device=device, lock=lock)
         checkpoint = workspace.checkpoint(run, "best_checkpoint.pt")
+    return evaluate(run, checkpoint, workspace, table, plan.tables[table]["splits"], cost, device=device)
+
+
+def evaluate(
+    run: Run, checkpoint: Path, workspace: Workspace, table: str, splits: list[str], cost: dict[str, Any], *, device: str
+) -> dict[str, Any]:
+    """Evaluate a checkpoint on the splits, and append the rows; the first of them.
+
+    Args:
+        cost: of the training, columns of every row.
+    """
     from fairchem_crack.evaluation.s2ef.data import FORMATS
     from fairchem_crack.evaluation.s2ef.evaluator import CheckpointEvaluator
 
     evaluator = CheckpointEvaluator(checkpoint, {"format": "lmdb", **FORMATS["lmdb"]}, cpu=device == "cpu")
-    splits = plan.tables[table]["splits"]
     rows, errors = [], {}
     for split in splits:
         metrics, of_systems = evaluator.metrics_and_errors(workspace.data(None, split))

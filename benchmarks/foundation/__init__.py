@@ -1,0 +1,6 @@
+"""Students of a foundation potential: real chemistry, from packages of the registry only."""
+
+from pathlib import Path
+
+EXPERIMENTS = Path(__file__).with_name("experiments.yml")
+NAME = "foundation"  # of the table, the page and its rows

@@ -1,0 +1,102 @@
+"""The foundation benchmark: its systems, its runs, its figures."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import islice
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixAtoms
+from ase.data import covalent_radii
+
+from benchmarks.accuracy.plan import Run, read_plan
+from benchmarks.foundation import EXPERIMENTS, NAME, dft, page
+from benchmarks.foundation.systems import LIMITS, VOLUMES, draw_split, held_out_compositions, surfaces
+from fairchem_crack.io.atoms import free_mask
+
+SURFACES = surfaces()
+
+
+def test_every_surface_has_its_composition_and_its_volume():
+    minor = {"A1": 0, "A2": 0, "L1_2": 4, "L1_0": 8, "B2": 8}
+    for surface in SURFACES:
+        slab = surface.slab()
+        count = Counter(slab.get_chemical_symbols())
+        assert len(slab) == 16 and free_mask(slab).sum() == 8
+        if surface.minor != surface.major:
+            assert count[surface.minor] == minor[surface.prototype]
+        # Nearest neighbours are as far apart as in the bulk, and the slab's first two vectors are a cell of it.
+        mean = sum(VOLUMES[symbol] for symbol in (surface.major, surface.minor)) / 2
+        if surface.prototype != "L1_2":
+            bond = (mean * 2**0.5) ** (1 / 3) if surface.prototype in ("A1", "L1_0") else 3**0.5 / 2 * (2 * mean) ** (1 / 3)
+            distances = slab.get_all_distances(mic=True) + 99 * np.eye(16)
+            assert distances.min(axis=1) == pytest.approx(np.full(16, bond), rel=1e-6)
+
+
+def test_held_out_alloys_have_elements_of_other_ones():
+    held_out = held_out_compositions()
+    trained = [surface for surface in SURFACES if surface.composition not in held_out]
+    assert len(held_out) == 16 and len({surface.composition for surface in SURFACES}) == 92
+    assert {symbol for surface in trained for symbol in (surface.major, surface.minor)} == set(VOLUMES)
+
+
+def test_the_first_systems_of_a_split_are_the_same():
+    few, more = list(draw_split("val_ood_both", 2)), list(islice(draw_split("val_ood_both", 9), 2))
+    for one, other in zip(few, more):
+        assert one == other and one.info["composition"] in held_out_compositions()
+        assert one.get_scaled_positions(wrap=False).min() >= 0 and one.get_scaled_positions(wrap=False).max() < 1
+        first, second = np.triu_indices(len(one), 1)
+        touching = covalent_radii[one.numbers[first]] + covalent_radii[one.numbers[second]]
+        assert (one.get_all_distances(mic=True)[first, second] > LIMITS.min_distance * touching).all()
+
+
+def test_gemnet_is_given_no_vectors():
+    plan = read_plan(EXPERIMENTS)
+    runs = plan.runs(NAME, {})
+    assert len({run.method for run in runs}) == 8
+    for run in runs:
+        if run.student:
+            assert plan.steps(NAME, run) > 0
+            fields = {name for term in plan.terms(run) for name in term}
+            assert run.student == "painn" or "vector_embeddings" not in fields
+
+
+def relaxation(energies: list[float]) -> list[Atoms]:
+    frames = []
+    for energy in energies:
+        atoms = Atoms("Pt2O", positions=np.arange(9).reshape(3, 3), constraint=FixAtoms([0]))
+        forces = np.full((3, 3), energy)
+        atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=forces)
+        frames.append(atoms)
+    return frames
+
+
+def test_dft_is_compared_within_a_relaxation_on_free_atoms():
+    relaxations = {"a": relaxation([3.0, 2.0, 1.0]), "b": relaxation([0.0, 0.5])}
+    forces = np.zeros((3, 3))
+    forces[0] = 1000.0  # fixed
+    predictions = [(100.0 + energy, forces) for energy in (2.0, 2.0, 0.0, 0.0, 0.0)]
+    first, second = dft.rows_of(relaxations, predictions, student="painn", method="all", seed=0)
+    assert (first["energy_mae"], first["energy_size"]) == (0.5, 1.5)  # (0, 1), (2, 1) eV above the last frame
+    assert (first["forces_mae"], first["forces_size"]) == (2.0, 2.0)
+    assert (second["energy_mae"], second["forces_mae"]) == (0.5, 0.25)
+
+
+def test_the_exponent_of_halved_errors_at_four_times_the_data():
+    rows = [{"train_systems": size, "forces_mae": [error, None, None]} for size, error in ((400, 0.2), (1600, 0.1))]
+    assert page.exponent(*rows, "forces_mae") == pytest.approx(0.5)
+
+
+def test_only_the_largest_students_meet_dft():
+    plan = read_plan(EXPERIMENTS)
+    compared = {(run.student, run.method) for run in plan.runs(NAME, {}) if dft.is_compared(run, plan)}
+    assert compared == {
+        ("painn", "undistilled"),
+        ("painn", "all"),
+        ("gemnet_dT", "undistilled"),
+        ("gemnet_dT", "all_without_vectors"),
+    }
+    assert not dft.is_compared(Run(student="painn", method="all", train_systems=900), plan)
