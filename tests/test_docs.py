@@ -72,7 +72,7 @@ STUDENT = "runs/demo/checkpoints/crack-0/best_checkpoint.pt"
 TEACHER = "configs/oc20/demo/teacher_equiformer_v2.pt"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^(?: {4}|\$ )?((?:fairchem|fairchem-crack|python -m fairchem\S*) (?:.*\\\n)*.*)$", re.MULTILINE)
-NO_MODEL = ("configs", "evaluate-relaxations", "cache-finish")  # commands that run none, and so take no --cpu
+NO_MODEL = ("card", "configs", "evaluate-relaxations", "cache-finish")  # commands that run none, and so take no --cpu
 STANDS_FOR = {"sevennet:7net-0": "stub_labeller:function"}  # a teacher of another framework, which is not here
 NEEDS_OC20 = "configs/oc20/s2ef/"
 TOY = {  # what makes a command a matter of seconds, and what a page has the reader write into the YAML in a sentence
@@ -434,7 +434,7 @@ def test_pre_commit_runs_what_make_lint_runs():
 
 def test_blocks_are_found_in_their_order():
     kinds = [kind for kind, _ in blocks("docs/use.md")]
-    assert kinds[0] == "python" and kinds.count("python") == 7 and kinds.count("yaml") == 3 and kinds.count("command") == 8
+    assert kinds[0] == "python" and kinds.count("python") == 7 and kinds.count("yaml") == 3 and kinds.count("command") == 10
     assert kinds.index("yaml") > kinds.index("python")
     commands = [words(content) for page in PAGES[:2] for kind, content in blocks(page) if kind == "command"]
     assert ["fairchem", "--mode", "train", "--config-yml", "my_student.yml", "--num-gpus", "4"] in commands

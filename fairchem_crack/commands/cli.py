@@ -65,6 +65,10 @@ COMMANDS = {  # of each: where it is, and what it does
         "fairchem_crack.evaluation.speed.command:bench",
         "atoms/s, memory, ns/day and relaxations/hour of checkpoints",
     ),
+    "card": (
+        "fairchem_crack.evaluation.card:card",
+        "a model card of a checkpoint: training, errors, speed, hash",
+    ),
     "stability": (
         "fairchem_crack.evaluation.stability.command:stability",
         "molecular dynamics with checkpoints: ps until failure, drift, what is sampled beside the teacher",
@@ -82,7 +86,14 @@ OPTIONS = {  # of commands that take seconds to import: their options, which are
     "stability": "fairchem_crack.evaluation.stability.options",
 }
 REFUSALS = (ValueError, OSError, LockedError)  # of what a command was given: their message is enough
-WITHOUT_MODEL = ("cache-finish", "evaluate-relaxations", "export-data", "configs", "prepare-demo")  # they never use a GPU
+WITHOUT_MODEL = (
+    "cache-finish",
+    "card",
+    "evaluate-relaxations",
+    "export-data",
+    "configs",
+    "prepare-demo",
+)  # they never use a GPU
 
 
 def main(arguments: list[str] | None = None) -> None:
