@@ -256,3 +256,31 @@ def shuffled(order: str) -> list[float]:
     """An order's errors less those of the uniform one: energy and forces, mean and half width of the interval."""
     intervals = [difference(SHUFFLE, order, MEAN_OF_SPLITS, metric) for metric in ("energy_mae", "forces_mae")]
     return [value for interval in intervals for value in (interval.estimate, interval.high - interval.estimate)]
+
+
+EXPLORED = load("explore")
+EXPLORED_TEACHER = EXPLORED["stability"]["teacher"]
+
+
+def explored(number: int) -> list[float]:
+    """The row of a round of docs/explore.md."""
+    content = EXPLORED["rounds"][number]
+    ps, reasons = ([start[name] for start in content["starts"]] for name in ("ps", "reason"))
+    errors = [content["errors"][name] for name in ("energy_mae", "forces_mae")]
+    return [median(ps), min(ps), max(ps), reasons.count(None), len(ps), content["teacher_labels"], *errors]
+
+
+def at_500_k(model: str) -> dict:
+    """Its Langevin runs."""
+    return EXPLORED["stability"]["checkpoints"][model]["langevin"]["500"]
+
+
+def lasted(model: str) -> int:
+    """From how many starts its dynamics last."""
+    return at_500_k(model)["reason"].count(None)
+
+
+def absolute_drift(model: str) -> float:
+    """In the median over the runs that lasted, meV/atom/ps."""
+    drift = EXPLORED["stability"]["checkpoints"][model]["constant_energy"]["drift"]
+    return median(abs(slope) for slope in drift if slope is not None)

@@ -18,6 +18,8 @@ from measured import (
     CANDIDATES,
     DEMO,
     ESCN,
+    EXPLORED,
+    EXPLORED_TEACHER,
     FIGURES,
     GEMNET,
     GENERATED_ROWS,
@@ -38,6 +40,8 @@ from measured import (
     STEP,
     TUNING,
     Line,
+    absolute_drift,
+    at_500_k,
     cached_over_undistilled,
     coefficients,
     cold,
@@ -46,8 +50,10 @@ from measured import (
     disk,
     drift,
     errors,
+    explored,
     gaps,
     is_within,
+    lasted,
     layout,
     look_alikes,
     of,
@@ -74,7 +80,7 @@ SHUFFLED = ("buffer of 32", "buffer of 64")
 LAYOUTS = ("LMDB, a value for 16 systems", "LMDB, a value for each system", "a plain file, `pread`")
 README, DEMO_PAGE, OWN_DATA, USE = "README.md", "docs/demo.md", "docs/own-data.md", "docs/use.md"
 TERMS, PAGE = "docs/terms.md", "docs/accuracy.md"
-GENERATE = "docs/generate.md"
+GENERATE, EXPLORE = "docs/generate.md", "docs/explore.md"
 PLAIN, WITHOUT_RELATIONS = Line("labelled"), Line("labelled_n2n_v2v_atoms")
 MIXED, FEWER = Line(structures="mixed9"), Line(structures="rattle3")
 LONG, LONG_MIXED = Line(budget="double"), Line(structures="mixed9", budget="double")
@@ -133,6 +139,37 @@ CLAIMS = [
         [STEP["online_over_undistilled"], *STEP["online_over_undistilled_spread"]],
     ),
     Claim(OWN_DATA, "with it a step takes more than # as long", [cost("hessian")]),
+    *(
+        Claim(EXPLORE, f"| {name} | # (# to #) | # of # | # | # | # |", explored(number))
+        for number, name in enumerate(("as given", "after round 1", "after round 2"))
+    ),
+    Claim(
+        EXPLORE,
+        "the teacher lasts # ps from # of the # starts, the undistilled student from #, the student after two rounds "
+        "from #.",
+        [
+            EXPLORED["stability"]["options"]["ps"],
+            lasted(EXPLORED_TEACHER),
+            len(EXPLORED["stability"]["starts"]["atoms"]),
+            lasted("undistilled-0"),
+            lasted("round-3/student"),
+        ],
+    ),
+    Claim(
+        EXPLORE,
+        "From one start the teacher ends after # ps and the student after # ps",
+        [min(at_500_k(name)["ps"]) for name in (EXPLORED_TEACHER, "round-3/student")],
+    ),
+    Claim(
+        EXPLORE,
+        "the force error falls from # to # eV/Å",
+        [EXPLORED["rounds"][number]["errors"]["forces_mae"] for number in (0, 2)],
+    ),
+    Claim(
+        EXPLORE,
+        "is # meV/atom/ps after two rounds, as the teacher's #; it is # before them and # without distillation",
+        [absolute_drift(name) for name in ("round-3/student", EXPLORED_TEACHER, "round-1/student", "undistilled-0")],
+    ),
     Claim(DEMO_PAGE, "of O on # of the demo's surfaces", [len(DEMO["surfaces"])]),
     Claim(
         DEMO_PAGE,
