@@ -56,7 +56,9 @@ class ChannelStatistics:
         assert rms is not None
         if name == keys.VECTOR_EMBEDDING:
             return rms
-        return rms.repeat_interleave(2 * torch.arange(2, len(rms) + 2, device=rms.device) + 1, dim=0)[: embedding.shape[1]]
+        repeats = 2 * torch.arange(2, len(rms) + 2, device=rms.device) + 1
+        rows = rms.repeat_interleave(repeats, dim=0, output_size=(len(rms) + 2) ** 2 - 4)  # without, a GPU is waited for
+        return rows[: embedding.shape[1]]
 
     @classmethod
     def of_own_units(cls, width: int, device: torch.device) -> ChannelStatistics:
