@@ -229,7 +229,7 @@ def test_a_systems_embedding_is_the_mean_of_its_atoms(device):
         torch.testing.assert_close(of_systems, torch.stack([part.mean(dim=0) for part in of_atoms.split(SIZES)]))
 
 
-def test_unscaled_relations_are_node_embeddings_through_the_laplacian(device):
+def test_unscaled_relations_are_n2n_through_the_laplacian(device):
     """Their squared error is e^T L e, e that of the node embeddings: a shift common to a system's atoms is not seen."""
     step = step_of(SIZES, device=device)
     step.pairs = torch.tensor([[0, 0, 1, 5, 6, 5], [1, 3, 2, 6, 10, 7]], device=device)
