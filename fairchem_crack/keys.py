@@ -1,7 +1,7 @@
 """The names, shapes and units of everything this package adds to a batch, a log or a checkpoint.
 
 One letter per dimension, everywhere: N atoms and B systems of the batch, E edges, P unordered pairs, D teacher width,
-D_s student width, D_v channels of the teacher's l=1 embedding.
+D_s student width, D_v channels of the teacher's embeddings of l >= 1, L the largest degree l that a model has.
 """
 
 from __future__ import annotations
@@ -12,20 +12,25 @@ from typing import Final
 RELATIONS: Final = "relations"  # (P, D) unit relational vectors, from the (N, D) invariant node embeddings
 NODE_EMBEDDINGS: Final = "node_embeddings"  # (N, D) invariant node embedding, dimensionless
 VECTOR_EMBEDDINGS: Final = "vector_embeddings"  # (N, 3, D_v) l=1 node embedding, components x, y, z, dimensionless
+RELATION_VECTORS: Final = "relation_vectors"  # (P, D) relations, or differences of node embeddings that are not scaled
+SYSTEM_EMBEDDING: Final = "system_embedding"  # (B, D) mean node embedding of a system's atoms
 NODE_CONTRAST: Final = "node_contrast"  # (N, D) unit node embeddings, each among those of the batch
 ATOM_ENERGIES: Final = "atom_energies"  # (N, 1) contributions to the energy, in the student's normalised unit
 TEACHER_ENERGY: Final = "teacher_energy"  # (B, 1) energy, in the student's normalised unit
 TEACHER_FORCES: Final = "teacher_forces"  # (N_free, 3) forces, in the student's normalised unit
 FORCE_JACOBIAN: Final = "force_jacobian"  # (N, 3) a random row of d F / d x of each system, in that unit per A
+EMBEDDING_RESPONSE: Final = "embedding_response"  # (N, D) change of the node embedding along a displacement, per A
+OF_PAIRS: Final = (RELATIONS, RELATION_VECTORS)  # terms of the atom pairs of the relation graph
 DISTILLATION_TERMS: Final = [  # and those that `terms.register_term` adds
-    *(RELATIONS, NODE_EMBEDDINGS, VECTOR_EMBEDDINGS, NODE_CONTRAST),
-    *(ATOM_ENERGIES, TEACHER_ENERGY, TEACHER_FORCES, FORCE_JACOBIAN),
+    *(RELATIONS, NODE_EMBEDDINGS, VECTOR_EMBEDDINGS, NODE_CONTRAST, RELATION_VECTORS, SYSTEM_EMBEDDING),
+    *(ATOM_ENERGIES, TEACHER_ENERGY, TEACHER_FORCES, FORCE_JACOBIAN, EMBEDDING_RESPONSE),
 ]
 
-# Fields that can be requested of a teacher: those of `teacher.TeacherOutputs` and of a teacher cache. ATOM_ENERGIES and
-# FORCE_JACOBIAN are called as their terms; they are in eV and eV/A^2.
+# Fields that can be requested of a teacher: those of `teacher.TeacherOutputs` and of a teacher cache. ATOM_ENERGIES,
+# FORCE_JACOBIAN and EMBEDDING_RESPONSE are called as their terms; they are in eV, eV/A^2 and 1/A.
 NODE_EMBEDDING: Final = "node_embedding"  # (N, D) dimensionless
 VECTOR_EMBEDDING: Final = "vector_embedding"  # (N, 3, D_v) dimensionless
+HIGHER_EMBEDDING: Final = "higher_embedding"  # (N, (L + 1)^2 - 4, D_v) degrees l = 2 to L, dimensionless
 ENERGY: Final = "energy"  # (B,) eV
 FORCES: Final = "forces"  # (N, 3) eV/A
 
@@ -55,6 +60,7 @@ EPOCH: Final = "epoch"  # float, likewise
 STATE_FORMAT: Final = "format"  # int, see projection_state; 1 where there is none
 PROJECTION: Final = "projection"  # state_dict of the node embeddings' projection; empty where no term needs it
 VECTOR_PROJECTION: Final = "vector_projection"  # state_dict of the l=1 embeddings'
+HIGHER_PROJECTION: Final = "higher_projection"  # state_dict of the higher degrees'
 PROJECTION_OPTIMIZER: Final = "projection_optimizer"  # state_dict of their optimizer
 CHANNEL_STATISTICS: Final = "channel_statistics"  # dict, by which the teacher's embeddings are standardised
 TEACHER_FINGERPRINT: Final = "teacher_fingerprint"  # str, see teacher.Teacher.fingerprint

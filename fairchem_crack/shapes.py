@@ -14,10 +14,13 @@ ATOM_VECTORS: Final[Shape] = ("N", "3")
 SHAPES: dict[str, Shape] = {  # of the distillation terms, and of those that `terms.register_term` adds with one
     keys.NODE_EMBEDDINGS: ("N", "D"),
     keys.VECTOR_EMBEDDINGS: ("N D_v", "3"),
+    keys.RELATION_VECTORS: ("P", "D"),
+    keys.SYSTEM_EMBEDDING: ("B", "D"),
     keys.ATOM_ENERGIES: ATOM_SCALARS,
     keys.TEACHER_ENERGY: SYSTEM_SCALARS,
     keys.TEACHER_FORCES: ATOM_VECTORS,
     keys.FORCE_JACOBIAN: ATOM_VECTORS,
+    keys.EMBEDDING_RESPONSE: ("N", "D"),
 }
 OF_VECTORS = ("l2mae", "l2norm")  # the length of a difference: of more than one column
 OF_SYSTEMS = ("per_atom_mae",)  # divides by the number of atoms: one number for each system

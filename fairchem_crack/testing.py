@@ -26,6 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch_geometric.data import Batch
 
 from fairchem_crack.adapters import Features, attach_features
+from fairchem_crack.teacher.channels import by_degree
 from fairchem_crack.teacher.frozen import Teacher
 
 ROUNDING = 1e-5  # of sums of float32, relative
@@ -99,6 +100,15 @@ class FeaturesConformance:
         self.forward(model, systems)
         return adapter.vector_embedding.detach().cpu() if adapter.vector_width else torch.zeros(sum(map(len, systems)), 3, 1)
 
+    def lengths(self, systems: list[Atoms]) -> Tensor:
+        """(N, L - 1, vector_width) lengths of the embeddings of the degrees 2 to L; nothing for a model without."""
+        model, adapter = self.attached()
+        self.forward(model, systems)
+        if adapter.higher_lmax < 2:
+            return torch.zeros(1, 0, 1)
+        assert adapter.higher_embedding.shape[1:] == ((adapter.lmax + 1) ** 2 - 4, adapter.vector_width)
+        return torch.stack([part.norm(dim=1) for part in by_degree(adapter.higher_embedding.detach().cpu())], dim=1)
+
     def test_each_atom_has_a_row_and_an_embedding_of_its_own(self) -> None:
         systems = slabs()
         model, adapter = self.attached()
@@ -121,6 +131,9 @@ class FeaturesConformance:
             turned = torch.einsum("xy,nyc->nxc", torch.tensor(turn, dtype=vectors.dtype), vectors)
             # a vector is a small difference of large terms where a site is nearly symmetric
             assert deviation(turned, self.vectors(rotated)) < 10 * self.tolerance
+        lengths = self.lengths(slabs())
+        if lengths.numel():
+            assert deviation(lengths, self.lengths(rotated)) < 10 * self.tolerance
 
     def test_translation_and_wrapping_change_nothing(self) -> None:
         moved = slabs()

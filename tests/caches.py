@@ -10,7 +10,10 @@ import numpy as np
 
 from fairchem_crack.teacher.cache import CacheError, CacheWriter, Plan, Record, TeacherCache, encode, finish
 
-ALL_FIELDS = ("energy", "forces", "atom_energies", "node_embedding", "vector_embedding")
+ALL_FIELDS = (
+    *("energy", "forces", "atom_energies", "node_embedding"),
+    *("vector_embedding", "higher_embedding", "embedding_response"),
+)
 RECORDS, ROWS = "shard.0000.records", "shard.0000.rows"
 
 

@@ -20,7 +20,7 @@ class DigestTrainer(CrackDistillTrainer):
             self._pairs.append(self._readout.numbers[keys.NUM_PAIRS])
             if self._first_sids is None:
                 self._first_sids = batch.sid.tolist()
-                self._projection = self._distillation.projections.node.module
+                self._projection = self._distillation.projections.modules[keys.NODE_EMBEDDING].module
                 self._initial = self._projection.trainable.weight.detach().clone()
         return loss
 

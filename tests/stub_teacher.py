@@ -23,7 +23,7 @@ class StubTeacher:
         std: (D,) of the node embedding's channels, and of the components of the vector embedding's.
     """
 
-    name, checkpoint, max_atomic_number, cutoff, use_pbc = "stub", Path("stub.pt"), 118, None, True
+    name, checkpoint, max_atomic_number, cutoff, use_pbc, lmax = "stub", Path("stub.pt"), 118, None, True, 1
 
     def __init__(self, mean: Tensor, std: Tensor) -> None:
         self.mean, self.std = mean, std
@@ -84,6 +84,8 @@ def terms_of(features) -> list[TermConfig]:
         keys.RELATIONS: "crack",
         keys.NODE_EMBEDDINGS: "mse",
         keys.NODE_CONTRAST: "info_nce",
+        keys.RELATION_VECTORS: "mse",
+        keys.SYSTEM_EMBEDDING: "mse",
         keys.ATOM_ENERGIES: "mae",
         keys.TEACHER_ENERGY: "mae",
         keys.TEACHER_FORCES: "l2mae",

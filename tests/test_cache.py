@@ -70,15 +70,16 @@ def decoded(data: bytes, plan: Plan, atoms: int, names=None) -> Record:
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 @pytest.mark.parametrize("atoms", [1, 2, 17, 256, 257])
 def test_a_record_is_what_was_encoded(atoms, dtype):
-    plan = make_plan(fields=ALL_FIELDS, vector_width=5, dtype=dtype)
+    plan = make_plan(fields=ALL_FIELDS, vector_width=5, higher_rows=12, dtype=dtype)
+    assert plan.lmax == 3
     record = make_record(np.random.default_rng(atoms), atoms, plan, pairs=300)
     data = encode(record, plan)
     assert_holds(decoded(data, plan, atoms), record, plan)
     some = decoded(data, plan, atoms, ["forces"])
     assert list(some.values) == ["forces"] and some.pairs.shape == (2, 0)
     itemsize = np.dtype(dtype).itemsize
-    numbers = 8 + atoms * (12 + 4 + itemsize * (plan.width + 3 * plan.vector_width))
-    assert len(data) == 52 + numbers + 2 * record.pairs.shape[1] * (1 if atoms <= 256 else 2)
+    numbers = 8 + atoms * (12 + 4 + itemsize * (plan.width + 15 * plan.vector_width) + 4 * (3 + plan.width))
+    assert len(data) == 60 + numbers + 2 * record.pairs.shape[1] * (1 if atoms <= 256 else 2)
 
 
 def test_a_record_without_embeddings_and_pairs():
@@ -92,7 +93,7 @@ def test_a_record_without_embeddings_and_pairs():
 @pytest.mark.parametrize("name", ALL_FIELDS)
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_numbers_that_are_not_finite_are_not_written(tmp_path, name, value):
-    plan = make_plan(4, fields=ALL_FIELDS, vector_width=2)
+    plan = make_plan(4, fields=ALL_FIELDS, vector_width=2, higher_rows=5)
     records = make_records(plan)
     records[2].values[name][...] = value
     writer = CacheWriter(tmp_path, plan)

@@ -14,8 +14,8 @@ from fairchem_crack.loss import crack
 CRACK = {"fn": "crack", "coefficient": 10, "temperature": 0.15}
 MSE = {"fn": "mse", "coefficient": 10}
 BLOCKS = (
-    "`teacher`, `relations`, `projection`, `init_from_teacher`, `shuffle`, `labels`, `resume`, `max_skipped_steps`, "
-    "`imports`"
+    "`teacher`, `relations`, `projection`, `init_from_teacher`, `learning_rates`, `shuffle`, `labels`, `resume`, "
+    "`max_skipped_steps`, `imports`"
 )
 OF_TEACHER = "`checkpoint`, `cache`, `val_cache`, `local_cache`, `use_ema`, `precision`, `trust`"
 TEACHER = {"checkpoint": "t.pt"}
@@ -42,9 +42,10 @@ def test_documented_block_is_accepted():
             "precision": "auto",
             "trust": False,
         },
-        "relations": {**relations, "false_negative_threshold": None},
+        "relations": {**relations, "false_negative_threshold": None, "targets": "own"},
         "projection": {"kind": "linear"},
         "init_from_teacher": None,
+        "learning_rates": {},
         "shuffle": None,
         "labels": "data",
         "resume": "all",
@@ -60,6 +61,7 @@ def test_given_options_replace_defaults():
         "anchor": "symmetric",
         "max_pairs": 100,
         "false_negative_threshold": 1,
+        "targets": "own",
     }
     block = distill(relations=relations, projection={"kind": "mlp"})
     block["teacher"]["use_ema"] = False
@@ -71,6 +73,7 @@ def test_given_options_replace_defaults():
 def test_choices_are_those_of_the_loss():
     assert typing.get_args(config.Anchor) == crack.ANCHORS
     assert typing.get_args(config.Negatives) == crack.NEGATIVES
+    assert typing.get_args(config.Targets) == crack.TARGETS
 
 
 @pytest.mark.parametrize(
@@ -99,7 +102,7 @@ def test_choices_are_those_of_the_loss():
             [
                 "relations.anchor: expected one of `student`, `teacher`, `symmetric`, found 'studnt'. Did you mean "
                 "`student`?",
-                "relations.negatives: expected one of `batch`, `system`, `world`, found 'galaxy'.",
+                "relations.negatives: expected one of `batch`, `system`, `world`, `alike`, found 'galaxy'.",
                 "relations.graph: expected one of `teacher`, `student`, found None.",
                 "labels: expected one of `data`, `teacher`, `fill`, found True.",
             ],
@@ -136,7 +139,7 @@ def test_choices_are_those_of_the_loss():
             [
                 f"teacher: expected a mapping with the options {OF_TEACHER}, found 't.pt'.",
                 "relations: expected a mapping with the options `graph`, `negatives`, `anchor`, `max_pairs`, "
-                "`false_negative_threshold`, found 'teacher'.",
+                "`false_negative_threshold`, `targets`, found 'teacher'.",
                 "projection: expected a mapping with the options `kind`, found ['linear'].",
                 "init_from_teacher: expected a mapping with the options `blocks` or null, found 1.",
             ],
@@ -222,7 +225,7 @@ def test_every_fault_of_a_block_is_told_at_once(block, lines):
         (
             "atom_energies",
             10,
-            [": expected a mapping with the options `fn`, `coefficient`, `reduction`, `schedule`, found 10."],
+            [": expected a mapping with the options `fn`, `coefficient`, `reduction`, `schedule`, `every`, found 10."],
         ),
         (
             "relations",
@@ -235,17 +238,17 @@ def test_every_fault_of_a_block_is_told_at_once(block, lines):
             {**MSE, "lmax": True},
             [
                 ".fn: the term `relations` cannot use `mse`; it takes `crack`.",
-                ".lmax: expected an integer in [0, 1], found True.",
+                ".lmax: expected one of `all` or an integer >= 0, found True.",
             ],
         ),
         (
             "node_embeddings",
-            {**CRACK, "lmax": 1, "reduction": 3},
+            {**CRACK, "per_degree": True, "reduction": 3},
             [
                 ".fn: the term `node_embeddings` cannot use `crack`; it takes an elementwise loss of fairchem such as "
                 "`mse`, `mae` or `l2mae`.",
                 ".temperature: `node_embeddings` has no such option; it is one of `relations`, `node_contrast`.",
-                ".lmax: `node_embeddings` has no such option; it is one of `relations`.",
+                ".per_degree: `node_embeddings` has no such option; it is one of `relations`.",
                 ".reduction: expected one of `mean`, `sum` or null, found 3.",
             ],
         ),
@@ -264,7 +267,7 @@ def test_every_fault_of_a_block_is_told_at_once(block, lines):
             {**MSE, "options": {}, "key": "relations"},
             [
                 ".options: unknown option. Did you mean `reduction`?",
-                ".key: unknown option. Known are `fn`, `coefficient`, `reduction`, `schedule`, `standardize`.",
+                ".key: unknown option. Did you mean `every`?",
             ],
         ),
     ],

@@ -10,6 +10,7 @@ from tolerances import EXPONENTIALS, FLOAT32_SMALL, FLOAT32_STEEP, FLOAT64, ORAC
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fairchem_crack.loss import tiles
+from fairchem_crack.loss.alike import groups_of_pairs
 from fairchem_crack.loss.crack import crack_loss, crack_terms
 from fairchem_crack.loss.relations import NEAR, unordered_pairs
 
@@ -75,6 +76,55 @@ def test_value_and_gradient_equal_the_double_loop(anchor, negatives, threshold, 
     assert loss.item() == pytest.approx(batch.oracle(**options).loss, rel=tolerance)
     expected = batch.oracle(oracle.crack_gradient, **options)
     np.testing.assert_allclose(gradient.cpu(), expected, rtol=tolerance, atol=5 * tolerance)  # of parts that cancel
+
+
+@all_negatives
+def test_soft_targets_are_the_divergence_of_two_softmaxes(negatives, device):
+    """Over all 2P directed relations, one by one; 0 for a student that is the teacher."""
+    batch = make_batch(device=device)
+    student, teacher = (oracle_relations(batch, embedding) for embedding in (batch.student, batch.teacher))
+    systems = torch.cat([batch.systems[batch.pairs[0]]] * 2).cpu()
+    logits = torch.stack((student, teacher)) @ teacher.T / 0.15
+    if negatives == "system":
+        logits = logits.masked_fill(systems[:, None] != systems, -torch.inf)
+    q, p = logits.log_softmax(dim=2)
+    expected = torch.where(p.exp() > 0, p.exp() * (p - q), 0).sum(dim=1).mean()
+    options = {"targets": "soft", "negatives": negatives}
+    assert float(batch.loss(**options)) == pytest.approx(float(expected), rel=1e-9)
+    assert abs(float(replace(batch, student=batch.teacher).loss(**options))) < 1e-9
+    some = batch.loss(**options, max_pairs=3, generator=torch.Generator().manual_seed(0))
+    assert some.isfinite() and float(some) != pytest.approx(float(expected))
+    with pytest.raises(ValueError, match='"soft" is of the student as anchor'):
+        batch.loss(targets="soft", anchor="teacher")
+
+
+def oracle_relations(batch, embedding):
+    arrays = embedding.cpu().numpy()
+    pairs = [*batch.pairs.T.tolist(), *batch.pairs.flip(0).T.tolist()]
+    return torch.tensor(np.array([oracle.relation(arrays, i, j) for i, j in pairs]))
+
+
+def test_alike_negatives_are_those_of_the_anchors_group(device):
+    batch = make_batch(device=device)
+    groups = torch.tensor([0, 1, 2, 1, 0, 1, 1, 2, 1], device=device)
+    student, teacher = (oracle_relations(batch, embedding) for embedding in (batch.student, batch.teacher))
+    logits = student @ teacher.T / 0.15
+    both = torch.cat([groups] * 2).cpu()
+    logits = logits.masked_fill(both[:, None] != both, -torch.inf)
+    expected = -logits.log_softmax(dim=1).diagonal().mean()
+    assert float(batch.loss(negatives="alike", groups=groups)) == pytest.approx(float(expected), rel=1e-9)
+    with pytest.raises(ValueError, match='negatives="alike" needs the group of each pair'):
+        batch.loss(negatives="alike")
+
+
+def test_pairs_are_alike_by_elements_and_nearest_distance():
+    cells = torch.stack((4 * torch.eye(3), torch.zeros(3, 3)))
+    positions = torch.tensor([[0.05, 0, 0], [3.9, 0, 0], [1.25, 0, 0], [2.0, 0, 0], [0, 0, 0], [0, 0.15, 0], [0, 3.75, 0]])
+    pairs = torch.tensor([[0, 2, 2, 4, 4], [1, 3, 1, 5, 6]])
+    numbers, systems = torch.tensor([8, 29, 29, 8, 29, 8, 8]), torch.tensor([0, 0, 0, 0, 1, 1, 1])
+    groups = groups_of_pairs(pairs, numbers, positions, cells, torch.ones(2, 3, dtype=torch.bool), systems)
+    # O-Cu 0.15 A across the face, 0.75; Cu-Cu 1.35; O-Cu without a cell 0.15, 3.75
+    assert len(set(groups.tolist())) == 4 and groups[0] == groups[3] and groups.max() == 3
 
 
 @all_thresholds

@@ -16,7 +16,7 @@ from fairchem_crack.training import preflight
 
 OUTPUTS = ModelOutputs("outputs")
 STUDENT = SimpleNamespace(
-    **{"width": 4, "vector_width": 0, "has_position_gradients": False, "max_atomic_number": 30},
+    **{"width": 4, "vector_width": 0, "lmax": 0, "has_position_gradients": False, "max_atomic_number": 30},
     backbone=SimpleNamespace(cutoff=2.0, use_pbc=True),
 )
 

@@ -64,8 +64,9 @@ def test_every_term_starts_at_order_one(kind, size, mean, device):
     projections = Projections(kind, compared, student, WILD, seed=0, device=device)
     projections.observe(student)
     teacher = WILD(slab_batch)
-    modules = (projections.node, projections.vector)
-    context = TermContext(slab_batch, student, {}, teacher, *modules, channel_statistics(teacher), ModelOutputs("outputs"))
+    context = TermContext(
+        slab_batch, student, {}, teacher, projections.modules, channel_statistics(teacher), ModelOutputs("outputs")
+    )
     loss_context = LossContext(slab_batch.natoms, pairs=teacher.edge_index)
     values = {}
     for key, fn in zip(EMBEDDINGS, ("crack", "mse", "mse", "info_nce")):

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import os
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from architectures import build
 from fairchem.core.modules.normalization.normalizer import Normalizer
 from scipy.spatial.transform import Rotation
+from stub_teacher import plain_teacher
 from tolerances import FLOAT32_SMALL, ORACLE
 from torch import Tensor, distributed, multiprocessing, nn
 from torch_geometric.data import Batch, Data
 
 from fairchem_crack import keys
+from fairchem_crack.adapters import attach_features
 from fairchem_crack.adapters.outputs import ModelOutputs
 from fairchem_crack.config import DistillConfig, RelationsConfig, ScheduleConfig, TeacherConfig, TermConfig
 from fairchem_crack.teacher.channels import ChannelStatistics, channel_statistics
+from fairchem_crack.teacher.embedding_response import STEP, draw_displacement, kept
 from fairchem_crack.teacher.force_jacobian import (
     DISPLACEMENT,
     JacobianRows,
@@ -27,7 +33,8 @@ from fairchem_crack.teacher.force_jacobian import (
     jacobian_rows,
     to_keep,
 )
-from fairchem_crack.teacher.frozen import TeacherOutputs
+from fairchem_crack.teacher.frozen import EMBEDDINGS, TeacherOutputs
+from fairchem_crack.testing import collate, slabs
 from fairchem_crack.training.coefficients import WeightedTerm, active_terms
 from fairchem_crack.training.losses import CrackLoss, LossContext, TermLoss, build_loss
 from fairchem_crack.training.reduction import Part, reduce_parts, weighted_sum
@@ -39,6 +46,7 @@ MEAN, SCALE = {"energy": 1.5, "forces": 0.0}, {"energy": 2.0, "forces": 0.5}  # 
 ELEMENTWISE = {
     keys.NODE_EMBEDDINGS: "mse",
     keys.VECTOR_EMBEDDINGS: "l2mae",
+    keys.SYSTEM_EMBEDDING: "mse",
     keys.ATOM_ENERGIES: "mae",
     keys.TEACHER_ENERGY: "mae",
     keys.TEACHER_FORCES: "l2mae",
@@ -122,7 +130,7 @@ def step_of(sizes: tuple[int, ...], seed: int = 0, device="cpu") -> TermContext:
             forces,
             JacobianRows(coordinates, rows),
         ),
-        *(projection.to(device) for projection in projections),
+        {name: projection.to(device) for name, projection in zip(EMBEDDINGS, projections)},
         ChannelStatistics.from_state(STATISTICS.state_dict(), device),
         targets_on(device),
     )
@@ -152,7 +160,10 @@ def test_nodes_are_compared_standardised_or_in_own_units(key, standardize, devic
     step, sample = step_of(SIZES, device=device), _sample.to(device)
     student, teacher = compared(step, key, standardize=standardize)
     mean, std = sample[:, :WIDTH].mean(dim=0), sample[:, :WIDTH].std(dim=0, correction=0)
-    projected = step.student.node_embedding @ step.projection.weight.T + step.projection.bias
+    projected = (
+        step.student.node_embedding @ step.projections[keys.NODE_EMBEDDING].weight.T
+        + step.projections[keys.NODE_EMBEDDING].bias
+    )
     expected = (projected, (step.teacher.node_embedding - mean) / std)
     if not standardize:
         expected = (projected * std + mean, step.teacher.node_embedding)
@@ -164,7 +175,10 @@ def test_without_standardising_the_loss_is_the_raw_mean_square():
     step = step_of(SIZES)
     loss = loss_function(TermConfig(keys.NODE_EMBEDDINGS, "mse", 1.0))
     student, teacher = compared(step, keys.NODE_EMBEDDINGS, standardize=False)
-    projected = step.student.node_embedding @ step.projection.weight.T + step.projection.bias
+    projected = (
+        step.student.node_embedding @ step.projections[keys.NODE_EMBEDDING].weight.T
+        + step.projections[keys.NODE_EMBEDDING].bias
+    )
     mean, std = _sample[:, :WIDTH].mean(dim=0), _sample[:, :WIDTH].std(dim=0, correction=0)
     expected = sum(float(x) ** 2 for x in (projected * std + mean - step.teacher.node_embedding).flatten()) / teacher.numel()
     assert float(loss(student, teacher, LossContext(step.batch.natoms))) == pytest.approx(expected)
@@ -175,7 +189,7 @@ def test_vectors_are_compared_by_length_and_have_no_mean(standardize, device):
     step, sample = step_of(SIZES, device=device), _sample.to(device)
     student, teacher = compared(step, keys.VECTOR_EMBEDDINGS, standardize=standardize)
     rms = sample[:, WIDTH:].view(9, 3, VECTORS).square().sum(dim=1).mean(dim=0).sqrt()
-    projected = step.student.vector_embedding @ step.vector_projection.weight.T
+    projected = step.student.vector_embedding @ step.projections[keys.VECTOR_EMBEDDING].weight.T
     expected = projected if standardize else projected * rms
     torch.testing.assert_close(student.view(-1, VECTORS, 3).transpose(1, 2), expected)
     expected = step.teacher.vector_embedding / (rms if standardize else 1)
@@ -206,6 +220,70 @@ def test_relations_with_vectors_give_both_parts_the_same_weight():
     assert teacher.shape == (sum(SIZES), WIDTH + 3 * VECTORS)
     torch.testing.assert_close(teacher[:, :WIDTH].norm(dim=1), torch.ones(sum(SIZES)).double())
     torch.testing.assert_close(teacher[:, WIDTH:].norm(dim=1), torch.ones(sum(SIZES)).double())
+
+
+def test_a_systems_embedding_is_the_mean_of_its_atoms(device):
+    step = step_of(SIZES, device=device)
+    nodes = compared(step, keys.NODE_EMBEDDINGS)
+    for of_systems, of_atoms in zip(compared(step, keys.SYSTEM_EMBEDDING), nodes):
+        torch.testing.assert_close(of_systems, torch.stack([part.mean(dim=0) for part in of_atoms.split(SIZES)]))
+
+
+def test_unscaled_relations_are_n2n_through_the_laplacian(device):
+    """Their squared error is e^T L e, e that of the node embeddings: a shift common to a system's atoms is not seen."""
+    step = step_of(SIZES, device=device)
+    step.pairs = torch.tensor([[0, 0, 1, 5, 6, 5], [1, 3, 2, 6, 10, 7]], device=device)
+    student, teacher = compared(step, keys.RELATION_VECTORS, normalize=False)
+    ends = torch.eye(sum(SIZES), dtype=torch.float64, device=device)[step.pairs]
+    laplacian = (ends[0] - ends[1]).T @ (ends[0] - ends[1])
+    own, of_teacher = compared(step, keys.NODE_EMBEDDINGS)
+    expected = torch.trace((own - of_teacher).T @ laplacian @ (own - of_teacher))
+    torch.testing.assert_close((student - teacher).square().sum(), expected)
+    student, teacher = compared(step, keys.RELATION_VECTORS)
+    for relations, embedding in ((student, own), (teacher, of_teacher)):
+        unit = embedding / embedding.norm(dim=1, keepdim=True)
+        difference = unit[step.pairs[0]] - unit[step.pairs[1]]
+        torch.testing.assert_close(relations, difference / difference.norm(dim=1, keepdim=True))
+
+
+def test_a_response_is_the_change_of_the_embedding_per_length():
+    """Of a PaiNN: to first order the derivative along the displacement, projected. What was read before stays."""
+    model, teacher = build("painn").eval(), plain_teacher(WIDTH)
+    batch = collate(slabs())
+    batch.fixed = torch.zeros(batch.num_nodes)
+    batch.fixed[0] = 1
+    displacement = draw_displacement(batch, 3)
+    assert displacement[0].abs().max() == 0 and torch.equal(displacement, draw_displacement(batch, 3))
+    assert displacement[1:].std() == pytest.approx(STEP, rel=0.2)  # of 3 N numbers
+    features = attach_features(model, "student")
+
+    def embedding(position: Tensor) -> Tensor:
+        moved = copy.copy(batch)
+        moved.pos = position
+        model(moved)
+        return features.node_embedding.detach()
+
+    part = 0.25 * displacement
+    derivative = (embedding(batch.pos + part) - embedding(batch.pos - part)) / (0.5 * STEP)
+    rest = embedding(batch.pos)
+    response = kept(torch.cat((displacement, torch.randn(len(rest), WIDTH)), dim=1))
+    outputs = dataclasses.replace(teacher(batch), embedding_response=response)
+    projections = {keys.NODE_EMBEDDING: nn.Linear(rest.shape[1], WIDTH)}
+    statistics = ChannelStatistics(torch.zeros(WIDTH), torch.full((WIDTH,), 2.0))
+    step = TermContext(batch, features, {}, outputs, projections, statistics, targets_on("cpu"))
+    student, target = compared(step, keys.EMBEDDING_RESPONSE)
+    expected = derivative @ projections[keys.NODE_EMBEDDING].weight.T
+    assert (student - expected).norm() < 0.2 * expected.norm()  # of first order in h
+    torch.testing.assert_close(target, response.values / 2)
+    own, raw = compared(step, keys.EMBEDDING_RESPONSE, standardize=False)
+    torch.testing.assert_close((own, raw), (2 * student, response.values))
+    torch.testing.assert_close(features.node_embedding.detach(), rest)
+
+
+def test_a_term_counts_in_every_nth_step():
+    term = TermConfig(keys.FORCE_JACOBIAN, "mse", 3.0, every=4)
+    assert [step for step in range(1, 11) if active_terms([term], step, 10)] == [1, 5, 9]
+    assert active_terms([term], 5, 10) == [WeightedTerm(term, 3.0)]
 
 
 def test_atom_energies_sum_to_the_energy_in_the_students_unit(device):

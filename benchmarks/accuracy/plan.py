@@ -132,6 +132,13 @@ def pick(value: Any, *names: str) -> Any:
     return value
 
 
+def of_student(options: Any, student: str) -> Any:
+    """Options of which one, at any depth, may differ by student."""
+    if not isinstance(options, dict):
+        return options
+    return options[student] if student in options else {name: of_student(value, student) for name, value in options.items()}
+
+
 def read_plan(file: Path) -> Plan:
     """Read experiments.yml.
 

@@ -17,7 +17,7 @@ import numpy as np
 import yaml
 
 from benchmarks import ROOT
-from benchmarks.accuracy.plan import TEACHER, Plan, Run
+from benchmarks.accuracy.plan import TEACHER, Plan, Run, of_student
 from benchmarks.accuracy.table import Table, locked
 from fairchem_crack.io.files import write_text
 
@@ -123,7 +123,7 @@ def training_config(run: Run, plan: Plan, workspace: Workspace, *, steps: int) -
     if run.teacher:
         teacher_cache = workspace.cache(run, has_jacobian=plan.needs_jacobian(run))
         teacher = {"checkpoint": str(ROOT / plan.teachers[run.teacher]), "cache": workspace.relative(teacher_cache)}
-        own = plan.methods[run.method.partition("@")[0]].get("distill", {})
+        own = of_student(plan.methods[run.method.partition("@")[0]].get("distill", {}), run.student)
         config["task"] = {"distill": merge_dicts({"teacher": teacher}, own)[0]}
     return config
 
@@ -170,7 +170,7 @@ def run_teacher(run: Run, plan: Plan, workspace: Workspace, *, device: str) -> N
             return
         was_interrupted, start = made.exists(), _cpu_seconds()
         command = [COMMANDS / "fairchem-crack", "generate" if run.structures else "cache-teacher", "--output", made]
-        command += ["--config-yml", ROOT / plan.students[run.student], *["--cpu"] * (device == "cpu"), "--vectors"]
+        command += ["--config-yml", ROOT / plan.students[run.student], *["--cpu"] * (device == "cpu"), "--all-degrees"]
         command += ["--jacobian-rows", str(rows), *plan.structures.get(run.structures, "").split()]
         command += [f"--dataset.train.src={workspace.data(run.train_systems, 'train')}"]
         command += [f"--task.distill.teacher.checkpoint={ROOT / plan.teachers[run.teacher]}"]

@@ -34,6 +34,7 @@ class Features(abc.ABC):
         version: of what it reads; raise it when that changes, so that caches of before are refused.
         width: D, channels of the invariant node embedding.
         vector_width: channels of the l=1 node embedding; 0 for a model that has none.
+        higher_lmax: the largest degree l of `higher_embedding`; 0 for a model that has none above 1.
         has_gradient_forces: the model's forward needs autograd for its forces.
         has_position_gradients: autograd provides the derivative of its outputs with respect to the positions.
         max_atomic_number: the largest atomic number the model can represent.
@@ -45,6 +46,7 @@ class Features(abc.ABC):
     version: int = 1
     width: int
     vector_width: int = 0
+    higher_lmax: int = 0
     has_gradient_forces: bool = False
     has_position_gradients: bool = True
     max_atomic_number: int
@@ -134,6 +136,17 @@ class Features(abc.ABC):
             self._awaited = set()
 
     @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Within this context the model can run on another batch; after it, what was read before is there again."""
+        values, batch = dict(self._values), self._batch
+        try:
+            yield
+        finally:
+            self._values.clear()
+            self._values.update(values)
+            self._batch = batch
+
+    @contextmanager
     def making_edges(self, settled: Context, exact: Context) -> Iterator[None]:
         """Within this context the model makes its edges within `settled()`, and these and their rotations within `exact()`.
 
@@ -163,6 +176,16 @@ class Features(abc.ABC):
     def vector_embedding(self) -> Tensor:
         """(N, 3, vector_width) l=1 node embedding, components x, y, z."""
         return self._values["vector_embedding"]
+
+    @property
+    def higher_embedding(self) -> Tensor:
+        """(N, (L + 1)^2 - 4, vector_width) node embedding of the degrees 2 to L = `higher_lmax`, one after the other."""
+        return self._values["higher_embedding"]
+
+    @property
+    def lmax(self) -> int:
+        """L, the largest degree l of the node embedding."""
+        return max(self.higher_lmax, int(self.vector_width > 0))
 
     @property
     def atom_energies(self) -> Tensor:

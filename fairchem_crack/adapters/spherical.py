@@ -11,15 +11,17 @@ from fairchem_crack.adapters.base import Features, register_features
 
 
 def _split(coefficients: Tensor, lmax_list: list[int]) -> dict[str, Tensor]:
-    """Invariant and vector part, the resolutions (sets of coefficients, one after the other in dim 1) as more channels.
+    """Invariant, vector and higher part, the resolutions (sets of coefficients, one by one in dim 1) as more channels.
 
     The rows of l=1 are x, y, z: in e3nn's basis, which these models rotate in, they rotate as a position does.
     """
     starts = accumulate(((lmax + 1) ** 2 for lmax in lmax_list[:-1]), initial=0)
-    parts = [coefficients[:, start : start + 4] for start in starts]  # (N, 4, C) each
+    shared = (min(lmax_list) + 1) ** 2  # coefficients that every resolution has
+    parts = [coefficients[:, start : start + shared] for start in starts]  # (N, (L + 1)^2, C) each
     return {
         "node_embedding": torch.cat([part[:, 0] for part in parts], dim=-1),  # (N, D)
-        "vector_embedding": torch.cat([part[:, 1:] for part in parts], dim=-1),  # (N, 3, D)
+        "vector_embedding": torch.cat([part[:, 1:4] for part in parts], dim=-1),  # (N, 3, D)
+        "higher_embedding": torch.cat([part[:, 4:] for part in parts], dim=-1),  # (N, (L + 1)^2 - 4, D)
     }
 
 
@@ -34,6 +36,7 @@ class EquiformerV2Features(Features):
         """Hook the blocks named in the class's docstring."""
         backbone, head = self.backbone, self.owner("energy_block")
         self.width = self.vector_width = backbone.sphere_channels
+        self.higher_lmax = min(backbone.lmax_list)
         self.rotations = list(backbone.SO3_rotation)
         self.max_atomic_number = backbone.max_num_elements - 1
         mean = getattr(head, "reduce", "sum") == "mean"
@@ -60,6 +63,7 @@ class ESCNFeatures(Features):
         """Hook the blocks named in the class's docstring."""
         backbone, head = self.backbone, self.owner("energy_block")
         self.width = self.vector_width = backbone.sphere_channels_all
+        self.higher_lmax = min(backbone.lmax_list)
         self.max_atomic_number = backbone.max_num_elements - 1
         mean = getattr(head, "reduce", "sum") == "mean"
         last = backbone.layer_blocks[-1]
@@ -80,6 +84,7 @@ class ESENFeatures(Features):
         """Hook the blocks named in the class's docstring."""
         backbone, head = self.backbone, self.owner("energy_block")
         self.width = self.vector_width = backbone.sphere_channels
+        self.higher_lmax = backbone.lmax
         self.max_atomic_number = backbone.max_num_elements - 1
         self.has_gradient_forces = backbone.regress_forces and not backbone.direct_forces
         self.has_position_gradients = self.has_gradient_forces  # else the rotations of the edges are detached

@@ -11,6 +11,7 @@ from fairchem_crack.config.options import (
     RelationsConfig,
     ScheduleConfig,
     ShuffleConfig,
+    Targets,
     TeacherConfig,
     TermConfig,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "RelationsConfig",
     "ScheduleConfig",
     "ShuffleConfig",
+    "Targets",
     "TeacherConfig",
     "TermConfig",
     "add_term_options",

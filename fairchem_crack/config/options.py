@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, Optional
+from typing import Annotated, Any, Literal, Optional, Union
 
 from pydantic import Field
 
@@ -17,7 +17,8 @@ from fairchem_crack.config.words import HIDDEN
 SMALLEST_TEMPERATURE = 1 / 600
 
 Anchor = Literal["student", "teacher", "symmetric"]
-Negatives = Literal["batch", "system", "world"]
+Negatives = Literal["batch", "system", "world", "alike"]
+Targets = Literal["own", "soft"]
 Reduction = Literal["mean", "sum"]
 RelationGraph = Literal["teacher", "student"]
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -27,6 +28,7 @@ BlockNumbers = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_leng
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
 Temperature = Annotated[float, Field(ge=SMALLEST_TEMPERATURE)]
+Degree = Union[Literal["all"], Annotated[int, Field(ge=0)]]
 
 
 @dataclass(frozen=True)
@@ -56,17 +58,22 @@ class RelationsConfig:
     """Which relations are formed, and what each is contrasted with."""
 
     graph: RelationGraph = "teacher"  # whose edges define the pairs
-    negatives: Negatives = "batch"  # negatives of an anchor: relations of the rank's batch, of its system, of all ranks
+    negatives: Negatives = "batch"  # of the rank's batch, of its system, of all ranks, of pairs of its elements and length
     anchor: Anchor = "student"  # student: as in the published code; teacher: as in the paper's text; symmetric: mean of both
     max_pairs: Optional[Count] = None  # random subset of anchors per step; null: all; every relation stays a negative
     false_negative_threshold: Optional[Fraction] = None  # leave out negatives whose absolute cosine to the anchor exceeds it
+    targets: Targets = "own"  # own: each relation's counterpart; soft: the teacher's own similarities, anchor: student
+
+    def __post_init__(self) -> None:
+        if self.targets == "soft" and (self.anchor != "student" or self.false_negative_threshold is not None):
+            raise ValueError("targets: `soft` needs `anchor: student`, and no false_negative_threshold.")
 
 
 @dataclass(frozen=True)
 class ProjectionConfig:
     """The trainable map from the student's width D_s to the teacher's width D; dropped after training."""
 
-    kind: Literal["linear", "mlp"] = "linear"  # mlp: two layers with SiLU between them
+    kind: Literal["linear", "mlp", "equivariant"] = "linear"  # mlp: SiLU between two layers; equivariant: of all l together
 
 
 @dataclass(frozen=True)
@@ -96,6 +103,7 @@ class DistillConfig:
     relations: RelationsConfig = field(default_factory=RelationsConfig)
     projection: ProjectionConfig = field(default_factory=ProjectionConfig)
     init_from_teacher: Optional[InitConfig] = None
+    learning_rates: dict[str, Weight] = field(default_factory=dict)  # factors, by module of the student; 0: frozen
     shuffle: Optional[ShuffleConfig] = None
     labels: Labels = "data"  # of the student's own terms; teacher: its energies and forces; fill: where the data have none
     resume: Literal["all", "student"] = "all"  # what is read from a checkpoint: student and projection, or only the student
@@ -134,7 +142,11 @@ class TermConfig:
     coefficient: Weight  # weight of the term; 0 leaves it out
     reduction: Optional[Reduction] = None  # as in fairchem; null: its default, the mean
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    every: Count = 1  # the term counts in one of so many steps, at its coefficient; for terms that cost time
     temperature: Temperature = 0.15  # of `relations` and `node_contrast`; in Lim et al. 2025, 0.05 to 0.2 made no difference
-    lmax: Annotated[int, Field(ge=0, le=1)] = 0  # of `relations`; 0: invariant embedding; 1: invariant and l=1 together
+    lmax: Degree = 0  # of `relations` and `node_embeddings`: largest degree l of the embeddings; all: the teacher's
+    per_degree: bool = False  # of `relations`; True: the sum of a loss for each l; False: one loss, every l of unit length
     standardize: bool = True  # of embedding terms: standardise each channel of the teacher; False: its own units
+    projected: bool = True  # of `node_embeddings`; False: the student's embedding as it is, of the teacher's width
+    normalize: bool = True  # of `relation_vectors`: unit(â_i - â_j); False: a_i - a_j, which has a length
     options: Any = field(default=None, metadata=HIDDEN)  # of a term of your own: the dataclass that it registered, read

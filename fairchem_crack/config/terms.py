@@ -20,8 +20,18 @@ from fairchem_crack.shapes import SHAPES, loss_misfit
 # Options that not every term has.
 TERMS_WITH: dict[str, tuple[str, ...]] = {
     "temperature": (keys.RELATIONS, keys.NODE_CONTRAST),
-    "lmax": (keys.RELATIONS,),
-    "standardize": (keys.RELATIONS, keys.NODE_EMBEDDINGS, keys.VECTOR_EMBEDDINGS, keys.NODE_CONTRAST),
+    "lmax": (keys.RELATIONS, keys.NODE_EMBEDDINGS),
+    "per_degree": (keys.RELATIONS,),
+    "projected": (keys.NODE_EMBEDDINGS,),
+    "standardize": (
+        *keys.OF_PAIRS,
+        keys.NODE_EMBEDDINGS,
+        keys.VECTOR_EMBEDDINGS,
+        keys.SYSTEM_EMBEDDING,
+        keys.NODE_CONTRAST,
+        keys.EMBEDDING_RESPONSE,
+    ),
+    "normalize": (keys.RELATION_VECTORS,),
 }
 CONTRASTIVE = {keys.RELATIONS: "crack", keys.NODE_CONTRAST: "info_nce"}  # terms, and the only loss of each
 

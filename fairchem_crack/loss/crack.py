@@ -19,10 +19,11 @@ from typing import Callable, Optional, get_args
 import torch
 from torch import Tensor
 
-from fairchem_crack.config import SMALLEST_TEMPERATURE, Anchor, Negatives
+from fairchem_crack.config import SMALLEST_TEMPERATURE, Anchor, Negatives, Targets
 from fairchem_crack.loss.partition import Partition, partition_sums
 from fairchem_crack.loss.precision import full_precision
 from fairchem_crack.loss.relations import NEAR, pair_difference, unit_embedding
+from fairchem_crack.loss.soft_targets import soft_targets
 from fairchem_crack.loss.triton_sums import Sides, can_compute
 
 # exp(1/tau), summed over many pairs, must stay in the range of the type: exp(88) for float32, exp(709) for float64. The
@@ -33,6 +34,7 @@ TIE = 1e-5
 
 ANCHORS = get_args(Anchor)
 NEGATIVES = get_args(Negatives)
+TARGETS = get_args(Targets)
 
 
 @dataclass
@@ -69,6 +71,8 @@ def crack_loss(
     max_pairs: Optional[int] = None,
     false_negative_threshold: Optional[float] = None,
     generator: Optional[torch.Generator] = None,
+    targets: str = "own",
+    groups: Optional[Tensor] = None,
 ) -> Tensor:
     """Mean CRACK loss over the relations of a batch; arguments and errors are those of `crack_terms`.
 
@@ -87,6 +91,8 @@ def crack_loss(
         max_pairs=max_pairs,
         false_negative_threshold=false_negative_threshold,
         generator=generator,
+        targets=targets,
+        groups=groups,
     ).loss
     return loss.sum() / max(loss.numel(), 1)
 
@@ -104,6 +110,8 @@ def crack_terms(
     max_pairs: Optional[int] = None,
     false_negative_threshold: Optional[float] = None,
     generator: Optional[torch.Generator] = None,
+    targets: str = "own",
+    groups: Optional[Tensor] = None,
 ) -> CrackTerms:
     """The CRACK loss of each anchor, with diagnostics; the equation is in the module's docstring.
 
@@ -123,12 +131,20 @@ def crack_terms(
         max_pairs: anchors to draw at random; every relation stays a negative, so the mean is unbiased.
         false_negative_threshold: leave out of the sum the pairs f != e with |t_e . t_f| above it.
         generator: CPU source of randomness for `max_pairs`.
+        targets: "own", each relation's counterpart; or "soft", the teacher's own similarities, for the student as anchor:
+            KL(p_e || q_e) of `soft_targets`.
+        groups: (P,) long, the group of each pair; needed for negatives="alike": only relations of the anchor's own group.
 
     Raises:
         ValueError: shapes do not fit or an option is out of its range.
     """
     _check_tensors(student, teacher, pairs, systems, negatives)
-    _check_options(temperature, anchor, negatives, max_pairs, false_negative_threshold)
+    groups = systems[pairs[0]] if negatives == "system" and systems is not None else groups
+    if negatives in ("batch", "world"):
+        groups = None
+    elif groups is None or groups.shape != pairs.shape[1:]:
+        raise ValueError('groups: negatives="alike" needs the group of each pair, (P,) long.')
+    _check_options(temperature, anchor, negatives, max_pairs, false_negative_threshold, targets)
     dtype = torch.promote_types(torch.promote_types(student.dtype, teacher.dtype), torch.float32)
     is_whole = max_pairs is None and anchors is None
     if 1 / temperature > LARGEST_LOGIT[dtype] and not all(
@@ -138,18 +154,18 @@ def crack_terms(
         dtype = torch.float64
     with full_precision(student.device.type):
         unit_student, unit_teacher = unit_embedding(student.to(dtype)), unit_embedding(teacher.detach().to(dtype))
-        kept, system_of_pair = pairs, None
-        if negatives == "system" and systems is not None:
-            order = torch.argsort(systems[pairs[0]], stable=True)
+        kept, group_of_pair = pairs, None
+        if groups is not None:
+            order = torch.argsort(groups, stable=True)
             kept, anchors = pairs[:, order], None if anchors is None else anchors[order]
-            system_of_pair = systems[kept[0]]
+            group_of_pair = groups[order]
         difference, distance, valid = pair_difference(unit_student, kept)
         relations, teacher_distance, teacher_valid = pair_difference(unit_teacher, kept)
         valid = valid & teacher_valid
         if not bool(valid.all()):
             kept, difference, distance = kept[:, valid], difference[valid], distance[valid]
             relations, teacher_distance = relations[valid], teacher_distance[valid]
-            system_of_pair = None if system_of_pair is None else system_of_pair[valid]
+            group_of_pair = None if group_of_pair is None else group_of_pair[valid]
             anchors = None if anchors is None else anchors[valid]
         relations = relations / teacher_distance[:, None]  # (P, D)
         scale = 1 / (temperature * distance)  # (P,)
@@ -166,7 +182,7 @@ def crack_terms(
                 scale,
                 kept,
                 relations,
-                system_of_pair=system_of_pair,
+                system_of_pair=group_of_pair,
                 threshold=false_negative_threshold,
                 steepest=1 / (temperature * NEAR),
                 unit_teacher=unit_teacher,
@@ -176,6 +192,10 @@ def crack_terms(
         )
         own = positive if chosen is None else positive[chosen]
         loss = torch.stack([side.log_sum - own for side in sums]).mean(dim=0)  # (P',)
+        if targets == "soft":
+            soft = soft_targets(relations, temperature, chosen=chosen, systems=group_of_pair)
+            towards = torch.linalg.vecdot(_of(difference, chosen), soft.mean) * _of(scale, chosen)
+            loss = loss + own - towards - soft.entropy
         hits = torch.stack([own >= side.largest - TIE / temperature for side in sums])
         entropy = torch.stack([side.entropy for side in sums])
     return CrackTerms(
@@ -215,6 +235,10 @@ def _draw(
     return torch.randperm(available, generator=generator)[:count].sort().values.to(device)
 
 
+def _of(values: Tensor, chosen: Optional[Tensor]) -> Tensor:
+    return values if chosen is None else values[chosen]
+
+
 def _mean(values: Tensor) -> Tensor:
     return values.detach().double().sum() / max(values.numel(), 1)
 
@@ -232,7 +256,7 @@ def _check_tensors(student: Tensor, teacher: Tensor, pairs: Tensor, systems: Opt
 
 
 def _check_options(
-    temperature: float, anchor: str, negatives: str, max_pairs: Optional[int], threshold: Optional[float]
+    temperature: float, anchor: str, negatives: str, max_pairs: Optional[int], threshold: Optional[float], targets: str
 ) -> None:
     if not SMALLEST_TEMPERATURE <= temperature < math.inf:
         raise ValueError(f"temperature: expected at least {SMALLEST_TEMPERATURE:.4f}, found {temperature}.")
@@ -244,3 +268,7 @@ def _check_options(
         raise ValueError(f"max_pairs: expected at least 1, or None, found {max_pairs}.")
     if threshold is not None and not 0 < threshold <= 1:
         raise ValueError(f"false_negative_threshold: expected in (0, 1], or None, found {threshold}.")
+    if targets not in TARGETS:
+        raise ValueError(f"targets: expected one of {', '.join(TARGETS)}, found {targets!r}.")
+    if targets == "soft" and (anchor != "student" or threshold is not None):
+        raise ValueError('targets: "soft" is of the student as anchor, without false_negative_threshold.')

@@ -20,11 +20,13 @@ from fairchem_crack.io.samples import evenly_spaced
 from fairchem_crack.loss.relations import unordered_pairs
 from fairchem_crack.teacher.cache import CacheError, Plan, Record
 from fairchem_crack.teacher.cached import SAMPLE, digest_of
+from fairchem_crack.teacher.embedding_response import draw_displacement
+from fairchem_crack.teacher.embedding_response import to_keep as response_to_keep
 from fairchem_crack.teacher.force_jacobian import draw_coordinates, kept_coordinates, to_keep
-from fairchem_crack.teacher.frozen import Teacher
+from fairchem_crack.teacher.frozen import EMBEDDINGS, Teacher
 from fairchem_crack.teacher.identity import of_calculator
 
-OF_ATOMS = (keys.FORCES, keys.ATOM_ENERGIES, keys.NODE_EMBEDDING, keys.VECTOR_EMBEDDING)  # one row for each atom
+OF_ATOMS = (keys.FORCES, keys.ATOM_ENERGIES, *EMBEDDINGS)  # one row for each atom
 
 
 class Source(Protocol):
@@ -51,14 +53,18 @@ class TeacherSource:
         """See `Source`."""
         rows = kept.values.get(keys.FORCE_JACOBIAN)
         coordinates = None if rows is None else kept_coordinates(torch.from_numpy(np.array(rows)))
-        return self._records([self.dataset[index]], coordinates)[0]
+        response = kept.values.get(keys.EMBEDDING_RESPONSE)
+        displacement = None if response is None else torch.from_numpy(np.array(response))[:, :3]
+        return self._records([self.dataset[index]], coordinates, displacement)[0]
 
-    def _records(self, systems: list[Data], coordinates: Optional[list[Tensor]] = None) -> list[Record]:
+    def _records(
+        self, systems: list[Data], coordinates: Optional[list[Tensor]] = None, displacement: Optional[Tensor] = None
+    ) -> list[Record]:
         plan, teacher = self.plan, self.teacher
         batch = data_list_collater([system.clone() for system in systems], otf_graph=True).to(self.device)
         if teacher.use_pbc:
             check_cells(batch, self.dataset.name)
-        outputs = teacher(batch, set(plan.fields) - {keys.FORCE_JACOBIAN})
+        outputs = teacher(batch, set(plan.fields) - {keys.FORCE_JACOBIAN, keys.EMBEDDING_RESPONSE})
         pairs = unordered_pairs(outputs.edge_index, batch.num_nodes).cpu()
         sizes = batch.natoms.tolist()
         values = {name: _split(outputs[name], sizes) for name in plan.fields if name in OF_ATOMS}
@@ -67,6 +73,9 @@ class TeacherSource:
             coordinates = coordinates or [draw_coordinates(batch, seed) for seed in range(plan.jacobian_rows)]
             rows = [to_keep(teacher.jacobian_at(batch, chosen.to(self.device)), batch) for chosen in coordinates]
             values[keys.FORCE_JACOBIAN] = _split(torch.stack(rows, dim=1), sizes)
+        if keys.EMBEDDING_RESPONSE in plan.fields:
+            displacement = draw_displacement(batch, 0) if displacement is None else displacement.to(self.device)
+            values[keys.EMBEDDING_RESPONSE] = _split(response_to_keep(teacher.response_to(batch, displacement)), sizes)
         records, owner, first = [], batch.batch.cpu()[pairs[0]], 0
         for index, (system, atoms) in enumerate(zip(systems, sizes)):
             own = (pairs[:, owner == index] - first).numpy()

@@ -17,6 +17,7 @@ from fairchem_crack.config import TeacherConfig
 from fairchem_crack.io.atoms import positions_in_file
 from fairchem_crack.io.boundaries import as_pbc
 from fairchem_crack.teacher.cache import PAIRS, CacheError, Record, TeacherCache, differences, system_digest
+from fairchem_crack.teacher.embedding_response import kept
 from fairchem_crack.teacher.force_jacobian import choose_rows
 from fairchem_crack.teacher.frozen import TeacherOutputs, load_teacher
 
@@ -154,6 +155,7 @@ class CachedTeacher:
         self.name, self.checkpoint = plan.teacher, Path(cache.directory)
         self.width, self.max_atomic_number, self.cutoff = plan.width, plan.max_atomic_number, plan.graph.get("cutoff")
         self.vector_width, self.cache, self.use_pbc = plan.vector_width, cache, plan.graph.get("use_pbc", True)
+        self.lmax = plan.lmax
 
     def __call__(self, batch: Batch, requested: Collection[str] = (keys.NODE_EMBEDDING,), seed: int = 0) -> TeacherOutputs:
         """The cached outputs for the batch.
@@ -166,6 +168,8 @@ class CachedTeacher:
         fields: dict[str, Any] = {name: value.float() for name, value in held.items()}
         if keys.FORCE_JACOBIAN in held:
             fields[keys.FORCE_JACOBIAN] = choose_rows(batch, fields[keys.FORCE_JACOBIAN], seed)
+        if keys.EMBEDDING_RESPONSE in held:
+            fields[keys.EMBEDDING_RESPONSE] = kept(fields[keys.EMBEDDING_RESPONSE])
         fields.setdefault(keys.NODE_EMBEDDING, batch.pos.new_zeros((batch.num_nodes, 0)))
         has_pairs = self.cache.plan.has_pairs  # else the student's graph must do, and the preflight says so
         pairs = batch[keys.TEACHER_PAIRS] if has_pairs else torch.zeros((2, 0), dtype=torch.long, device=batch.pos.device)

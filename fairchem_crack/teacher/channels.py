@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Optional
 
 import torch
 from torch import Tensor
 
+from fairchem_crack import keys
 from fairchem_crack.teacher.frozen import TeacherOutputs
 
 SMALLEST_SCALE = 0.01  # of the median channel's: a channel that hardly varies is not magnified without bound
@@ -24,19 +26,39 @@ class ChannelStatistics:
         channel_std: (D,) standard deviation, see `_bounded`.
         vector_rms: (D_v,) root mean square length of the vector embedding, which has no mean: it rotates with the system;
             None for a teacher without.
+        higher_rms: (L - 1, D_v) likewise of each degree l = 2 to L; None where they are not compared.
     """
 
     channel_mean: Tensor
     channel_std: Tensor
-    vector_rms: Optional[Tensor]
+    vector_rms: Optional[Tensor] = None
+    higher_rms: Optional[Tensor] = None
 
-    def standardize(self, embedding: Tensor) -> Tensor:
-        """(N, D) node embedding of the teacher, (b - mean) / std."""
-        return (embedding - self.channel_mean) / self.channel_std
+    def standardize(self, embedding: Tensor, name: str = keys.NODE_EMBEDDING) -> Tensor:
+        """An embedding of the teacher: (b - mean) / std, of vectors and higher degrees b / rms.
 
-    def restore(self, standardized: Tensor) -> Tensor:
-        """(N, D) the inverse of `standardize`: in the teacher's own units."""
-        return standardized * self.channel_std + self.channel_mean
+        Args:
+            name: of `EMBEDDINGS`.
+        """
+        if name == keys.NODE_EMBEDDING:
+            return (embedding - self.channel_mean) / self.channel_std
+        return embedding / self._rms(embedding, name)
+
+    def restore(self, standardized: Tensor, name: str = keys.NODE_EMBEDDING) -> Tensor:
+        """The inverse of `standardize`: in the teacher's own units."""
+        if name == keys.NODE_EMBEDDING:
+            return standardized * self.channel_std + self.channel_mean
+        return standardized * self._rms(standardized, name)
+
+    def _rms(self, embedding: Tensor, name: str) -> Tensor:
+        """(D_v,) of the vectors, (rows, D_v) of the coefficients of the higher degrees, as many as the embedding has."""
+        rms = self.vector_rms if name == keys.VECTOR_EMBEDDING else self.higher_rms
+        assert rms is not None
+        if name == keys.VECTOR_EMBEDDING:
+            return rms
+        repeats = 2 * torch.arange(2, len(rms) + 2, device=rms.device) + 1
+        rows = rms.repeat_interleave(repeats, dim=0, output_size=(len(rms) + 2) ** 2 - 4)  # without, a GPU is waited for
+        return rows[: embedding.shape[1]]
 
     @classmethod
     def of_own_units(cls, width: int, device: torch.device) -> ChannelStatistics:
@@ -45,7 +67,7 @@ class ChannelStatistics:
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any], device: torch.device) -> ChannelStatistics:
@@ -60,12 +82,30 @@ def channel_statistics(teacher: TeacherOutputs) -> ChannelStatistics:
     exact = nodes.double()
     mean = exact.mean(dim=0)
     std = (exact - mean).square().mean(dim=0).sqrt()
-    rms = None if vectors is None else vectors.double().square().sum(dim=1).mean(dim=0).sqrt()
+    rms = None if vectors is None else _lengths(vectors)
+    higher = None if teacher.higher_embedding is None else [_lengths(part) for part in by_degree(teacher.higher_embedding)]
     return ChannelStatistics(
         mean.to(nodes.dtype),
         _bounded(std, exact.square().mean(dim=0).sqrt()).to(nodes.dtype),
         None if vectors is None or rms is None else _bounded(rms, rms).to(vectors.dtype),
+        torch.stack([_bounded(own, own) for own in higher]).to(nodes.dtype) if higher else None,
     )
+
+
+def degrees(embeddings: Sequence[Tensor]) -> list[Tensor]:
+    """The embeddings of each degree l = 0 to L, of some of the first of `EMBEDDINGS`, in their order."""
+    return [*embeddings[:2], *(part for higher in embeddings[2:] for part in by_degree(higher))]
+
+
+def by_degree(higher: Tensor) -> list[Tensor]:
+    """(N, 2 l + 1, D_v) of each degree l = 2 to L, of coefficients (N, (L + 1)^2 - 4, D_v)."""
+    largest = math.isqrt(higher.shape[1] + 4) - 1
+    return list(higher.split([2 * degree + 1 for degree in range(2, largest + 1)], dim=1)) if largest > 1 else []
+
+
+def _lengths(coefficients: Tensor) -> Tensor:
+    """(D_v,) root mean square length, over the atoms, of coefficients (N, 2 l + 1, D_v)."""
+    return coefficients.double().square().sum(dim=1).mean(dim=0).sqrt()
 
 
 def _bounded(deviation: Tensor, size: Tensor) -> Tensor:

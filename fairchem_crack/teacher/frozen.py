@@ -32,8 +32,11 @@ from fairchem_crack.io.boundaries import OwnBoundaries
 from fairchem_crack.io.checkpoints import model_config, read_checkpoint, reading_safely
 from fairchem_crack.io.progress import progress_of
 from fairchem_crack.loss.precision import full_precision
+from fairchem_crack.teacher.embedding_response import STEP, Response, displaced, draw_displacement
 from fairchem_crack.teacher.force_jacobian import JacobianRows, draw_coordinates, jacobian_columns
 from fairchem_crack.teacher.identity import of_teacher
+
+EMBEDDINGS = (keys.NODE_EMBEDDING, keys.VECTOR_EMBEDDING, keys.HIGHER_EMBEDDING)  # by the degrees l = 0, 1, and above
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,8 @@ class TeacherOutputs:
         energy: (B,) eV.
         forces: (N, 3) eV/A.
         force_jacobian: the requested rows, see `Teacher.jacobian_at`.
+        higher_embedding: (N, (L + 1)^2 - 4, D_v) degrees l = 2 to L, one after the other.
+        embedding_response: see `Teacher.response_to`.
     """
 
     edge_index: Tensor
@@ -57,6 +62,8 @@ class TeacherOutputs:
     energy: Tensor | None = None
     forces: Tensor | None = None
     force_jacobian: JacobianRows | None = None
+    higher_embedding: Tensor | None = None
+    embedding_response: Response | None = None
 
     def __getitem__(self, name: str) -> Any:
         """A requested field."""
@@ -87,7 +94,7 @@ class Teacher:
         self.features: Features = attach_features(model, f"teacher {checkpoint}", self.outputs.names(keys.ENERGY))
         self._boundaries = OwnBoundaries(model)
         self.width, self.max_atomic_number = self.features.width, self.features.max_atomic_number
-        self.vector_width = self.features.vector_width
+        self.vector_width, self.lmax = self.features.vector_width, self.features.lmax
         self.cutoff: float | None = getattr(self.features.backbone, "cutoff", None)
         self.use_pbc: bool = getattr(self.features.backbone, "use_pbc", True)
 
@@ -99,16 +106,24 @@ class Teacher:
 
         Args:
             requested: fields of `TeacherOutputs`; where only embeddings are requested, the blocks after them do not run.
-            seed: of the coordinates of `force_jacobian`.
+            seed: of the coordinates of `force_jacobian`, and of the displacement of `embedding_response`.
         """
         with self._as_configured(batch):
-            if set(requested) <= {keys.NODE_EMBEDDING, keys.VECTOR_EMBEDDING, keys.FORCE_JACOBIAN}:
-                outputs = self._embed(own(batch), keys.VECTOR_EMBEDDING in requested)
+            if set(requested) <= {*EMBEDDINGS, keys.FORCE_JACOBIAN, keys.EMBEDDING_RESPONSE}:
+                outputs = self._embed(own(batch), requested)
             else:
                 outputs = self._predict(own(batch), requested)
         if keys.FORCE_JACOBIAN in requested:
             outputs = replace(outputs, force_jacobian=self.jacobian_at(batch, draw_coordinates(batch, seed)))
+        if keys.EMBEDDING_RESPONSE in requested:
+            outputs = replace(outputs, embedding_response=self.response_to(batch, draw_displacement(batch, seed)))
         return outputs
+
+    def response_to(self, batch: Batch, displacement: Tensor) -> Response:
+        """The response of the node embedding to a displacement (N, 3) of the atoms; two runs, as far as the embedding."""
+        with self._as_configured(batch), full_precision(batch.pos.device.type):
+            moved, rest = (self._embed(own(system), ()) for system in (displaced(batch, displacement), batch))
+        return Response(displacement, (moved.node_embedding - rest.node_embedding) / STEP)
 
     def jacobian_at(self, batch: Batch, coordinates: Tensor) -> JacobianRows:
         """Rows of the Jacobian of the forces; two runs of the teacher.
@@ -135,8 +150,8 @@ class Teacher:
         self.features.clear()
         return values
 
-    def _embed(self, batch: Batch, has_vectors: bool) -> TeacherOutputs:
-        names = ("edge_index", keys.NODE_EMBEDDING, *([keys.VECTOR_EMBEDDING] if has_vectors else []))
+    def _embed(self, batch: Batch, requested: Collection[str]) -> TeacherOutputs:
+        names = ("edge_index", keys.NODE_EMBEDDING, *(name for name in EMBEDDINGS[1:] if name in requested))
         # a clone made outside of inference mode may enter the student's graph
         edges, *embeddings = [value.clone() for value in self._run_embeddings(batch, *names)]
         fields: dict[str, Any] = {name: value.float() for name, value in zip(names[1:], embeddings)}
@@ -159,8 +174,9 @@ class Teacher:
         if keys.FORCES in requested:
             output = self.outputs[keys.FORCES]
             fields[keys.FORCES] = output.in_ev(predicted(raw, keys.FORCES, output.name).detach().float().view(-1, 3), batch)
-        if features.vector_width:
-            fields[keys.VECTOR_EMBEDDING] = features.vector_embedding.detach().float()
+        for name in EMBEDDINGS[1:]:
+            if name in requested:
+                fields[name] = getattr(features, name).detach().float()
         outputs = TeacherOutputs(features.edge_index, features.node_embedding.detach().float(), **fields)
         features.clear()
         return outputs

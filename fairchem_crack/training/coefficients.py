@@ -18,7 +18,7 @@ class WeightedTerm(NamedTuple):
 def active_terms(terms: Iterable[TermConfig], global_step: int, total_steps: int) -> list[WeightedTerm]:
     """The terms of a step, without those whose schedule is at 0.
 
-    coefficient = term.coefficient * schedule(progress), progress = (global_step - 1) / total_steps.
+    coefficient = term.coefficient * schedule(progress), progress = (global_step - 1) / total_steps, in each `every`-th step.
 
     Args:
         global_step: counted from 1.
@@ -26,4 +26,4 @@ def active_terms(terms: Iterable[TermConfig], global_step: int, total_steps: int
     """
     progress = (global_step - 1) / max(total_steps, 1)
     weighted = [WeightedTerm(term, term.coefficient * term.schedule.factor(progress)) for term in terms]
-    return [active for active in weighted if active.coefficient > 0]
+    return [active for active in weighted if active.coefficient > 0 and (global_step - 1) % active.term.every == 0]

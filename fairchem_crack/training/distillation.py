@@ -17,7 +17,9 @@ from fairchem_crack import keys
 from fairchem_crack.adapters import architecture, attach_features
 from fairchem_crack.adapters.outputs import ModelOutputs
 from fairchem_crack.config import DistillConfig, TermConfig
+from fairchem_crack.io.boundaries import pbc_of
 from fairchem_crack.io.named_records import NAMED
+from fairchem_crack.loss.alike import groups_of_pairs
 from fairchem_crack.loss.gather import Gathering
 from fairchem_crack.loss.relations import unordered_pairs
 from fairchem_crack.teacher.cache import differences
@@ -31,7 +33,7 @@ from fairchem_crack.training.losses import LossContext, build_loss, check_compar
 from fairchem_crack.training.projection import Projections
 from fairchem_crack.training.projection_training import RESUME_STUDENT, ProjectionTraining
 from fairchem_crack.training.reduction import Part, StepLosses, weighted_sum
-from fairchem_crack.training.terms import TermContext, inputs_of, requested_fields, teacher_fields
+from fairchem_crack.training.terms import TermContext, inputs_of, requested_fields, resolved, teacher_fields
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ class Distillation:
         total_steps: int,
         seed: int,
     ) -> None:
+        terms = [resolved(term, teacher.lmax) for term in terms]
         self.config, self.terms, self.teacher = config, terms, teacher
         self.student, self.outputs, self.device = student.model, student.outputs, student.device
         self.total_steps, self.seed = total_steps, seed
@@ -103,11 +106,11 @@ class Distillation:
         self.student_features = attach_features(self.student, "student", self.outputs.names(keys.ENERGY))
         for term in terms:
             preflight.check_term(term, self.student_features, architecture(self.student), teacher, self.outputs)
-        compared = set().union(*map(teacher_fields, terms))
+        compared = set().union(*(teacher_fields(term) for term in terms if term.projected))
         widths = (self.student_features, teacher)
         self.projections = Projections(config.projection.kind, compared, *widths, seed=seed, device=self.device)
         self.projection_training = ProjectionTraining(self.projections, student.optimizer)
-        self.losses = {term.key: build_loss(term, config) for term in terms}
+        self.losses = {term.key: build_loss(term, config, widths=(teacher.width, teacher.vector_width)) for term in terms}
 
     def run_teacher(self, batch: Batch, global_step: int) -> TeacherStep:
         """Run the teacher, as far as the terms of this step request it.
@@ -155,28 +158,37 @@ class Distillation:
         """
         parts: list[Part] = []
         if step.teacher is not None:
-            context = self._term_context(step, step.teacher, outputs)
             loss_context = self._loss_context(step, step.teacher)
+            context = self._term_context(step, step.teacher, outputs, loss_context.pairs)
             parts = [self._part(term, context, loss_context) for term, _ in step.terms]
         self.student_features.clear()
         return weighted_sum(step.terms, parts, self.device)
 
-    def _term_context(self, step: TeacherStep, teacher: TeacherOutputs, outputs: dict[str, Tensor]) -> TermContext:
+    def _term_context(
+        self, step: TeacherStep, teacher: TeacherOutputs, outputs: dict[str, Tensor], pairs: Tensor | None
+    ) -> TermContext:
         return TermContext(
             step.batch,
             self.student_features,
             self.outputs.by_property(outputs, keys.ENERGY, keys.FORCES),
             teacher,
-            self.projections.node,
-            self.projections.vector,
+            self.projections.modules,
             self.projection_training.statistics,
             self.outputs,
+            pairs,
         )
 
     def _loss_context(self, step: TeacherStep, teacher: TeacherOutputs) -> LossContext:
-        has_relations = any(term.key == keys.RELATIONS for term, _ in step.terms)
+        has_relations = any(term.key in keys.OF_PAIRS for term, _ in step.terms)
         pairs = self._pairs(teacher.edge_index, step.batch.num_nodes) if has_relations else None
-        return LossContext(step.batch.natoms, pairs, step.seed, step.gathering)
+        groups = None
+        if pairs is not None and self.config.relations.negatives == "alike":
+            batch = step.batch
+            pbc = pbc_of(batch)
+            periodic = torch.ones_like(batch.cell[:, 0], dtype=torch.bool) if pbc is None else pbc.to(self.device)
+            atoms = (batch.atomic_numbers, batch.pos.detach())
+            groups = groups_of_pairs(pairs, *atoms, batch.cell, periodic, batch.batch)
+        return LossContext(step.batch.natoms, pairs, step.seed, step.gathering, groups)
 
     def _pairs(self, teacher_edges: Tensor, num_atoms: int) -> Tensor:
         """(2, P) the atom pairs of the relation graph, after both models have run."""
@@ -230,7 +242,7 @@ class Distillation:
         pairs = self._pairs(outputs.edge_index, batch.num_nodes).shape[1]
         self.student_features.clear()
         logging.info(f"{pairs / len(batch.natoms):.0f} pairs per system in a sample of {len(batch.natoms)} systems.")
-        if keys.RELATIONS in self.losses:
+        if not self.losses.keys().isdisjoint(keys.OF_PAIRS):
             preflight.check_pairs(pairs, batch, self.config.relations.graph)
         return pairs
 

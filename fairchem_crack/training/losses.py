@@ -30,12 +30,14 @@ class LossContext:
         pairs: (2, P) long, the atom pairs of the relations; None where no term has relations.
         seed: of the random subset of `max_pairs`.
         gathering: the teacher's embeddings of all ranks, where they are already on their way.
+        groups: (P,) long, of pairs that are alike, for `negatives: alike`.
     """
 
     natoms: Tensor
     pairs: Optional[Tensor] = None
     seed: int = 0
     gathering: Optional[Gathering] = None
+    groups: Optional[Tensor] = None
 
 
 class Elements(NamedTuple):
@@ -61,13 +63,26 @@ class ElementLoss(Protocol):
 
 @dataclass(frozen=True)
 class CrackLoss:
-    """The CRACK loss of node embeddings (N, D), one value for each anchor pair (`loss.crack`)."""
+    """The CRACK loss of node embeddings (N, D), one value for each anchor pair (`loss.crack`).
+
+    Attributes:
+        columns: of the embeddings' parts of which each has a loss of its own, whose sum is the loss; () for one of all.
+    """
 
     temperature: float = 0.15
     relations: RelationsConfig = field(default_factory=RelationsConfig)
+    columns: tuple[int, ...] = ()
 
     def __call__(self, student: Tensor, teacher: Tensor, context: LossContext) -> Elements:
-        """(P',) loss of each anchor, and the diagnostics of the relations from the same pass."""
+        """(P',) loss of anchors, and the diagnostics of the relations from the same pass; of several parts, the first's."""
+        if not self.columns:
+            return self._of(student, teacher, context)
+        parts = [self._of(*part, context) for part in zip(student.split(self.columns, 1), teacher.split(self.columns, 1))]
+        number = max(part.values.numel() for part in parts)  # where pairs have no direction, a part may have fewer
+        values = [part.values * (number / max(part.values.numel(), 1)) for part in parts]
+        return Elements(torch.cat(values), number, parts[0].diagnostics)
+
+    def _of(self, student: Tensor, teacher: Tensor, context: LossContext) -> Elements:
         if context.pairs is None:
             raise ValueError("The CRACK loss needs the atom pairs of the step.")
         compare = self._among_all_ranks if self.relations.negatives == "world" else self._on_this_rank
@@ -84,7 +99,7 @@ class CrackLoss:
     def _on_this_rank(self, student: Tensor, teacher: Tensor, pairs: Tensor, context: LossContext) -> CrackTerms:
         numbers = torch.arange(context.natoms.numel(), device=student.device)
         systems = torch.repeat_interleave(numbers, context.natoms.to(student.device), output_size=len(student))
-        return self._terms(student, teacher, pairs, context.seed, systems=systems)
+        return self._terms(student, teacher, pairs, context.seed, systems=systems, groups=context.groups)
 
     def _among_all_ranks(self, student: Tensor, teacher: Tensor, pairs: Tensor, context: LossContext) -> CrackTerms:
         """This rank's pairs are the anchors, those of every rank the negatives.
@@ -115,6 +130,7 @@ class CrackLoss:
         *,
         systems: Optional[Tensor] = None,
         anchors: Optional[Tensor] = None,
+        groups: Optional[Tensor] = None,
     ) -> CrackTerms:
         return crack_terms(
             student=student,
@@ -128,6 +144,8 @@ class CrackLoss:
             max_pairs=self.relations.max_pairs,
             false_negative_threshold=self.relations.false_negative_threshold,
             generator=torch.Generator().manual_seed(seed),
+            targets=self.relations.targets,
+            groups=groups,
         )
 
 
@@ -199,18 +217,25 @@ class TermLoss:
         return Part(elements.values.sum(), number, elements.diagnostics)
 
 
-def build_loss(term: TermConfig, config: DistillConfig) -> TermLoss:
+def build_loss(term: TermConfig, config: DistillConfig, *, widths: tuple[int, int] = (0, 0)) -> TermLoss:
     """The loss of one term.
+
+    Args:
+        widths: D and D_v, of the teacher; for relations `per_degree`.
 
     Raises:
         ValueError: fairchem has no loss `fn`.
     """
-    return TermLoss(_element_loss(term, config), term.reduction or "mean")
+    return TermLoss(_element_loss(term, config, widths), term.reduction or "mean")
 
 
-def _element_loss(term: TermConfig, config: DistillConfig) -> ElementLoss:
+def _element_loss(term: TermConfig, config: DistillConfig, widths: tuple[int, int]) -> ElementLoss:
     if term.fn == CONTRASTIVE[keys.RELATIONS]:
-        return CrackLoss(term.temperature, config.relations)
+        columns: tuple[int, ...] = ()
+        if term.per_degree:
+            assert isinstance(term.lmax, int)  # see `terms.resolved`
+            columns = (widths[0], *((2 * degree + 1) * widths[1] for degree in range(1, term.lmax + 1)))
+        return CrackLoss(term.temperature, config.relations, columns)
     if term.fn == CONTRASTIVE[keys.NODE_CONTRAST]:
         return InfoNCELoss(term.temperature)
     try:

@@ -20,7 +20,7 @@ from fairchem_crack.config import TermConfig
 from fairchem_crack.io.boundaries import count_edges
 from fairchem_crack.io.named_records import check_cells, listed
 from fairchem_crack.teacher.cached import CachedTeacher
-from fairchem_crack.teacher.frozen import Teacher, TeacherOutputs
+from fairchem_crack.teacher.frozen import EMBEDDINGS, Teacher, TeacherOutputs
 from fairchem_crack.training.agreement import energy_agreement, explanation
 from fairchem_crack.training.guard import teacher_faults
 from fairchem_crack.training.terms import COMPARED_AS, teacher_fields
@@ -43,9 +43,19 @@ def check_term(term: TermConfig, student: Features, name: str, teacher: AnyTeach
         _check_vectors(term, f"student, `{name}`,", student.vector_width)
         cache = " in its cache; write one with --vectors" if isinstance(teacher, CachedTeacher) else ""
         _check_vectors(term, f"teacher, `{teacher.name}`,", teacher.vector_width, cache)
-    if term.key == keys.FORCE_JACOBIAN and not student.has_position_gradients:
+    if isinstance(term.lmax, int) and term.lmax > min(student.lmax, teacher.lmax):
+        roles = {f"student, `{name}`,": student.lmax, f"teacher, `{teacher.name}`,": teacher.lmax}
+        model = min(roles, key=lambda role: roles[role])
         raise ValueError(
-            f"loss_functions: `{term.key}` needs a student whose forces can be differentiated; `{name}` detaches the "
+            f"loss_functions: `{term.key}` compares the degrees up to {term.lmax}, and the {model} has those up to "
+            f"{roles[model]}. Set its `lmax` to {roles[model]}, or take another model."
+        )
+    if not term.projected:
+        _check_widths(term, student, teacher, keys.VECTOR_EMBEDDING in fields)
+    if term.key in (keys.FORCE_JACOBIAN, keys.EMBEDDING_RESPONSE) and not student.has_position_gradients:
+        what = "forces" if term.key == keys.FORCE_JACOBIAN else "embeddings"
+        raise ValueError(
+            f"loss_functions: `{term.key}` needs a student whose {what} can be differentiated; `{name}` detaches the "
             "rotations of its edges from the positions. Leave the term out, or take another student."
         )
 
@@ -55,6 +65,15 @@ def _check_vectors(term: TermConfig, model: str, width: int, where: str = "") ->
         raise ValueError(
             f"loss_functions: `{term.key}` needs an l=1 embedding, which the {model} does not provide{where}. Leave the "
             "term out."
+        )
+
+
+def _check_widths(term: TermConfig, student: Features, teacher: AnyTeacher, has_vectors: bool) -> None:
+    own, of_teacher = (f"{model.width}" + f" and {model.vector_width}" * has_vectors for model in (student, teacher))
+    if own != of_teacher:
+        raise ValueError(
+            f"loss_functions: `{term.key}` with `projected: False` needs a student of the teacher's width, {of_teacher}; it "
+            f"has {own}. Leave the option out."
         )
 
 
@@ -93,7 +112,7 @@ def check_neighbors(batch: Batch, student: Features, teacher: AnyTeacher) -> Non
 
 def check_embeddings(outputs: TeacherOutputs, batch: Batch, teacher: AnyTeacher) -> None:
     """Raise ValueError where the scale of the channels would not be finite, and with it no step."""
-    embeddings = {name: getattr(outputs, name) for name in (keys.NODE_EMBEDDING, keys.VECTOR_EMBEDDING)}
+    embeddings = {name: getattr(outputs, name) for name in EMBEDDINGS}
     if faults := teacher_faults(((name, value) for name, value in embeddings.items() if value is not None), batch):
         raise ValueError(
             f"Teacher {teacher.checkpoint}: in a sample of dataset.train, not finite are the {'; '.join(faults)}. "

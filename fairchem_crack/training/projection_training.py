@@ -92,4 +92,5 @@ class ProjectionTraining:
             ) from error
         if self.optimizer is not None:
             self.optimizer.load_state_dict(state[keys.PROJECTION_OPTIMIZER])
-        self._statistics = ChannelStatistics.from_state(state[keys.CHANNEL_STATISTICS], device)
+        kept = {**self.statistics.state_dict(), **state[keys.CHANNEL_STATISTICS]}
+        self._statistics = ChannelStatistics.from_state(kept, device)

@@ -6,9 +6,8 @@ A term is a function with the decorator `@register_term`; docs/development.md ad
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Optional
 
 import torch
@@ -20,11 +19,13 @@ from fairchem_crack.adapters import Features
 from fairchem_crack.adapters.outputs import ModelOutputs
 from fairchem_crack.config import DistillConfig, TermConfig, add_term_options, suggestion
 from fairchem_crack.io.batches import free_rows, movable_rows
-from fairchem_crack.loss.relations import unit_embedding
+from fairchem_crack.loss.relations import relation_vectors, unit_embedding
 from fairchem_crack.shapes import SHAPES, Shape
-from fairchem_crack.teacher.channels import ChannelStatistics
+from fairchem_crack.teacher.channels import ChannelStatistics, degrees
+from fairchem_crack.teacher.embedding_response import STEP, displaced
 from fairchem_crack.teacher.force_jacobian import jacobian_rows
-from fairchem_crack.teacher.frozen import TeacherOutputs
+from fairchem_crack.teacher.frozen import EMBEDDINGS, TeacherOutputs, own
+from fairchem_crack.training.projection import ALL, all_degrees, unwrapped
 
 # Which of the student's outputs a term compares that requests one of these fields of the teacher.
 COMPARED_AS = {keys.ENERGY: {keys.ENERGY, keys.ATOM_ENERGIES}, keys.FORCES: {keys.FORCES, keys.FORCE_JACOBIAN}}
@@ -39,54 +40,58 @@ class TermContext:
         student: its features.
         outputs: its energy (B, 1) and forces (N, 3), normalised; by property, and by name where that is another.
         teacher: its outputs for the batch.
-        projection: (N, D_s) -> (N, D), of the node embeddings, standardised as the teacher's.
-        vector_projection: (N, 3, channels) -> (N, 3, D_v), linear in the channels, so that it rotates with the system.
+        projections: of the student's embeddings to the teacher's width, standardised as the teacher's; by the names of
+            `EMBEDDINGS`. All but that of the node embeddings are linear in the channels: they rotate with the system.
         statistics: of the teacher's embeddings.
         targets: the conversion between eV and the student's normalised unit, by property.
+        pairs: (2, P) long, the atom pairs of the relation graph; None where no term of `keys.OF_PAIRS` is trained.
     """
 
     batch: Batch
     student: Features
     outputs: dict[str, Tensor]
     teacher: TeacherOutputs
-    projection: nn.Module
-    vector_projection: nn.Module
+    projections: Mapping[str, nn.Module]
     statistics: ChannelStatistics
     targets: ModelOutputs
-
-    @cached_property
-    def _projected(self) -> Tensor:
-        """(N, D) the student's node embedding, projected; one call for all terms, as DDP requires."""
-        return self.projection(self.student.node_embedding)
-
-    @cached_property
-    def _projected_vectors(self) -> Tensor:
-        return self.vector_projection(self.student.vector_embedding)
+    pairs: Optional[Tensor] = None
+    _projected: dict[str, Tensor] = field(default_factory=dict, init=False)
 
     @property
     def projected(self) -> Tensor:
         """(N, D) the student's node embedding, projected, in the units of `teacher.node_embedding`."""
-        return self.statistics.restore(self._projected)
+        return self.statistics.restore(self._project(keys.NODE_EMBEDDING))
 
-    def nodes(self, standardize: bool = True) -> tuple[Tensor, Tensor]:
-        """(N, D) node embeddings to compare, student's and teacher's.
+    def embeddings(self, name: str, *, standardize: bool = True, projected: bool = True) -> tuple[Tensor, Tensor]:
+        """An embedding to compare, student's and teacher's, of the teacher's width and the degrees that both have.
 
         Args:
-            standardize: each channel of the teacher has mean 0 and standard deviation 1; else both are in its own units.
+            name: of `EMBEDDINGS`.
+            standardize: as `ChannelStatistics.standardize` does; else both are in the teacher's own units.
+            projected: the student's is projected; else it is as it is.
         """
+        teacher = self._common(self.teacher[name], name)
+        student = self._project(name) if projected else self._common(getattr(self.student, name), name).to(teacher.dtype)
         if standardize:
-            return self._projected, self.statistics.standardize(self.teacher.node_embedding)
-        return self.projected, self.teacher.node_embedding
+            own = student if projected else self.statistics.standardize(student, name)
+            return own, self.statistics.standardize(teacher, name)
+        return (self.statistics.restore(student, name) if projected else student), teacher
 
-    def vectors(self, standardize: bool = True) -> tuple[Tensor, Tensor]:
-        """(N, 3, D_v) vector embeddings to compare, student's and teacher's.
+    def _project(self, name: str) -> Tensor:
+        """Once for all terms, as DDP requires."""
+        if ALL in self.projections and not self._projected:
+            coefficients = self.projections[ALL](all_degrees(self.student))
+            parts = coefficients[:, 0], coefficients[:, 1:4], coefficients[:, 4:]
+            self._projected.update(zip(EMBEDDINGS[: self.student.lmax + 1], parts))
+        if name not in self._projected:
+            self._projected[name] = self.projections[name](self._common(getattr(self.student, name), name))
+        return self._common(self._projected[name], name)
 
-        Args:
-            standardize: each channel of the teacher has a root mean square length of 1; else both are in its own units.
-        """
-        rms, teacher = self.statistics.vector_rms, self.teacher[keys.VECTOR_EMBEDDING]
-        assert rms is not None
-        return (self._projected_vectors, teacher / rms) if standardize else (self._projected_vectors * rms, teacher)
+    def _common(self, embedding: Tensor, name: str) -> Tensor:
+        """Of higher degrees, those that both models have."""
+        if name != keys.HIGHER_EMBEDDING:
+            return embedding
+        return embedding[:, : min(self.student.higher_embedding.shape[1], self.teacher[name].shape[1])]
 
     def normalize(self, property_: str, values: Tensor, batch: Batch) -> Tensor:
         """Energies (B,) in eV or forces (N, 3) in eV/A, in the student's normalised unit."""
@@ -111,7 +116,7 @@ class Comparison:
 
 
 COMPARISONS: dict[str, Comparison] = {}
-TEACHER_FIELDS = [field.name for field in dataclasses.fields(TeacherOutputs) if field.name != "edge_index"]
+TEACHER_FIELDS = [option.name for option in dataclasses.fields(TeacherOutputs) if option.name != "edge_index"]
 
 
 def register_term(
@@ -160,31 +165,62 @@ def _place(function: TermFunction) -> str:
 
 @register_term(keys.RELATIONS, keys.NODE_EMBEDDING)
 def _relations(context: TermContext, term: TermConfig) -> TermInputs:
-    """With lmax 1 the embedding is (unit invariant part, unit vector part), in which both have the same weight."""
-    nodes = context.nodes(term.standardize)
-    if term.lmax == 0:
-        return nodes
-    student, teacher = (
-        torch.cat((unit_embedding(node), unit_embedding(vector.flatten(1))), dim=1)
-        for node, vector in zip(nodes, context.vectors(term.standardize))
-    )
-    return student, teacher
+    """Of several degrees, the parts of each degree scaled to unit length, so that all have the same weight."""
+    student, teacher = _by_degree(context, term)
+    if len(student) > 1 and not term.per_degree:
+        student, teacher = [unit_embedding(part) for part in student], [unit_embedding(part) for part in teacher]
+    return torch.cat(student, dim=1), torch.cat(teacher, dim=1)
 
 
 @register_term(keys.NODE_EMBEDDINGS, keys.NODE_EMBEDDING)
 def _node_embeddings(context: TermContext, term: TermConfig) -> TermInputs:
-    return context.nodes(term.standardize)
+    student, teacher = _by_degree(context, term)
+    return torch.cat(student, dim=1), torch.cat(teacher, dim=1)
+
+
+def _by_degree(context: TermContext, term: TermConfig) -> tuple[list[Tensor], list[Tensor]]:
+    """(N, (2 l + 1) width) embeddings of each degree l = 0 to lmax, student's and teacher's."""
+    assert isinstance(term.lmax, int)  # see `resolved`
+    names = EMBEDDINGS[: term.lmax + 1]
+    both = [context.embeddings(name, standardize=term.standardize, projected=term.projected) for name in names]
+    student, teacher = ([part.flatten(1) for part in degrees(of_model)][: term.lmax + 1] for of_model in zip(*both))
+    return student, teacher
+
+
+@register_term(keys.RELATION_VECTORS, keys.NODE_EMBEDDING)
+def _relation_vectors(context: TermContext, term: TermConfig) -> TermInputs:
+    """(P, D) unit(â_i - â_j), or a_i - a_j, whose squared error is that of the embeddings through the graph's Laplacian."""
+    assert context.pairs is not None
+    first, second = context.pairs
+    embeddings = context.embeddings(keys.NODE_EMBEDDING, standardize=term.standardize)
+    student, teacher = (
+        relation_vectors(embedding, context.pairs) if term.normalize else embedding[first] - embedding[second]
+        for embedding in embeddings
+    )
+    return student, teacher
+
+
+@register_term(keys.SYSTEM_EMBEDDING, keys.NODE_EMBEDDING)
+def _system_embedding(context: TermContext, term: TermConfig) -> TermInputs:
+    """(B, D) means over the atoms of each system, which no relation sees."""
+    batch, embeddings = context.batch, context.embeddings(keys.NODE_EMBEDDING, standardize=term.standardize)
+    student, teacher = (
+        embedding.new_zeros(len(batch.natoms), embedding.shape[1]).index_add(0, batch.batch, embedding)
+        / batch.natoms[:, None]
+        for embedding in embeddings
+    )
+    return student, teacher
 
 
 @register_term(keys.VECTOR_EMBEDDINGS, keys.VECTOR_EMBEDDING)
 def _vector_embeddings(context: TermContext, term: TermConfig) -> TermInputs:
-    student, teacher = context.vectors(term.standardize)
+    student, teacher = context.embeddings(keys.VECTOR_EMBEDDING, standardize=term.standardize)
     return student.transpose(1, 2).reshape(-1, 3), teacher.transpose(1, 2).reshape(-1, 3)  # (N D_v, 3), for l2mae too
 
 
 @register_term(keys.NODE_CONTRAST, keys.NODE_EMBEDDING)
 def _node_contrast(context: TermContext, term: TermConfig) -> TermInputs:
-    return context.nodes(term.standardize)
+    return context.embeddings(keys.NODE_EMBEDDING, standardize=term.standardize)
 
 
 @register_term(keys.ATOM_ENERGIES, keys.ATOM_ENERGIES, keys.ENERGY)
@@ -219,6 +255,25 @@ def _force_jacobian(context: TermContext, term: TermConfig) -> TermInputs:
     return rows[movable], target[movable]
 
 
+@register_term(keys.EMBEDDING_RESPONSE, keys.NODE_EMBEDDING, keys.EMBEDDING_RESPONSE)
+def _embedding_response(context: TermContext, term: TermConfig) -> TermInputs:
+    """(N, D) by a second run of the student, as far as its embedding; the same difference as the teacher's."""
+    response, features, projection = context.teacher[keys.EMBEDDING_RESPONSE], context.student, context.projections
+    if features.node_embedding.dtype != response.values.dtype:
+        raise ValueError(
+            f"loss_functions: `{term.key}` takes a difference of embeddings, for which {features.node_embedding.dtype} has "
+            "too few digits. Train without --amp, or leave the term out."
+        )
+    rest = context.embeddings(keys.NODE_EMBEDDING, standardize=True)[0]
+    with features.aside():
+        with features.stopping_after(keys.NODE_EMBEDDING):
+            features.model(displaced(own(context.batch), response.displacement))
+        moved = features.node_embedding
+    std = context.statistics.channel_std
+    student = (unwrapped(projection[keys.NODE_EMBEDDING])(moved) - rest) / STEP
+    return (student, response.values / std) if term.standardize else (student * std, response.values)
+
+
 def inputs_of(term: TermConfig, context: TermContext) -> TermInputs:
     """What the loss of a term compares in a step."""
     return COMPARISONS[term.key].inputs(context, term)
@@ -226,7 +281,13 @@ def inputs_of(term: TermConfig, context: TermContext) -> TermInputs:
 
 def teacher_fields(term: TermConfig) -> set[str]:
     """Fields of `TeacherOutputs` that a term requests."""
-    return {*COMPARISONS[term.key].fields, *([keys.VECTOR_EMBEDDING] if term.lmax else [])}
+    largest = len(EMBEDDINGS) - 1 if term.lmax == "all" else term.lmax
+    return {*COMPARISONS[term.key].fields, *EMBEDDINGS[1 : largest + 1]}
+
+
+def resolved(term: TermConfig, lmax: int) -> TermConfig:
+    """A term whose `lmax` is a number: `all` is that of the teacher."""
+    return replace(term, lmax=lmax) if term.lmax == "all" else term
 
 
 def requested_fields(config: DistillConfig, terms: Iterable[TermConfig]) -> set[str]:

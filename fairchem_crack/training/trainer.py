@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -57,6 +58,7 @@ from fairchem_crack.training.host_options import (
 from fairchem_crack.training.identity import content_of, joined, of_distillation, of_training
 from fairchem_crack.training.init_from_teacher import copy_weights
 from fairchem_crack.training.labels import labelled_outputs
+from fairchem_crack.training.learning_rates import LearningRates
 from fairchem_crack.training.preflight import check_elements
 from fairchem_crack.training.readout import Readout
 from fairchem_crack.training.reduction import Number
@@ -130,7 +132,8 @@ class CrackDistillTrainer(CheckedTrainer):
         self._distillation = self.build_distillation(self._distill_config)
         try:
             self._begin_distillation(self._distillation, self._distill_config)
-            with self._resumable():
+            rates = LearningRates(self._unwrapped_model, self.optimizer, self._distill_config.learning_rates)
+            with self._resumable(), closing(rates):
                 self._take_steps(disable_eval_tqdm)
         finally:
             self._distillation.close()

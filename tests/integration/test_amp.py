@@ -51,7 +51,7 @@ def overflow(monkeypatch):
             if step.global_step in steps and spoiled_part == "loss":
                 return losses._replace(total=losses.total * math.inf)
             if step.global_step in steps:
-                module = self.student if spoiled_part == "student" else self.projections.node
+                module = self.student if spoiled_part == "student" else self.projections.modules[keys.NODE_EMBEDDING]
                 first = next(parameter for parameter in module.parameters() if parameter.requires_grad)
                 hook = first.register_hook(lambda gradient: (hook.remove(), gradient * math.inf)[1])
             return losses
@@ -71,7 +71,7 @@ def test_the_distillation_is_computed_in_float32(run, amp, monkeypatch):
 
     def watched(self, term, context, *more):
         part = part_of(self, term, context, *more)
-        seen.append((torch.is_autocast_cpu_enabled(), context.nodes()[0].dtype, part.total.dtype))
+        seen.append((torch.is_autocast_cpu_enabled(), context.embeddings(keys.NODE_EMBEDDING)[0].dtype, part.total.dtype))
         return part
 
     monkeypatch.setattr(Distillation, "_part", watched)

@@ -13,6 +13,7 @@ from conftest import same_weights, write_edited
 from fairchem.core.datasets import LmdbDataset
 from fairchem.core.trainers.ocp_trainer import OCPTrainer
 
+from fairchem_crack import keys
 from fairchem_crack.teacher.frozen import Teacher
 from fairchem_crack.training import trainer
 from fairchem_crack.training.distillation import Distillation
@@ -45,7 +46,7 @@ def spoil_gradient(monkeypatch):
 
         def spoiled(self, teacher_step, outputs):
             if teacher_step.global_step == step:
-                module = self.student if which == "student" else self.projections.node
+                module = self.student if which == "student" else self.projections.modules[keys.NODE_EMBEDDING]
                 first = next(parameter for parameter in module.parameters() if parameter.requires_grad)
                 hook = first.register_hook(lambda gradient: (hook.remove(), gradient * math.inf)[1])
             return loss(self, teacher_step, outputs)

@@ -12,13 +12,14 @@ import pytest
 import torch
 import yaml
 from architectures import GEMNET_T
-from conftest import DATASET, TEACHER_MODEL, TERMS, with_terms, write_cache
+from conftest import DATASET, TEACHER_MODEL, TERMS, with_terms, write_cache, write_teacher
 from tolerances import REBATCHED, REORDERED, REPEATED
 
 from fairchem_crack import keys
 from fairchem_crack.commands.cli import main
+from fairchem_crack.config import TeacherConfig
 from fairchem_crack.evaluation.s2ef.evaluator import CheckpointEvaluator
-from fairchem_crack.teacher.frozen import Teacher
+from fairchem_crack.teacher.frozen import Teacher, load_teacher
 from fairchem_crack.training import terms
 
 GEMNET = {"name": "gemnet_t", **GEMNET_T, "max_neighbors": 20}
@@ -36,7 +37,8 @@ def test_each_term_is_trained_by_itself(run, distilled, key):
 @pytest.mark.parametrize("student", ["painn", "gemnet_t"])
 def test_all_terms_from_a_cache_are_those_online(run, distilled, teacher_checkpoint, tmp_path, student):
     terms = {**TERMS, "relations": {**TERMS["relations"], "lmax": 0}}
-    terms.pop("force_jacobian")  # from a cache its rows are other ones
+    for key in ("force_jacobian", "embedding_response"):  # from a cache their rows and displacements are other ones
+        terms.pop(key)
     if student == "gemnet_t":
         distilled["model"] = GEMNET
         terms.pop("vector_embeddings")
@@ -60,12 +62,42 @@ def test_all_terms_from_a_cache_are_those_online(run, distilled, teacher_checkpo
 
 
 @pytest.mark.parametrize("student", ["painn", "gemnet_t"])
-def test_the_jacobian_from_a_cache_is_trained(run, distilled, tmp_path, student):
+def test_rows_and_responses_from_a_cache_are_trained(run, distilled, tmp_path, student):
     if student == "gemnet_t":
         distilled["model"] = GEMNET
-    config = with_terms(distilled, {"force_jacobian": TERMS["force_jacobian"]})
+    terms = {"force_jacobian": {**TERMS["force_jacobian"], "every": 2}, "embedding_response": TERMS["embedding_response"]}
+    config = with_terms(distilled, terms)
     config["task"]["distill"]["teacher"] = {"cache": str(write_cache(config, tmp_path))}
-    assert all(step["loss_force_jacobian"] > 0 for step in run(config).steps)
+    steps = run(config).steps
+    assert all(step["loss_embedding_response"] > 0 for step in steps)
+    assert all(step["loss_force_jacobian"] > 0 for step in steps[::2])
+
+
+def test_all_degrees_from_a_cache_are_those_online(run, distilled, tmp_path, monkeypatch):
+    """An EquiformerV2 from one of its own widths; two of its parts are frozen, or learn slowly."""
+    monkeypatch.setitem(TEACHER_MODEL, "lmax_list", [2])
+    of_all = {"lmax": "all", "standardize": False, "coefficient": 1}
+    terms = {
+        "relations": {**of_all, "fn": "crack", "per_degree": True},
+        "node_embeddings": {**of_all, "fn": "mse", "projected": False},
+    }
+    config = with_terms(distilled, terms)
+    config["model"] = {**TEACHER_MODEL, "num_layers": 2}
+    config["task"]["distill"] = {
+        "teacher": {"checkpoint": str(write_teacher(tmp_path / "teacher.pt"))},
+        "init_from_teacher": {"blocks": [0, 0]},
+        "learning_rates": {"sphere_embedding": 0, "force_block": 0.01},
+    }
+    online = run(config, name="online")
+    config["task"]["distill"]["teacher"]["cache"] = str(write_cache(config, tmp_path))
+    cached = run(config, name="cached")
+    for online_step, cached_step in zip(online.steps, cached.steps):
+        for key in terms:
+            assert cached_step[f"loss_{key}"] == pytest.approx(online_step[f"loss_{key}"], rel=REBATCHED), key
+    trained = torch.load(online.checkpoints / "checkpoint.pt", weights_only=False)["state_dict"]
+    start = load_teacher(TeacherConfig(str(tmp_path / "teacher.pt")), torch.device("cpu")).model.state_dict()
+    name = "sphere_embedding.weight"
+    assert len(online.steps) == 6 and torch.equal(trained[f"module.{name}"], start[name])
 
 
 def named(config: dict, energy: str, forces: str, references: Path) -> dict:

@@ -27,6 +27,7 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument(
         "--vectors", action="store_true", help="keep the l=1 embedding too (by itself where a term of the YAML reads it)"
     )
+    own.add_argument("--all-degrees", action="store_true", help="keep the embeddings of all degrees l, likewise")
     own.add_argument(
         "--jacobian-rows",
         type=int,
@@ -83,4 +84,6 @@ def job_of(given: Given) -> Job:
         calculator=options.calculator,
         cpu=options.cpu,
         jacobian_rows=rows if options.jacobian_rows is None else options.jacobian_rows,
+        has_all_degrees=options.all_degrees or keys.HIGHER_EMBEDDING in needs,
+        has_response=keys.EMBEDDING_RESPONSE in needs,
     )

@@ -43,6 +43,8 @@ class Job:
         split: of the config's dataset.
         dtype: of the embeddings.
         has_vectors: keep the l=1 embedding too.
+        has_all_degrees: keep the embeddings of all degrees l.
+        has_response: keep the response of the node embedding to one displacement of each system; two runs of the teacher.
         jacobian_rows: rows of the Jacobian of the forces to keep of each system; each costs two runs of the teacher.
         chunk: systems that go through the teacher together, and are read together.
         calculator: "module:function" that makes an ASE calculator, in the teacher's place.
@@ -58,6 +60,8 @@ class Job:
     calculator: Optional[str] = None
     cpu: bool = False
     jacobian_rows: int = 0
+    has_all_degrees: bool = False
+    has_response: bool = False
 
     def __post_init__(self) -> None:
         check_at_least(self, {"chunk": 1, "jacobian_rows": 0})
@@ -85,10 +89,18 @@ class Job:
 
     def _plan(self, teacher: Teacher, dataset: NamedRecords, precision: str) -> Plan:
         fields: tuple[str, ...] = (keys.ENERGY, keys.FORCES, keys.ATOM_ENERGIES, keys.NODE_EMBEDDING)
-        if self.has_vectors:
+        has_vectors = self.has_vectors or self.has_all_degrees
+        if has_vectors:
             if not teacher.vector_width:
-                raise ValueError(f"the teacher, `{teacher.name}`, has no l=1 embedding, for --vectors or a term.")
+                flag = "--all-degrees" if self.has_all_degrees else "--vectors"
+                raise ValueError(f"the teacher, `{teacher.name}`, has no l=1 embedding, for {flag} or a term.")
             fields += (keys.VECTOR_EMBEDDING,)
+        if self.has_all_degrees:
+            if not teacher.features.higher_lmax:
+                raise ValueError(f"the teacher, `{teacher.name}`, has no embedding of l > 1, for --all-degrees or a term.")
+            fields += (keys.HIGHER_EMBEDDING,)
+        if self.has_response:
+            fields += (keys.EMBEDDING_RESPONSE,)
         if self.jacobian_rows:
             fields += (keys.FORCE_JACOBIAN,)
         return Plan(
@@ -97,7 +109,8 @@ class Job:
             systems=len(dataset),
             sample=sample_digest(dataset),
             width=teacher.width,
-            vector_width=teacher.vector_width if self.has_vectors else 0,
+            vector_width=teacher.vector_width if has_vectors else 0,
+            higher_rows=(teacher.lmax + 1) ** 2 - 4 if self.has_all_degrees else 0,
             max_atomic_number=teacher.max_atomic_number,
             dtype=self.dtype,
             chunk=self.chunk,

@@ -95,7 +95,7 @@ def examine_memory(check: Check) -> str:
     activations = (
         "not measured" if check.activations is None else f"{megabytes(check.activations * check.batch_size)} ({how})"
     )
-    has_relations = any(term.key == keys.RELATIONS for term in check.terms)
+    has_relations = any(term.key in keys.OF_PAIRS for term in check.terms)
     relations = f"loss of the relations {megabytes(loss)} (estimate), " if has_relations else ""
     if isinstance(teacher, CachedTeacher):
         return f"{relations}no teacher is run"

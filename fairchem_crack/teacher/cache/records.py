@@ -20,6 +20,8 @@ FIELDS: dict[str, tuple[Optional[str], Optional[str]]] = {
     "atom_energies": ("", "float32"),  # eV, their sum is the energy
     "node_embedding": ("width", None),
     "vector_embedding": ("3 vector_width", None),
+    "higher_embedding": ("higher_rows vector_width", None),
+    "embedding_response": ("response_width", "float32"),  # A and 1/A, see embedding_response.to_keep
     "force_jacobian": ("jacobian_rows 4", "float32"),  # eV/A^2, see jacobian.to_keep
 }
 PAIRS = "pairs"  # the last part of a record
@@ -45,6 +47,7 @@ class Plan:
     chunk: int = 16  # systems that go through the teacher together
     fields: tuple[str, ...] = ("energy", "forces", "atom_energies", "node_embedding")
     jacobian_rows: int = 0
+    higher_rows: int = 0  # (L + 1)^2 - 4, coefficients of the degrees l = 2 to L
     has_pairs: bool = True
     precision: str = "float32"  # the teacher's own
     graph: dict[str, Any] = field(default_factory=dict)  # what the teacher's edges depend on: cutoff, max_neighbors, ...
@@ -55,6 +58,16 @@ class Plan:
     def chunks(self) -> int:
         """How many chunks a whole cache has; the last may be smaller."""
         return math.ceil(self.systems / self.chunk)
+
+    @property
+    def lmax(self) -> int:
+        """L, the largest degree l of the embeddings that are kept."""
+        return math.isqrt(self.higher_rows + 4) - 1 if self.vector_width else 0
+
+    @property
+    def response_width(self) -> int:
+        """3 + D, of the displacement and of the response."""
+        return 3 + self.width
 
     @property
     def contents(self) -> str:
@@ -84,7 +97,8 @@ class Record:
     Attributes:
         digest: of the system, `system_digest`.
         values: by the names of `FIELDS`, energy () in eV, forces (N, 3) in eV/A, atom_energies (N,) eV,
-            node_embedding (N, D), vector_embedding (N, 3, D_v), force_jacobian (N, rows, 4).
+            node_embedding (N, D), vector_embedding (N, 3, D_v), higher_embedding (N, (L + 1)^2 - 4, D_v), force_jacobian
+            (N, rows, 4), embedding_response (N, 3 + D).
         pairs: (2, P) unordered pairs of the teacher's edges, i < j, each once.
     """
 

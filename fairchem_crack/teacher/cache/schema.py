@@ -67,6 +67,7 @@ OF_PLAN: dict[str, tuple[str, Check]] = {
     "chunk": ("a positive whole number", _whole(1, 1 << 30)),
     "fields": (f"some of {', '.join(FIELDS)}, each once", _are_fields),
     "jacobian_rows": ("a whole number", _whole(0, 1 << 20)),
+    "higher_rows": ("a whole number", _whole(0, 1 << 10)),
     "has_pairs": ("true or false", lambda value: isinstance(value, bool)),
     "precision": ("text", _is_text),
     "graph": ("the settings of a graph", _is_graph),
