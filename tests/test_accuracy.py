@@ -193,7 +193,7 @@ def test_structures_are_made_once_and_their_cost_is_kept(tmp_path, monkeypatch):
     (row,) = workspace.table("labels").rows()
     assert row.pop("cpu_seconds") >= 0
     of_run = {"teacher": "escn", "train_systems": 300, "structures": "rattle2"}
-    assert row == {**of_run, "jacobian_rows": 0, "systems": 890}
+    assert row == {**of_run, "jacobian_rows": 0, "systems": 890, "device": "cpu"}
 
 
 def test_every_run_of_experiments_yml_is_understood(tmp_path):
