@@ -77,7 +77,8 @@ def generate(arguments: list[str]) -> None:
 
         try:
             keep_order(given.config)
-            summary = make(job_of(given), settings_of(given), given.flags.output, ranks=given.flags.num_gpus)
+            job = job_of(given, runs_commands=True)
+            summary = make(job, settings_of(given), given.flags.output, ranks=given.flags.num_gpus)
         except LockedError as error:
             raise ValueError(str(error)) from error
     except (ValueError, OSError) as error:

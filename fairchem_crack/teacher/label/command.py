@@ -48,6 +48,9 @@ def parser() -> argparse.ArgumentParser:
         help=f"what the training reads by a2g_args.r_data_keys, of {', '.join(DATA_KEYS)}",
     )
     own.add_argument("--untagged", action="store_true", help="the training has atoms_transform_args: {skip_always: True}")
+    own.add_argument(
+        "--keep-going", action="store_true", help="give a system that the teacher fails for an empty record, and name it"
+    )
     own.add_argument("--repair", action="store_true", help="read every record, and label again what is damaged or missing")
     return own
 
@@ -72,6 +75,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
             devices=tuple(options.device),
             data_keys=tuple(options.data_keys),
             is_untagged=options.untagged,
+            keeps_going=options.keep_going,
         )
         if options.check:
             _check(job)
