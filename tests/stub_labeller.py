@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from fairchem_crack.teacher.label import Labeller, Outputs, pairs_of
 
 CUTOFF = 4.0
 CALLS = "STUB_LABELLER_CALLS"  # in the environment: a file that gets a line for each system
+DIES = "STUB_LABELLER_DIES"  # a file; where there is none, `Dying` makes it and is killed
 
 
 def outputs_of(atoms: Atoms) -> Outputs:
@@ -38,6 +41,36 @@ class Stub(Labeller):
             with Path(os.environ[CALLS]).open("a") as file:
                 file.writelines(f"{atoms.get_chemical_formula()}\n" for atoms in systems)
         return [outputs_of(atoms) for atoms in systems]
+
+
+class Dying(Stub):
+    """Killed once, before its third call; knows any element."""
+
+    elements = None
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, systems):
+        self.calls += 1
+        died = Path(os.environ[DIES])
+        if self.calls == 3 and not died.exists():
+            died.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__call__(systems)
+
+
+class Failing(Stub):
+    """Fails for copy 2 of parent 0, and gives no number for parent 1."""
+
+    elements = None
+
+    def __call__(self, systems):
+        ids = [(atoms.info["parent"], atoms.info["copy_number"]) for atoms in systems]
+        if (0, 2) in ids:
+            raise RuntimeError("cannot")
+        made = super().__call__(systems)
+        return [replace(each, energy=np.nan) if place == (1, 0) else each for each, place in zip(made, ids)]
 
 
 class Turning(Stub):
@@ -70,6 +103,13 @@ class Wrong(Stub):
 
 def raises() -> Wrong:
     return Wrong("raises", None)
+
+
+def raises_always():
+    def function(systems):
+        raise KeyError("all")
+
+    return function
 
 
 def not_finite() -> Wrong:

@@ -17,7 +17,7 @@ BLOCKS = (
     "`teacher`, `relations`, `projection`, `init_from_teacher`, `learning_rates`, `shuffle`, `labels`, `resume`, "
     "`max_skipped_steps`, `imports`"
 )
-OF_TEACHER = "`checkpoint`, `cache`, `val_cache`, `local_cache`, `use_ema`, `precision`, `trust`"
+OF_TEACHER = "`checkpoint`, `cache`, `command`, `val_cache`, `local_cache`, `use_ema`, `precision`, `trust`"
 TEACHER = {"checkpoint": "t.pt"}
 EXPONENT = "In YAML a number with an exponent has a point and a sign;"
 LENGTH = "takes the length of vectors"
@@ -36,6 +36,7 @@ def test_documented_block_is_accepted():
         "teacher": {
             "checkpoint": "eq2_31M.pt",
             "cache": None,
+            "command": None,
             "val_cache": None,
             "local_cache": "pretrained_models",
             "use_ema": True,

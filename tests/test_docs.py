@@ -20,6 +20,7 @@ import re
 import runpy
 import shlex
 import shutil
+import sys
 from pathlib import Path
 from typing import Callable
 
@@ -73,7 +74,10 @@ TEACHER = "configs/oc20/demo/teacher_equiformer_v2.pt"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^(?: {4}|\$ )?((?:fairchem|fairchem-crack|python -m fairchem\S*) (?:.*\\\n)*.*)$", re.MULTILINE)
 NO_MODEL = ("card", "configs", "evaluate-relaxations", "cache-finish")  # commands that run none, and so take no --cpu
-STANDS_FOR = {"sevennet:7net-0": "stub_labeller:function"}  # a teacher of another framework, which is not here
+STANDS_FOR = {  # a teacher of another framework, which is not here, and the Python of its environment
+    "sevennet:7net-0": "stub_labeller:function",
+    "/envs/sevennet/bin/python": f"env PYTHONPATH={ROOT}:{ROOT}/tests {sys.executable}",
+}
 NEEDS_OC20 = "configs/oc20/s2ef/"
 TOY = {  # what makes a command a matter of seconds, and what a page has the reader write into the YAML in a sentence
     "cache-teacher": ["--task.distill.teacher.cache=caches/eqV2-31M"],
@@ -316,6 +320,8 @@ def check_teachers(namespace: dict, log: str) -> None:
     assert len(TeacherCache(Path("caches/7net"))) == 12
     exported = [row.data.crack_digest for row in connect("train_exported.db").select()]
     assert [TeacherCache(Path("caches/7net")).get(bytes.fromhex(digest)) is None for digest in exported] == 12 * [False]
+    made = json.loads(Path("generated/7net/generate.json").read_text())
+    assert made["kept"]["parent"] == 12 and len(TeacherCache(Path("generated/7net/cache"))) == made["systems"] > 100
 
 
 def check_architecture(namespace: dict, log: str) -> None:
@@ -384,6 +390,8 @@ def write_named(content: str) -> None:
     named = re.match(r"# (\S+\.yml)\n", content)
     assert isinstance(yaml.safe_load(content), (dict, list))
     if named:
+        for there, here in STANDS_FOR.items():
+            content = content.replace(there, here)
         Path(named[1]).write_text(content)
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import gc
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import stub_labeller
 import yaml
 from ase import Atoms
 from ase.build import bulk, fcc111, molecule
@@ -29,10 +31,11 @@ from fairchem_crack.io.datasets import Records, open_dataset
 from fairchem_crack.io.wrapping import wrapped
 from fairchem_crack.teacher.cache import CacheError, TeacherCache
 from fairchem_crack.teacher.cached import CachedDataset, digest_of
-from fairchem_crack.teacher.label import conformance
+from fairchem_crack.teacher.label import Outputs, conformance
 from fairchem_crack.teacher.label.command import main
 from fairchem_crack.teacher.label.systems import EXPORTED, Systems
 
+STUB = ("--teacher", "stub_labeller:Stub")
 FLOAT32 = 1e-6  # of a value that is kept in it
 
 
@@ -256,6 +259,42 @@ def test_a_half_written_cache_is_refused_and_then_finished(tmp_path, slabs):
         fairchem_crack(["cache-finish", str(directory)])
     with pytest.raises(SystemExit, match=r"cache-finish: .*nothing holds no teacher cache: there is no plan.json"):
         fairchem_crack(["cache-finish", str(tmp_path / "nothing")])
+
+
+def test_systems_that_a_teacher_fails_for_have_empty_records(tmp_path, capsys, caplog):
+    data = database(tmp_path / "data.db", [molecule("N2"), *(slab(seed) for seed in range(3))])
+    cache = label(data, tmp_path / "cache", "--keep-going", teacher="stub_labeller:not_finite")
+    assert [record.atoms for record in cache.records()] == [0, 8, 8, 8]
+    assert "No outputs. row 1 of data.db (sid s0), N2: the teacher returned forces not finite" in caplog.text
+    with pytest.raises(CacheError, match=r"has an empty record of system 0 of dataset\.train: the teacher failed for it"):
+        CachedDataset(AseDBDataset({"src": str(data)}), cache, "dataset.train", ["energy"])
+    verify = ["--teacher", "stub_labeller:not_finite", "--output", str(cache.directory), "--verify", "9"]
+    main([*verify, "--data", str(data)])
+    assert "4 records recomputed: they differ by at most" in capsys.readouterr().out
+
+
+def test_verification_names_a_record_that_is_not_the_teachers(tmp_path, slabs, monkeypatch, capsys):
+    directory = label(slabs, tmp_path / "cache", "--vectors").directory
+    verify = ["--output", str(directory), "--verify", "10", "--data"]
+    main([*STUB, *verify, str(slabs)])
+    deviation = re.search(r"10 records recomputed: they differ by at most (\S+) of the largest", capsys.readouterr().out)[1]
+    assert 0 < float(deviation) < 1e-3  # float16
+    part, other = (database(tmp_path / f"{seed}.db", [slab(seed)]) for seed in (7, 11))
+    main([*STUB, *verify, str(part)])
+    with pytest.raises(SystemExit, match=r"has no record of row 1 of 11\.db .*: it is of other data"):
+        main([*STUB, *verify, str(other)])
+    with pytest.raises(SystemExit, match=r"was begun with teacher stub_labeller:Stub, and is now requested with .*:Turning"):
+        main(["--teacher", "stub_labeller:Turning", *verify, str(slabs)])
+    with pytest.raises(SystemExit, match="--verify 0: expected at least 1"):
+        main([*STUB, *verify[:3], "0", "--data", str(slabs)])
+
+    def shifted(atoms: Atoms) -> Outputs:
+        made = outputs_of(atoms)
+        return replace(made, node_embedding=made.node_embedding + 0.1)
+
+    monkeypatch.setattr(stub_labeller, "outputs_of", shifted)
+    with pytest.raises(SystemExit, match=r"the record of row \d+ of .* differs from the teacher by .* in node_embedding"):
+        main([*STUB, *verify, str(slabs)])
 
 
 # ---- what a teacher promises

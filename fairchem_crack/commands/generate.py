@@ -72,7 +72,7 @@ def generate(arguments: list[str]) -> None:
     from fairchem_crack.generate.job import generate as make
 
     keep_order(given.config)
-    summary = make(job_of(given), settings_of(given), given.flags.output, ranks=given.flags.num_gpus)
+    summary = make(job_of(given, runs_commands=True), settings_of(given), given.flags.output, ranks=given.flags.num_gpus)
     kept = ", ".join(f"{count} {strategy}" for strategy, count in summary.kept.items())
     print(f"{summary.systems} systems of {summary.parents} parents: {kept}.")
     print(f"Thrown out: {describe(summary.thrown_out) or 'none'}.")

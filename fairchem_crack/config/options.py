@@ -37,6 +37,7 @@ class TeacherConfig:
 
     checkpoint: Optional[str] = None  # a fairchem checkpoint file, or a name in fairchem's registry of pretrained models
     cache: Optional[str] = None  # directory of a teacher cache; with it, the teacher is not run and not needed
+    command: Optional[str] = None  # labels systems in another environment, for `generate` and `explore`: docs/teachers.md
     val_cache: Optional[str] = None  # a teacher cache of dataset.val, which then has labels as `labels` says
     local_cache: str = "pretrained_models"  # where a pretrained checkpoint is downloaded to
     use_ema: bool = True  # take the checkpoint's EMA weights when it has them
@@ -44,8 +45,10 @@ class TeacherConfig:
     trust: bool = False  # read torch files without restriction, which can run code: only for files that you trust
 
     def __post_init__(self) -> None:
-        if not self.checkpoint and not self.cache:
+        if not self.checkpoint and not self.cache and not self.command:
             raise ValueError("checkpoint: missing. Give the file of a teacher, or the directory of its `cache`.")
+        if self.checkpoint and self.command:
+            raise ValueError("command: a second teacher beside `checkpoint`. Give one of them.")
 
     @property
     def cache_precision(self) -> str:

@@ -44,7 +44,7 @@ class TeacherCaches(CachedTeacher):
         """
         digest = digest_of(system)
         for cache in self.caches:
-            if (record := cache.get(digest, fields)) is not None:
+            if (record := cache.get(digest, fields)) is not None and record.atoms:  # not an empty one
                 return record
         searched = ", ".join(str(cache.directory) for cache in self.caches)
         raise CacheError(

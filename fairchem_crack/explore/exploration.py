@@ -22,12 +22,14 @@ from fairchem_crack.explore.tools import STUDENT, Job, Tools
 from fairchem_crack.explore.trajectories import Run, run_from
 from fairchem_crack.generate.choice import NOT_SELECTED
 from fairchem_crack.generate.counts import nested
+from fairchem_crack.generate.elsewhere import LABELLING
 from fairchem_crack.generate.staging import Staging, Systems
 from fairchem_crack.generate.unit import Candidate
 from fairchem_crack.io.files import write_bytes, write_json
 from fairchem_crack.io.processes import values_from
 from fairchem_crack.io.samples import evenly_spaced
 from fairchem_crack.plugins import imports_of, load_plugins
+from fairchem_crack.teacher.process import TeacherProcess
 
 TRAJECTORIES, FRAMES = "trajectories", "frames"  # of a round: what is drawn, until it is labelled; what is labelled
 SELECTED = "selected.json"
@@ -70,8 +72,18 @@ def _explore(tools: Tools, place: Path, number: int) -> Explored:
         write_json(place / TRAJECTORIES / SELECTED, chosen)
     with Staging(place / FRAMES) as staging:
         todo = [start for start in starts if not staging.done(start)]
+    if todo and tools.job.process is not None:
+        _label_elsewhere(tools, tools.job.process, place, runs)
     _in_ranks(label_frames, tools, place, number, todo, len(starts))
     return _concluded(tools, place, number, runs)
+
+
+def _label_elsewhere(tools: Tools, process: TeacherProcess, place: Path, runs: Sequence[Run]) -> None:
+    """Have the frames of all starts labelled by one call of the teacher in its environment."""
+    frames = [frame.system for start, run in enumerate(runs) for frame in _selected(place, start, run)]
+    if frames:
+        labelled = process.label(frames, place / TRAJECTORIES / LABELLING)
+        labelled.check_teacher(tools.known.plan, tools.job.cache().directory)
 
 
 def _present(tools: Tools, place: Path, number: int) -> list[Data]:
@@ -94,11 +106,12 @@ def draw(tools: Tools, place: Path, number: int, starts: Sequence[int]) -> Itera
 
 def label_frames(tools: Tools, place: Path, number: int, starts: Sequence[int]) -> Iterator[int]:
     """Label the frames of these starts, those that were selected; each start when they are kept."""
-    limits = tools.job.settings.of_frames
+    limits, labelling = tools.job.settings.of_frames, place / TRAJECTORIES / LABELLING
     with Staging(place / FRAMES) as staging:
         for start in starts:
             frames, parent = _selected(place, start, _read(place, start)), tools.known[tools.starts[start]].record
-            staging.put(start, label(frames, parent, tools.teacher, tools.student, limits))
+            records = tools.outputs([frame.system for frame in frames], labelling)
+            staging.put(start, label(frames, records, parent, tools.student, limits))
             yield start
 
 

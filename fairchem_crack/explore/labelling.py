@@ -60,16 +60,17 @@ def _tags(system: Data) -> np.ndarray:
 
 
 def label(
-    candidates: Sequence[Candidate], parent: Record, teacher: TeacherSource, student: TeacherSource, limits: Settings
+    candidates: Sequence[Candidate], records: Sequence[Record], parent: Record, student: TeacherSource, limits: Settings
 ) -> Unit:
-    """Run the teacher on the candidates of a start, and keep those within the limits, with the student's errors.
+    """Keep the candidates of a start that are within the limits, labelled by the teacher, with the student's errors.
 
     Args:
-        parent: the teacher's outputs for the start.
+        records: the teacher's outputs for the candidates.
+        parent: those for the start.
     """
-    systems, thrown_out, kept = [candidate.system for candidate in candidates], Counter[tuple[str, str]](), []
-    records = zip(outputs_of(teacher, systems), outputs_of(student, systems))
-    for candidate, (record, of_student) in zip(candidates, records):
+    thrown_out, kept = Counter[tuple[str, str]](), []
+    of_students = outputs_of(student, [candidate.system for candidate in candidates])
+    for candidate, record, of_student in zip(candidates, records, of_students):
         try:
             check_outputs(record, parent, to_atoms(candidate.system), limits)
         except ThrownOut as thrown:

@@ -6,22 +6,26 @@ import json
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import torch
+from torch_geometric.data import Data
 
+from fairchem_crack import keys
 from fairchem_crack.config import TeacherConfig, parse
 from fairchem_crack.explore.known import Known
 from fairchem_crack.explore.labelling import student_plan
 from fairchem_crack.explore.settings import OF_THE_END, Settings
 from fairchem_crack.explore.student import load_student
+from fairchem_crack.generate.unit import outputs_of
 from fairchem_crack.io.datasets import close_unused, load_split
 from fairchem_crack.io.labels import read_unlabelled
 from fairchem_crack.io.named_records import NamedRecords
-from fairchem_crack.teacher.cache import TeacherCache
+from fairchem_crack.teacher.cache import Record, TeacherCache
 from fairchem_crack.teacher.cache_sources import TeacherSource
 from fairchem_crack.teacher.cached import open_cache
 from fairchem_crack.teacher.frozen import Teacher, load_teacher
+from fairchem_crack.teacher.process import TeacherProcess
 from fairchem_crack.training.identity import of_training
 
 STUDENT = "student.pt"  # of a round
@@ -38,7 +42,7 @@ class Job:
         ranks: processes, and those of a training.
 
     Raises:
-        ValueError: the config has no teacher cache, or no checkpoint of the teacher.
+        ValueError: the config has no teacher cache, or nothing that runs the teacher.
     """
 
     config: dict[str, Any]
@@ -53,8 +57,11 @@ class Job:
                 "task.distill.teacher.cache: missing. Each round trains on the systems of dataset.train too, with the "
                 "teacher's outputs in its cache: write it with `fairchem-crack cache-teacher --config-yml ...`."
             )
-        if teacher.checkpoint is None:
-            raise ValueError("task.distill.teacher.checkpoint: missing; the teacher labels the frames.")
+        if teacher.checkpoint is None and teacher.command is None:
+            raise ValueError(
+                "task.distill.teacher.checkpoint: missing; the teacher labels the frames. For one in another environment, "
+                "give its `command`."
+            )
 
     def _teacher(self) -> TeacherConfig:
         distill = (self.config.get("task") or {}).get("distill") or {}
@@ -76,6 +83,12 @@ class Job:
         dataset = NamedRecords(load_split(self.config, "train"), "dataset.train")
         read_unlabelled(dataset)
         return Known(dataset, self.cache())
+
+    @property
+    def process(self) -> Optional[TeacherProcess]:
+        """The teacher where it runs in another environment; it gives what the cache of dataset.train holds."""
+        command, plan = self._teacher().command, self.cache().plan
+        return TeacherProcess(command, plan.dtype, keys.VECTOR_EMBEDDING in plan.fields, plan.chunk) if command else None
 
     def teacher(self, device: torch.device) -> Teacher:
         """The one that has filled the cache.
@@ -124,6 +137,17 @@ class Tools:
         model = load_student(self._checkpoint, self.job.config, self.device)
         plan = student_plan(model.width, self.known.plan.chunk)
         return TeacherSource(model, self.known.dataset, self.device, plan)
+
+    def outputs(self, frames: list[Data], labelling: Path) -> list[Record]:
+        """The teacher's outputs for frames, with what its cache has.
+
+        Args:
+            labelling: directory in which a teacher in another environment has labelled them.
+        """
+        process = self.job.process
+        if not frames:
+            return []
+        return outputs_of(self.teacher, frames) if process is None else process.labelled(labelling)(frames)
 
     @cached_property
     def teacher(self) -> TeacherSource:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import ctypes
 import math
-import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -16,13 +14,13 @@ import yaml
 
 from fairchem_crack.io.checkpoints import read_checkpoint
 from fairchem_crack.io.files import write_text
+from fairchem_crack.io.processes import end_with_caller
 from fairchem_crack.io.progress import progress_of
 from fairchem_crack.training.spelling import BLOCKS
 
 YAML, LOG, RUN, NAME = "train.yml", "train.log", "run", "student"
 SHOWN = 12  # lines of a log that has ended with an error
 LENGTHS = {"OneCycleLR": "total_steps", "CosineAnnealingLR": "T_max"}  # options of schedules: their whole length in steps
-PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ class Training:
         print(f"{place.name}: training to step {steps}; its log is {log}", flush=True)
         with log.open("ab") as file:
             status = subprocess.run(
-                command(place, self), stdout=file, stderr=subprocess.STDOUT, preexec_fn=_end_with_parent
+                command(place, self), stdout=file, stderr=subprocess.STDOUT, preexec_fn=end_with_caller
             ).returncode
         last = checkpoint_of(place)
         done = progress_of(read_checkpoint(last, trust=True)).step if last.is_file() else None  # written just now
@@ -116,9 +114,3 @@ def _datasets(before: dict[str, Any], train: dict[str, Any]) -> dict[str, Any]:
             options = {**before["train"], **options, "use_train_settings": False}
         splits[name] = options
     return splits
-
-
-def _end_with_parent() -> None:
-    """In the process of a training: end with this one, however it ends. Only Linux can."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -14,6 +14,7 @@ from fairchem_crack.generate.settings import Settings, ThrownOut
 from fairchem_crack.teacher.cache import Record
 
 NOT_FINITE = "numbers that are not finite"
+FAILED = "the teacher fails"
 TOO_STRONG = "a force above the limit"
 
 
@@ -45,14 +46,16 @@ def largest_force(forces: np.ndarray, free: np.ndarray) -> float:
 
 
 def check_outputs(record: Record, parent: Record, atoms: Atoms, settings: Settings) -> None:
-    """Raise ThrownOut for teacher outputs that are not finite or out of bounds."""
-    if not is_finite(record):
-        raise ThrownOut(NOT_FINITE)
+    """Raise ThrownOut for teacher outputs that are missing, not finite or out of bounds."""
+    check_finite(record)
     check_forces(record.values[keys.FORCES], free_mask(atoms), settings)
     if abs(float(record.values[keys.ENERGY]) - float(parent.values[keys.ENERGY])) > settings.max_energy_change:
         raise ThrownOut("an energy out of range")
 
 
-def is_finite(record: Record) -> bool:
-    """Whether all outputs of a teacher for a system are."""
-    return all(np.isfinite(value).all() for value in record.values.values())
+def check_finite(record: Record) -> None:
+    """Raise ThrownOut for teacher outputs that are missing or not finite."""
+    if not record.atoms:  # an empty record
+        raise ThrownOut(FAILED)
+    if not all(np.isfinite(value).all() for value in record.values.values()):
+        raise ThrownOut(NOT_FINITE)

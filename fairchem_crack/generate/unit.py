@@ -1,9 +1,9 @@
-"""All systems made of one parent: the candidates, run through the teacher, and those that are kept."""
+"""All systems made of one parent: the candidates, the teacher's outputs for them, and those that are kept."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Optional
 
@@ -13,8 +13,8 @@ from torch_geometric.data import Data
 
 from fairchem_crack import keys
 from fairchem_crack.generate import moves, trajectories
-from fairchem_crack.generate.limits import NOT_FINITE, check_geometry, check_outputs, is_finite, largest_force
-from fairchem_crack.generate.records import COPY, LABELS, at, bare, labels_of, own_labels
+from fairchem_crack.generate.limits import check_finite, check_geometry, check_outputs, largest_force
+from fairchem_crack.generate.records import COPY, LABELS, at, bare, labels_of
 from fairchem_crack.generate.settings import Settings, ThrownOut
 from fairchem_crack.io.atoms import to_atoms
 from fairchem_crack.io.named_records import NamedRecords
@@ -54,6 +54,24 @@ class Kept:
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """What is made of one parent before the teacher has seen it.
+
+    Attributes:
+        candidates: the parent, then the systems whose geometry is accepted.
+        thrown_out: how many others, by strategy and reason.
+    """
+
+    candidates: list[Candidate]
+    thrown_out: Counter[tuple[str, str]]
+
+    @property
+    def systems(self) -> list[Data]:
+        """Of the candidates."""
+        return [candidate.system for candidate in self.candidates]
+
+
+@dataclass(frozen=True)
 class Unit:
     """What one parent has led to.
 
@@ -67,33 +85,19 @@ class Unit:
 
 
 class Workshop:
-    """Makes the systems of a parent; those of one parent depend on it, the settings and the two models alone.
+    """Draws the systems of a parent; those of one parent depend on it, the settings and the model only.
 
     Args:
-        source: of the teacher's outputs.
-        model: moves atoms in trajectories; the teacher itself, or a student.
+        model: moves atoms in trajectories; the teacher itself, or a student; None where there are none.
     """
 
-    def __init__(self, source: TeacherSource, model: Teacher, settings: Settings) -> None:
-        self.model, self._source, self._settings = model, source, settings
+    def __init__(self, model: Optional[Teacher], device: torch.device, settings: Settings) -> None:
+        self.model, self._device, self._settings = model, device, settings
 
-    def make(self, number: int, parent: Data) -> Unit:
-        """The systems made of parent `number`. Where the teacher's outputs for it are not finite, there are none."""
+    def draw(self, number: int, parent: Data) -> Drawn:
+        """The systems of parent `number`."""
         system, thrown_out = bare(parent, number), Counter[tuple[str, str]]()
-        candidates = [Candidate(system, {"strategy": PARENTS}), *self._candidates(system, thrown_out)]
-        records = outputs_of(self._source, [candidate.system for candidate in candidates])
-        if not is_finite(records[0]):
-            thrown_out.update((candidate.made["strategy"], NOT_FINITE) for candidate in candidates)
-            return Unit([], thrown_out)
-        kept = [kept_of(candidates[0], records[0], own_labels(parent))]
-        for candidate, record in zip(candidates[1:], records[1:]):
-            try:
-                check_outputs(record, records[0], to_atoms(candidate.system), self._settings)
-            except ThrownOut as thrown:
-                thrown_out[candidate.made["strategy"], thrown.reason] += 1
-            else:
-                kept.append(kept_of(candidate, record, {}))
-        return Unit(kept, thrown_out)
+        return Drawn([Candidate(system, {"strategy": PARENTS}), *self._candidates(system, thrown_out)], thrown_out)
 
     def _candidates(self, parent: Data, thrown_out: Counter[tuple[str, str]]) -> Iterator[Candidate]:
         copy = 1
@@ -125,7 +129,8 @@ class Workshop:
             if name in moves.BY_NAME:
                 drawn |= moves.BY_NAME[name](atoms, settings, rng)
                 continue
-            atoms.calc = trajectories.ModelCalculator(self.model, self._source.device, at(parent, atoms))
+            assert self.model is not None
+            atoms.calc = trajectories.ModelCalculator(self.model, self._device, at(parent, atoms))
             for step in trajectories.BY_NAME[name](atoms, frames, settings, rng):
                 yield Candidate(at(parent, atoms), {**drawn, **step})
             return
@@ -137,6 +142,30 @@ class Workshop:
         except ThrownOut as thrown:
             return thrown.reason
         return None
+
+
+def judged(drawn: Drawn, records: Sequence[Record], own: dict[str, Any], settings: Settings) -> Unit:
+    """The systems within the limits. Without finite outputs for the parent there are none.
+
+    Args:
+        records: the teacher's outputs for the candidates.
+        own: labels of the parent.
+    """
+    thrown_out = drawn.thrown_out.copy()
+    try:
+        check_finite(records[0])
+    except ThrownOut as thrown:
+        thrown_out.update((candidate.made["strategy"], thrown.reason) for candidate in drawn.candidates)
+        return Unit([], thrown_out)
+    kept = [kept_of(drawn.candidates[0], records[0], own)]
+    for candidate, record in zip(drawn.candidates[1:], records[1:]):
+        try:
+            check_outputs(record, records[0], to_atoms(candidate.system), settings)
+        except ThrownOut as thrown:
+            thrown_out[candidate.made["strategy"], thrown.reason] += 1
+        else:
+            kept.append(kept_of(candidate, record, {}))
+    return Unit(kept, thrown_out)
 
 
 def outputs_of(source: TeacherSource, systems: list[Data]) -> list[Record]:

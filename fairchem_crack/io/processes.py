@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
+import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import wait
 from typing import Any, Callable
+
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
 
 
 def end_with_parent() -> None:
@@ -25,6 +30,12 @@ def end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, name="end with parent", daemon=True).start()
+
+
+def end_with_caller() -> None:
+    """In a process of `subprocess`, as its `preexec_fn`: end with the one that started it. Only Linux can."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def values_from(target: Callable[..., None], arguments: Sequence[tuple]) -> Iterator[Any]:

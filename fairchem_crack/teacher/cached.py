@@ -144,6 +144,11 @@ def record_of(
             "has changed in the data or in the dataset's options (src, first_n, sample_n, ...), or write another cache. "
             'For one of another framework, see docs/teachers.md, "Which record is whose".'
         )
+    if not record.atoms:
+        raise CacheError(
+            f"Teacher cache {cache.directory} has an empty record of system {index} of {name}: the teacher failed for it. "
+            "Leave the system out of the training's data."
+        )
     return record
 
 

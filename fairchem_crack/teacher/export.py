@@ -1,7 +1,8 @@
-"""A dataset of fairchem as an ASE database: the common ground of a student and a teacher of another framework."""
+"""Systems of fairchem as an ASE database: the common ground of a student and a teacher of another framework."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Optional
 
@@ -36,16 +37,22 @@ def write_database(config: dict[str, Any], split: str, file: Path) -> int:
         raise ValueError(f"--output {file}: is there. Give another name, or delete it.")
     dataset = NamedRecords(load_split(config, split), f"dataset.{split}")
     read_unlabelled(dataset)
+    return write_systems((dataset[index] for index in tqdm(range(len(dataset)), unit=" systems")), file)
+
+
+def write_systems(systems: Iterable[Data], file: Path) -> int:
+    """Write systems as rows of a database, in their order, all or none; how many there are."""
+    count = 0
     with whole(file) as partial:
         partial.unlink(missing_ok=True)
         with connect(partial) as database:
-            for index in tqdm(range(len(dataset)), unit=" systems"):
-                system = dataset[index]
+            for system in systems:
                 atoms = to_atoms(system)
                 digests = {EXPORTED: digest_of(system).hex(), EXPORTED_AS: digest_as_it_is(atoms).hex()}
                 atoms.calc = _labels(atoms, system)
                 database.write(atoms, data={**atoms.info, **_ids(system), **digests})
-    return len(dataset)
+                count += 1
+    return count
 
 
 def _labels(atoms: Atoms, system: Data) -> Optional[SinglePointCalculator]:
@@ -59,5 +66,6 @@ def _labels(atoms: Atoms, system: Data) -> Optional[SinglePointCalculator]:
 
 
 def _ids(system: Data) -> dict[str, Any]:
-    """`sid` and `fid`, as plain numbers and texts."""
-    return {name: np.asarray(system[name]).reshape(-1)[0].item() for name in ("sid", "fid") if name in system}
+    """What names a system, as plain numbers and texts."""
+    names = ("sid", "fid", "parent", "copy_number")
+    return {name: np.asarray(system[name]).reshape(-1)[0].item() for name in names if name in system}

@@ -329,7 +329,7 @@ def _check_ema(model: nn.Module, ema: dict, path: Path) -> None:
 def _locate(config: TeacherConfig) -> Path:
     if config.checkpoint is None:
         raise ValueError(
-            "task.distill.teacher.checkpoint: missing; the teacher itself is needed here, its cache is not enough."
+            "task.distill.teacher.checkpoint: missing; the teacher itself is needed here, not its cache nor its command."
         )
     path = Path(config.checkpoint)
     if path.is_file():

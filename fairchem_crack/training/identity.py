@@ -56,7 +56,8 @@ def of_distillation(config: DistillConfig, terms: list[TermConfig], *, cache: Op
         cache: the type of the numbers in the teacher's cache; None for a teacher that is run.
     """
     options = _without(asdict(config), "resume", "max_skipped_steps")
-    options["teacher"] = {**_without(options["teacher"], "checkpoint", "local_cache", "use_ema", "trust"), "cache": cache}
+    of_teacher = _without(options["teacher"], "checkpoint", "command", "local_cache", "use_ema", "trust")
+    options["teacher"] = {**of_teacher, "cache": cache}
     return _plain(
         {"task": {"distill": options}, "loss_functions": {term.key: _without(asdict(term), "key") for term in terms}}
     )

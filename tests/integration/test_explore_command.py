@@ -10,6 +10,7 @@ import errno
 import gc
 import json
 import os
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import torch
 import yaml
 from conftest import STUDENT_MODEL, distill_config, stock_config
 from killing import kill_at_call
+from stub_labeller import DIES, outputs_of
 
 from fairchem_crack import keys
 from fairchem_crack.commands.cli import main
@@ -31,12 +33,15 @@ from fairchem_crack.explore.training import checkpoint_of
 from fairchem_crack.explore.trajectories import Ending, Run
 from fairchem_crack.generate import outcome
 from fairchem_crack.generate.staging import Staging
+from fairchem_crack.io.atoms import to_atoms
 from fairchem_crack.io.datasets import Records
 from fairchem_crack.io.locks import LockedError, exclusive
 from fairchem_crack.teacher.cache import TeacherCache
 from fairchem_crack.teacher.cached import digest_of, settings_of
 from fairchem_crack.teacher.frozen import Teacher
+from fairchem_crack.teacher.label.command import main as label
 
+TESTS = Path(__file__).parents[1]
 FEW = {"rounds": 1, "steps": 4, "starts": 2, "ps": 0.006, "every": 2, "relax_steps": 2, "max_energy_change": 1e6}
 SELECT = {"select": 5}  # of 8 frames
 AT_ONCE = {"max_forces_mae": 1e9}  # any student is good enough: nothing is trained
@@ -210,6 +215,39 @@ def test_a_failing_trajectory_ends_and_the_frames_before_it_stay(config, checkpo
     assert set(seen.endings) <= {"a temperature above the limit", "a force above the limit", "two atoms too close"}
     assert sum(seen.endings.values()) == 2 and 0 < max(seen.ps) < 0.05
     assert {row["before_failure"] for row in rows_of(tmp_path / "out/round-1")} == {True}
+
+
+@pytest.mark.slow
+def test_a_teacher_in_another_process_labels_the_frames(config, checkpoint, tmp_path, monkeypatch):
+    """Killed while it labels, and run again."""
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))
+    monkeypatch.setenv(DIES, str(tmp_path / "died"))
+    (tmp_path / "died").touch()  # not yet
+    database, cache = tmp_path / "train.db", tmp_path / "cache"
+    (tmp_path / "student.yml").write_text(yaml.safe_dump(config))
+    gc.collect()
+    main(["export-data", "--config-yml", str(tmp_path / "student.yml"), "--output", str(database)])
+    teacher = ["--teacher", "stub_labeller:Dying"]
+    label([*teacher, "--data", str(database), "--output", str(cache), "--chunk", "2", "--dtype", "float32"])
+    command = f"{sys.executable} -m fairchem_crack.teacher.label {' '.join(teacher)}"
+    config["task"]["distill"]["teacher"] = {"cache": str(cache), "command": command}
+    explored(config, checkpoint, tmp_path / "whole", **SELECT)
+    (tmp_path / "died").unlink()
+    with pytest.raises(ValueError, match=r"Dying` ended with status -9\. Its log"):
+        explored(config, checkpoint, tmp_path / "out", **SELECT)
+    explored(config, checkpoint, tmp_path / "out", **SELECT)
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+    made = json.loads((tmp_path / "out/round-1/round.json").read_text())
+    with Records(made["training"]["dataset"]) as records:
+        systems = records.first(len(records))
+    of_teacher = TeacherCache(tmp_path / "out/round-1/cache")
+    assert len(systems) == 12 + 5
+    for system in systems:
+        record, expected = of_teacher.get(digest_of(system)), outputs_of(to_atoms(system))
+        assert np.allclose(record.values["node_embedding"], expected.node_embedding, rtol=1e-5, atol=1e-5)
+    config["task"]["distill"]["teacher"]["command"] = command.replace("Dying", "function")
+    with pytest.raises(ValueError, match=r"was not made as `.*:function` labels: teacher .*:Dying \(cache\), .*:function"):
+        explored(config, checkpoint, tmp_path / "other", **SELECT)
 
 
 def test_bad_input_is_refused_before_anything_runs(config, checkpoint, teacher_checkpoint, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import shutil
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -21,18 +22,22 @@ from ase.constraints import FixAtoms
 from ase.db import connect
 from conftest import DATASET, distill_config, with_terms, write_edited
 from killing import kill_at_call
+from stub_labeller import DIES, outputs_of
 
 from fairchem_crack.commands.cli import main
 from fairchem_crack.generate import job as module
 from fairchem_crack.generate import outcome, staging
 from fairchem_crack.generate.directory import STAGING
 from fairchem_crack.generate.outcome import CACHE, DATA, MANIFEST
-from fairchem_crack.generate.staging import Staging
+from fairchem_crack.generate.staging import Drawings, Staging
+from fairchem_crack.generate.unit import Workshop
+from fairchem_crack.io.atoms import to_atoms
 from fairchem_crack.io.datasets import Records
 from fairchem_crack.teacher.cache import TeacherCache
 from fairchem_crack.teacher.cached import digest_of
 from fairchem_crack.teacher.frozen import Teacher
 
+TESTS = Path(__file__).parents[1]
 STRATEGIES = ("rattle=2", "displace+rattle=1", "md=2", "relax=1")
 MIXED = ("--strategies", *STRATEGIES, "--every", "2", "--select", "9", "--dtype", "float32")
 ANY_FORCE = ("--max-force", "1e6", "--max-energy-change", "1e6")  # the toy teacher has random weights
@@ -154,7 +159,7 @@ MOMENTS = [
     (Staging, "put", 1),
     (staging, "_key", 5),  # three to see what is there; then within a transaction
     (Staging, "put", 2),
-    (module.Workshop, "make", 2),
+    (Workshop, "draw", 2),
     (module, "choose", 1),
     (outcome, "write_cache", 1),
     (outcome, "manifest_line", 4),
@@ -199,16 +204,16 @@ def test_another_outcome_and_other_files_are_refused(config, whole, tmp_path):
 
 def test_a_full_disk_is_named_and_what_is_made_is_kept(config, tmp_path, monkeypatch):
     """Full while systems are made, while the data are written, while the cache is; each kept system is made once."""
-    make, made = module.Workshop.make, []
+    draw, made = Workshop.draw, []
 
     def counted(self, number, system):
         made.append(number)
-        return make(self, number, system)
+        return draw(self, number, system)
 
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(module.Workshop, "make", counted)
+    monkeypatch.setattr(Workshop, "draw", counted)
     for owner, name in ((Staging, "put"), (outcome, "write_dataset"), (outcome, "write_cache")):
         with (
             monkeypatch.context() as patch,
@@ -250,13 +255,73 @@ def test_outputs_that_are_not_finite_are_thrown_out(config, tmp_path, monkeypatc
     assert generate(config, tmp_path / "none", "--strategies", "rattle=1")["systems"] == 6  # nothing is left of the other
 
 
+def by_command(config: dict, teacher: str = "function") -> dict:
+    """The config, its teacher the stub in another process."""
+    command = f"{sys.executable} -m fairchem_crack.teacher.label --teacher stub_labeller:{teacher}"
+    config["task"]["distill"]["teacher"] = {"command": command}
+    return config
+
+
+IN_TWO_CHUNKS = ("--strategies", "rattle=2", "strain=1", "--chunk", "6", "--dtype", "float32")
+
+
+def test_a_teacher_in_another_process_labels_all_by_one_call(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))
+    summary = generate(by_command(config), tmp_path / "out", *IN_TWO_CHUNKS)
+    assert summary["kept"] == {"parent": 3, "rattle": 6, "strain": 3} and not summary["thrown_out"]
+    cache = TeacherCache(tmp_path / "out" / CACHE)
+    for record in records_of(summary["dataset"]):
+        kept, expected = cache.get(digest_of(record)), outputs_of(to_atoms(record))
+        assert np.allclose(kept.values["node_embedding"], expected.node_embedding, rtol=1e-5, atol=1e-5)
+        assert np.array_equal(kept.pairs, expected.pairs)
+        if record.copy_number:
+            assert float(record.energy) == pytest.approx(expected.energy, rel=1e-5)
+    other = by_command(config, "Failing")
+    with pytest.raises(SystemExit, match=r"made with other settings: command .*:function, now .*:Failing"):
+        generate(other, tmp_path / "out", *IN_TWO_CHUNKS)
+
+
+@pytest.mark.slow
+def test_killed_in_a_command_and_around_it_the_outcome_is_equal(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))
+    monkeypatch.setenv(DIES, str(tmp_path / "died"))
+    config, killed = by_command(config, "Dying"), tmp_path / "killed"
+    kill_at_call(Drawings, "put", 2, lambda: generate(config, killed, *IN_TWO_CHUNKS))
+    with pytest.raises(SystemExit, match="Dying` ended with status -9"):
+        generate(config, killed, *IN_TWO_CHUNKS)
+    for owner, name, number in ((Staging, "put", 2), (outcome, "write_cache", 1)):
+        kill_at_call(owner, name, number, lambda: generate(config, killed, *IN_TWO_CHUNKS))
+    generate(config, killed, *IN_TWO_CHUNKS)
+    generate(config, tmp_path / "whole", *IN_TWO_CHUNKS)
+    assert_same_outcome(tmp_path / "whole", killed)
+
+
+def test_limits_and_failures_of_a_command_are_counted(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))
+    config = by_command(config, "Failing")
+    summary = generate(config, tmp_path / "out", "--strategies", "rattle=2")
+    assert summary["thrown_out"] == {"parent": {"the teacher fails": 1}, "rattle": {"the teacher fails": 3}}
+    with pytest.raises(
+        SystemExit, match=r"no system is kept\. Thrown out: .*; rattle: 3 a force above the limit, 3 the teacher"
+    ):
+        generate(config, tmp_path / "weak", "--strategies", "rattle=2", "--max-force", "1e-6")
+    with pytest.raises(SystemExit, match=r"md or relax: .*only labels what is made\. Give a student .*--with CHECKPOINT"):
+        generate(config, tmp_path / "none", "--strategies", "md=1")
+    jacobian = with_terms(config, {"force_jacobian": {"fn": "mse", "coefficient": 1}})
+    with pytest.raises(
+        SystemExit, match=r"force_jacobian needs rows .* which task\.distill\.teacher\.command does not give"
+    ):
+        generate(jacobian, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
 def test_limits_are_counted_by_reason(config, tmp_path, monkeypatch):
     flags = ("--strategies", "rattle=2", "md=2", "--sigma", "1.5", "1.5")
     summary = generate(config, tmp_path / "close", *flags, "--every", "1")
     assert summary["thrown_out"] == {"rattle": {"two atoms too close": 6}} and summary["kept"]["md"] == 6
     with pytest.raises(SystemExit, match="--select 7: 6 systems are within the limits; what is made is kept"):
         generate(config, tmp_path / "few", *flags, "--every", "1", "--select", "7")
-    monkeypatch.delattr(module.Workshop, "make")  # another number takes up what is made
+    monkeypatch.delattr(Workshop, "draw")  # another number takes up what is made
     summary = generate(config, tmp_path / "few", *flags, "--every", "1", "--select-random", "4")
     assert summary["thrown_out"] == {"md": {"not selected": 2}, "rattle": {"two atoms too close": 6}}
     monkeypatch.undo()

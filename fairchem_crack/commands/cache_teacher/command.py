@@ -57,8 +57,11 @@ def cache_teacher(arguments: list[str]) -> None:
     print(f"{len(cache)} systems, {size / 2**20:,.1f} MB. Train with task.distill.teacher.cache: {job.directory}")
 
 
-def job_of(given: Given) -> Job:
+def job_of(given: Given, *, runs_commands: bool = False) -> Job:
     """The job that the command's flags and config describe.
+
+    Args:
+        runs_commands: the teacher may be in another environment, `task.distill.teacher.command`.
 
     Raises:
         ValueError: no directory to write to, or no teacher to run.
@@ -70,8 +73,10 @@ def job_of(given: Given) -> Job:
     directory = options.output or teacher.get("cache")
     if directory is None:
         raise ValueError("where to write? Give task.distill.teacher.cache in the YAML, or --output DIR.")
-    if options.calculator is None and not teacher.get("checkpoint"):
-        raise ValueError("task.distill.teacher.checkpoint: missing; it is the teacher to run.")
+    command = teacher.get("command")
+    if options.calculator is None and not teacher.get("checkpoint") and not (command and runs_commands):
+        instead = " `command` serves generate and explore; with it, see docs/teachers.md." if command else ""
+        raise ValueError(f"task.distill.teacher.checkpoint: missing; it is the teacher to run.{instead}")
     needs = needs_of_terms(config) if options.calculator is None else set()
     rows = JACOBIAN_ROWS if keys.FORCE_JACOBIAN in needs else 0
     return Job(

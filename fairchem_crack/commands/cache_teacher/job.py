@@ -12,7 +12,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Callable, Optional
+from typing import Any, Callable, Optional
 
 import torch
 from tqdm import tqdm
@@ -29,6 +29,7 @@ from fairchem_crack.teacher.cache import Plan, TeacherCache
 from fairchem_crack.teacher.cache.fill import begin, filled, write_chunks
 from fairchem_crack.teacher.cache_sources import CalculatorSource, Source, TeacherSource, sample_digest
 from fairchem_crack.teacher.frozen import Teacher, load_teacher
+from fairchem_crack.teacher.process import TeacherProcess
 from fairchem_crack.training.config_checks import check_gpus
 from fairchem_crack.training.terms import teacher_fields
 
@@ -74,6 +75,27 @@ class Job:
             raise ValueError(f"dataset.{self.split}: holds no system.")
         return dataset
 
+    @property
+    def process(self) -> Optional[TeacherProcess]:
+        """The teacher where it runs in another environment.
+
+        Raises:
+            ValueError: rows of the Jacobian are to be kept, which it does not give.
+        """
+        command = self._teacher_options.get("command")
+        if command is None:
+            return None
+        if self.jacobian_rows:
+            raise ValueError(
+                "force_jacobian needs rows of the teacher's Jacobian, which task.distill.teacher.command does not give. "
+                "Leave the term out, or give a teacher by its `checkpoint`."
+            )
+        return TeacherProcess(command, self.dtype, self.has_vectors, self.chunk)
+
+    @property
+    def _teacher_options(self) -> dict[str, Any]:
+        return ((self.config.get("task") or {}).get("distill") or {}).get("teacher") or {}
+
     def source(self, rank: int, dataset: NamedRecords) -> tuple[Source, Plan]:
         """What makes the records, and the plan of their cache."""
         if self.calculator is not None:
@@ -82,7 +104,7 @@ class Job:
         device = torch.device("cpu" if self.cpu or not torch.cuda.is_available() else f"cuda:{rank}")
         if device.type == "cuda":
             torch.cuda.set_device(device)  # of what names no device, and of the context that it opens
-        given = parse(TeacherConfig, self.config["task"]["distill"]["teacher"], "task.distill.teacher")
+        given = parse(TeacherConfig, self._teacher_options, "task.distill.teacher")
         teacher = load_teacher(replace(given, cache=None), device)
         plan = self._plan(teacher, dataset, given.cache_precision)
         return TeacherSource(teacher, dataset, device, plan), plan

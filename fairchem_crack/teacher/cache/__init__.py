@@ -10,7 +10,17 @@ from fairchem_crack.teacher.cache.faults import explained
 from fairchem_crack.teacher.cache.finish import finish
 from fairchem_crack.teacher.cache.lock import only_writer
 from fairchem_crack.teacher.cache.reader import TeacherCache
-from fairchem_crack.teacher.cache.records import FIELDS, FORMAT, PAIRS, CacheError, Plan, Record, encode, system_digest
+from fairchem_crack.teacher.cache.records import (
+    FIELDS,
+    FORMAT,
+    PAIRS,
+    CacheError,
+    Plan,
+    Record,
+    empty_record,
+    encode,
+    system_digest,
+)
 from fairchem_crack.teacher.cache.repair import repair
 from fairchem_crack.teacher.cache.schema import HEADER, PLAN, read_plan
 from fairchem_crack.teacher.cache.shards import written_chunks
@@ -31,6 +41,7 @@ __all__ = [
     "Sums",
     "TeacherCache",
     "differences",
+    "empty_record",
     "encode",
     "explained",
     "finish",

@@ -108,6 +108,11 @@ class Record:
     pairs: np.ndarray
 
 
+def empty_record(digest: bytes, plan: Plan) -> Record:
+    """Of a system that the teacher has no outputs for: a record of 0 atoms, which no training takes."""
+    return Record(digest, 0, {name: np.zeros(plan.shape(name, 0)) for name in plan.fields}, np.zeros((2, 0), dtype=int))
+
+
 def system_digest(
     atomic_numbers: np.ndarray,
     positions: np.ndarray,

@@ -13,6 +13,7 @@ from fairchem_crack.teacher.label.conformance import check, table
 from fairchem_crack.teacher.label.job import Job, check_elements, label
 from fairchem_crack.teacher.label.systems import DATA_KEYS
 from fairchem_crack.teacher.label.teachers import EXPECTED
+from fairchem_crack.teacher.label.verify import verify
 
 
 def parser() -> argparse.ArgumentParser:
@@ -28,6 +29,7 @@ def parser() -> argparse.ArgumentParser:
     )
     own.add_argument("--output", type=Path, metavar="DIR", help="directory of the cache")
     own.add_argument("--check", action="store_true", help="try the teacher on a few of the systems, and write nothing")
+    own.add_argument("--verify", type=int, metavar="N", help="recompute N records of a finished cache, and compare")
     own.add_argument("--dtype", default="float16", choices=["float16", "float32"], help="of the embeddings (float16)")
     own.add_argument("--vectors", action="store_true", help="keep the l=1 embedding too, for vector_embeddings")
     own.add_argument("--chunk", type=int, default=16, metavar="N", help="systems that go through the teacher together (16)")
@@ -48,17 +50,20 @@ def parser() -> argparse.ArgumentParser:
         help=f"what the training reads by a2g_args.r_data_keys, of {', '.join(DATA_KEYS)}",
     )
     own.add_argument("--untagged", action="store_true", help="the training has atoms_transform_args: {skip_always: True}")
+    own.add_argument(
+        "--keep-going", action="store_true", help="give a system that the teacher fails for an empty record, and name it"
+    )
     own.add_argument("--repair", action="store_true", help="read every record, and label again what is damaged or missing")
     return own
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> None:
-    """Label, or check."""
+    """Label, check, or verify."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     options = parser().parse_args(arguments)
     try:
         if options.output is None and not options.check:
-            raise ValueError("where to write? Give --output DIR, or --check.")
+            raise ValueError("where is the cache? Give --output DIR, or --check.")
         for name, value in (("--chunk", options.chunk), ("--processes", options.processes)):
             if value < 1:
                 raise ValueError(f"{name} {value}: expected at least 1.")
@@ -72,9 +77,14 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
             devices=tuple(options.device),
             data_keys=tuple(options.data_keys),
             is_untagged=options.untagged,
+            keeps_going=options.keep_going,
         )
         if options.check:
             _check(job)
+            return
+        if options.verify is not None:
+            count, deviation = verify(job, options.verify)
+            print(f"{count} records recomputed: they differ by at most {deviation:.1e} of the largest.")
             return
         cache = label(job, processes=options.processes, is_repair=options.repair)
     except (ValueError, OSError) as error:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Optional
 
 import numpy as np
 
 from fairchem_crack.io.processes import values_from
 from fairchem_crack.io.samples import evenly_spaced
-from fairchem_crack.teacher.cache import CacheError, Plan, Record, TeacherCache
+from fairchem_crack.teacher.cache import CacheError, Plan, Record, TeacherCache, empty_record
 from fairchem_crack.teacher.cache.fill import begin, filled, systems_of, write_chunks
 from fairchem_crack.teacher.label.protocol import Labeller, Outputs, fault_of
 from fairchem_crack.teacher.label.systems import System, Systems
@@ -38,6 +40,7 @@ class Job:
         chunk: systems that go through the teacher together.
         devices: of torch, taken by the processes in turn; empty lets the framework choose.
         data_keys: see `Systems`; so has `is_untagged`.
+        keeps_going: a system that the teacher fails for gets an empty record, and ends nothing.
     """
 
     teacher: str
@@ -49,6 +52,7 @@ class Job:
     devices: tuple[str, ...] = ()
     data_keys: tuple[str, ...] = ()
     is_untagged: bool = False
+    keeps_going: bool = False
 
     def systems(self) -> Systems:
         """The systems to label."""
@@ -59,9 +63,12 @@ class Job:
         return labeller_of(self.teacher, self.devices[process % len(self.devices)] if self.devices else None)
 
     def plan(self, systems: Systems, labeller: Labeller) -> Plan:
-        """Of the cache; the teacher's outputs for the first system say what it holds."""
-        first = systems[0]
-        outputs = outputs_of(labeller, [first])[0]
+        """Of the cache; the teacher's outputs for the first system say what it holds.
+
+        Raises:
+            CacheError: the teacher fails for it; for all systems, if it `keeps_going`.
+        """
+        outputs = self._first_outputs(systems, labeller)
         width, vectors = outputs.node_embedding, outputs.vector_embedding
         if self.has_vectors and vectors is None:
             raise ValueError(f"--vectors: the teacher {self.teacher} gives no l=1 embedding.")
@@ -81,6 +88,25 @@ class Job:
             identity=dict(labeller.identity),
         )
 
+    def _first_outputs(self, systems: Systems, labeller: Labeller) -> Outputs:
+        if self.keeps_going:
+            for system in systems:
+                (outputs,) = attempted(labeller, [system])
+                if outputs is not None:
+                    return outputs
+            raise CacheError(f"--teacher {self.teacher}: fails for all {len(systems)} systems. {SEE_ABOVE}")
+        return outputs_of(labeller, [systems[0]])[0]
+
+    def maker(self, systems: Systems, labeller: Labeller, plan: Plan) -> Callable[[Sequence[int]], list[Record]]:
+        """What makes the records of these systems."""
+        run = attempted if self.keeps_going else outputs_of
+
+        def make(indices: Sequence[int]) -> list[Record]:
+            chosen = [systems[index] for index in indices]
+            return [record_of(system, outputs, plan) for system, outputs in zip(chosen, run(labeller, chosen))]
+
+        return make
+
 
 def label(job: Job, *, processes: int = 1, is_repair: bool = False) -> TeacherCache:
     """Fill the cache, or what is missing of it, and finish it.
@@ -97,9 +123,10 @@ def label(job: Job, *, processes: int = 1, is_repair: bool = False) -> TeacherCa
     plan = job.plan(systems, labeller)
     with filled(job.directory, plan, is_repair=is_repair) as is_to_write:
         if is_to_write:
-            todo = begin(job.directory, maker(labeller, systems, plan), plan)
+            make = job.maker(systems, labeller, plan)
+            todo = begin(job.directory, make, plan)
             if processes == 1 or len(todo) < processes:
-                written = write_chunks(job.directory, maker(labeller, systems, plan), plan, todo, 0)
+                written = write_chunks(job.directory, make, plan, todo, 0)
             else:
                 os.environ.setdefault(THREADS, str(max(1, (os.cpu_count() or 1) // processes)))
                 shares = [(job, plan, todo[process::processes], process) for process in range(processes)]
@@ -109,7 +136,7 @@ def label(job: Job, *, processes: int = 1, is_repair: bool = False) -> TeacherCa
 
 
 def _label_share(job: Job, plan: Plan, chunks: list[int], process: int, put: Callable[[int], None]) -> None:
-    make = maker(job.labeller(process), job.systems(), plan)
+    make = job.maker(job.systems(), job.labeller(process), plan)
     for written in write_chunks(job.directory, make, plan, chunks, process):
         put(written)
 
@@ -144,22 +171,14 @@ def check_elements(systems: Systems, labeller: Labeller, teacher: str) -> None:
         )
 
 
-def maker(labeller: Labeller, systems: Systems, plan: Plan) -> Callable[[Sequence[int]], list[Record]]:
-    """What makes the records of these systems."""
-
-    def make(indices: Sequence[int]) -> list[Record]:
-        chosen = [systems[index] for index in indices]
-        return [record_of(system, outputs, plan) for system, outputs in zip(chosen, outputs_of(labeller, chosen))]
-
-    return make
-
-
-def record_of(system: System, outputs: Outputs, plan: Plan) -> Record:
-    """The record of a system; the teacher's outputs for another one have said what it holds.
+def record_of(system: System, outputs: Optional[Outputs], plan: Plan) -> Record:
+    """The record of a system, an empty one without outputs; those for another system have said what it holds.
 
     Raises:
         CacheError: these have other fields.
     """
+    if outputs is None:
+        return empty_record(system.digest, plan)
     fields, pairs = outputs.fields, outputs.pairs
     missing = [name for name in plan.fields if name not in fields] + ["pairs"] * (plan.has_pairs and pairs is None)
     if missing:
@@ -195,4 +214,16 @@ def outputs_of(labeller: Labeller, systems: Sequence[System]) -> list[Outputs]:
     return list(outputs)
 
 
+def attempted(labeller: Labeller, systems: Sequence[System]) -> list[Optional[Outputs]]:
+    """As `outputs_of`, but None for a system that the teacher fails for; it is named on the error output."""
+    try:
+        return [*outputs_of(labeller, systems)]
+    except CacheError as error:
+        if len(systems) > 1:
+            return [attempted(labeller, [system])[0] for system in systems]
+        logging.warning(f"No outputs. {error}")
+        return [None]
+
+
+SEE_ABOVE = "What each failed of is above."
 LEAVE_OUT = "Leave the system out of the data and of the training, and give another --output."

@@ -17,6 +17,7 @@ from fairchem_crack.teacher.cache import system_digest
 
 DATABASES = (".db", ".json")
 DATA_KEYS = ("charge", "spin", "initial_charges", "initial_magmoms")  # of `info`, that a training can read
+NAMES = ("sid", "parent", "copy_number")  # of `info`, for messages
 EXPORTED, EXPORTED_AS = "crack_digest", "crack_exported_as"  # in `info`: of the record, and of the Atoms beside it
 
 
@@ -24,7 +25,7 @@ class System(NamedTuple):
     """A system, as a training reads it.
 
     Attributes:
-        name: its place in the data, and its `sid` where it has one.
+        name: its place in the data, and what its data name it.
         atoms: without constraints and calculator.
         digest: the same as the training's.
     """
@@ -88,8 +89,8 @@ class Systems:
             atoms = row.toatoms()
             atoms.info.update(row.data if isinstance(row.data, dict) else {})
             atoms.calc = None
-        sid = f" (sid {atoms.info['sid']})" if "sid" in atoms.info else ""
-        return self._read(f"{name}{sid}, {atoms.get_chemical_formula()}", atoms)
+        ids = ", ".join(f"{key} {atoms.info[key]}" for key in NAMES if key in atoms.info)
+        return self._read(f"{name}{f' ({ids})' if ids else ''}, {atoms.get_chemical_formula()}", atoms)
 
     def _read(self, name: str, atoms: Atoms) -> System:
         if EXPORTED in atoms.info:
