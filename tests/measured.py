@@ -133,6 +133,10 @@ class Line(NamedTuple):
         intervals = [self.row(split).get(f"gap_{name}", [None]) for name in ("energy", "forces")]
         return [100 * interval[0] for interval in intervals if interval[0] is not None]
 
+    def gap_intervals(self, split: str = "val_id") -> list[float]:
+        """Estimate and ends of both gaps, in percent."""
+        return [100 * end for name in ("energy", "forces") for end in self.row(split)[f"gap_{name}"]]
+
     def less_recipe(self, split: str = "val_id") -> list[float]:
         """Its errors less those of the recipe on nine rattled copies, with the same seeds."""
         return [self.row(split)[f"less_recipe_{name}"][0] for name in ("energy", "forces")]
@@ -163,12 +167,21 @@ GENERATED_LINES = {
     "`rattle=9`, recipe": Line(),
     "`rattle=9`, recipe without relations": Line("labelled_n2n_v2v_atoms"),
     "`rattle=3`, recipe": Line(structures="rattle3"),
+    "`rattle=30`, recipe": Line(structures="rattle30"),
+    "nine of `rattle=30` by `--select`, recipe": Line(structures="select9of30"),
+    "nine of `rattle=30` by `--select-random`, recipe": Line(structures="random9of30"),
+    "`relax=9`, recipe": Line(structures="relax9"),
     "`displace+rattle=9`, recipe": Line(structures="displace9"),
+    "mixed, the teacher's labels only": Line("labelled", "mixed9"),
     "mixed, recipe": Line(structures="mixed9"),
     f"{PARENTS}, labels only, twice the steps": Line("undistilled", "", "double"),
     "`rattle=9`, recipe, twice the steps": Line(budget="double"),
     "mixed, recipe, twice the steps": Line(structures="mixed9", budget="double"),
     "mixed, recipe with `atom_energies` 300, twice the steps": Line("labelled_crack_n2n_v2v_atoms_300", "mixed9", "double"),
+    f"GemNet-dT: {PARENTS}, labels only": Line("undistilled", "", student="gemnet_dT"),
+    f"GemNet-dT: {PARENTS}, recipe": Line("crack_n2n_atoms", "", student="gemnet_dT"),
+    "GemNet-dT: `rattle=9`, the teacher's labels only": Line("labelled", student="gemnet_dT"),
+    "GemNet-dT: `rattle=9`, recipe": Line("labelled_crack_n2n_atoms", student="gemnet_dT"),
 }
 GENERATED_ROWS = [line.printed(label) for label, line in GENERATED_LINES.items()]
 
