@@ -281,8 +281,8 @@ CLAIMS = [
     ),
     Claim(
         GENERATE,
-        "in its # steps the teacher's labels by themselves close # % and # % of the gap on val_id, the recipe # % and # % (# "
-        "seeds).",
+        "in its # steps the teacher's labels by themselves close # % and # % of the gap on val_id, the recipe # % and # % "
+        "(# seeds).",
         [GEMNET_PLAIN.row()["steps"], *GEMNET_PLAIN.gaps(), *GEMNET_RECIPE.gaps(), GEMNET_RECIPE.seeds()],
     ),
     Claim(
@@ -292,8 +292,8 @@ CLAIMS = [
     ),
     Claim(
         GENERATE,
-        "nine chosen by farthest-point sampling leave # eV and # eV/Å on val_id and # eV and # eV/Å in the mean of the four, "
-        "nine at random # eV and # eV/Å, # eV and # eV/Å (seeds: #, #).",
+        "nine chosen by farthest-point sampling leave # eV and # eV/Å on val_id and # eV and # eV/Å in the mean of the "
+        "four, nine at random # eV and # eV/Å, # eV and # eV/Å (seeds: #, #).",
         [
             *(error for line in (CHOSEN, DRAWN) for split in ("val_id", MEAN) for error in line.errors(split)),
             CHOSEN.seeds(),

@@ -11,8 +11,8 @@
 The rows in the directory's CSVs are the only record of what is done. A run trains its student by the stock `fairchem`
 command on one thread, evaluates its best checkpoint and appends its rows. Start the command as often as there are cores:
 a process takes the runs that no other has. With --device cuda several processes share a GPU well only under CUDA's MPS
-(`nvidia-cuda-mps-control -d`): students so small are launches of kernels and little else. After a kill, also by `timeout 3h`, the same command resumes at the last
-checkpoint.
+(`nvidia-cuda-mps-control -d`): students so small are launches of kernels and little else. After a kill, also by
+`timeout 3h`, the same command resumes at the last checkpoint.
 """
 
 from __future__ import annotations
