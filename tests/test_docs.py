@@ -73,7 +73,13 @@ STUDENT = "runs/demo/checkpoints/crack-0/best_checkpoint.pt"
 TEACHER = "configs/oc20/demo/teacher_equiformer_v2.pt"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^(?: {4}|\$ )?((?:fairchem|fairchem-crack|python -m fairchem\S*) (?:.*\\\n)*.*)$", re.MULTILINE)
-NO_MODEL = ("card", "configs", "evaluate-relaxations", "cache-finish")  # commands that run none, and so take no --cpu
+NO_MODEL = (
+    "init",
+    "card",
+    "configs",
+    "evaluate-relaxations",
+    "cache-finish",
+)  # commands that run none, and so take no --cpu
 STANDS_FOR = {  # a teacher of another framework, which is not here, and the Python of its environment
     "sevennet:7net-0": "stub_labeller:function",
     "/envs/sevennet/bin/python": f"env PYTHONPATH={ROOT}:{ROOT}/tests {sys.executable}",

@@ -13,6 +13,10 @@ from fairchem_crack.io.trust import trusting
 from fairchem_crack.training.compiled import check_built_for_cuda, check_installed
 
 COMMANDS = {  # of each: where it is, and what it does
+    "init": (
+        "fairchem_crack.commands.init.command:init",
+        "write a first YAML for data of your own, a student and a teacher, from a look at them",
+    ),
     "train": (
         "fairchem_crack.commands.train:train",
         "fairchem --mode train, which then knows `trainer: crack_distill`; takes fairchem's flags",
@@ -86,14 +90,10 @@ OPTIONS = {  # of commands that take seconds to import: their options, which are
     "stability": "fairchem_crack.evaluation.stability.options",
 }
 REFUSALS = (ValueError, OSError, LockedError)  # of what a command was given: their message is enough
-WITHOUT_MODEL = (
-    "cache-finish",
-    "card",
-    "evaluate-relaxations",
-    "export-data",
-    "configs",
-    "prepare-demo",
-)  # they never use a GPU
+WITHOUT_MODEL = (  # they never use a GPU
+    *("init", "cache-finish", "card", "evaluate-relaxations"),
+    *("export-data", "configs", "prepare-demo"),
+)
 
 
 def main(arguments: list[str] | None = None) -> None:
