@@ -292,7 +292,7 @@ def test_verification_names_a_record_that_is_not_the_teachers(tmp_path, slabs, m
         return replace(made, node_embedding=made.node_embedding + 0.1)
 
     monkeypatch.setattr(stub_labeller, "outputs_of", shifted)
-    with pytest.raises(SystemExit, match=r"the record of row \d+ of .* differs from the teacher by .* in node_embedding"):
+    with pytest.raises(SystemExit, match=r": record of row \d+ of .* differs from the teacher by .* in node_embedding"):
         main([*STUB, *verify, str(slabs)])
 
 
