@@ -15,7 +15,8 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 WITH_TORCH = {"triton"}  # torch requires it where it can run; imported only there
-OF_TEACHERS = {"chgnet", "e3nn", "mace", "nequix", "pymatgen", "sevenn"}  # imported only in a teacher's own environment
+# imported only in a teacher's own environment
+OF_TEACHERS = {"chgnet", "e3nn", "mace", "nequix", "orb_models", "pymatgen", "sevenn"}
 
 
 def imported(*folders: str) -> Iterator[str]:

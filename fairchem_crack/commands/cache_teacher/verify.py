@@ -23,5 +23,5 @@ def verify(job: Job, count: int, *, seed: int = 0) -> float:
     for index in tqdm(chosen(plan.systems, count, seed), unit=" records"):
         kept = record_of(cache, dataset[index], index, dataset.name)
         fresh = source.recompute(index, kept)
-        worst = max(worst, compare(job.directory, plan, f"system {index}", fresh=fresh, kept=kept))
+        worst = max(worst, compare(job.directory, plan, str(index), fresh=fresh, kept=kept))
     return worst

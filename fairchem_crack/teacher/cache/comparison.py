@@ -30,12 +30,12 @@ def compare(directory: Path, plan: Plan, system: str, *, fresh: Record, kept: Re
     """The largest deviation of a field, of its largest entry.
 
     Args:
-        system: whose records they are, for messages.
+        system: whose records they are, after `record` in messages: its number, or `of` and its name.
 
     Raises:
         CacheError: it is more than the type of the field explains, or the pairs differ.
     """
-    where, worst = f"Teacher cache {directory}: the record of {system}", 0.0
+    where, worst = f"Teacher cache {directory}: record {system}", 0.0
     if fresh.atoms != kept.atoms:
         raise CacheError(f"{where} is of {kept.atoms} atoms, the teacher's of {fresh.atoms}. Rebuild it.")
     for name in plan.fields:

@@ -48,12 +48,14 @@ class Labeller(ABC):
         fingerprint: of the weights: a cache that was begun with others is not resumed.
         cutoff: of the graph in A; None where there is none.
         elements: atomic numbers that the teacher knows; None where it does not say.
+        is_invariant: False for one that has learned only, and so only nearly, how its outputs turn with a system.
         identity: what else decides the outputs, plain values by name: versions, the level of theory.
     """
 
     fingerprint: str = ""
     cutoff: Optional[float] = None
     elements: Optional[Collection[int]] = None
+    is_invariant: bool = True
     identity: Mapping[str, Any] = MappingProxyType({})
 
     @abstractmethod

@@ -21,6 +21,8 @@ FRAMEWORKS = {  # of each: its package, and an example of a model
     "chgnet": ("chgnet", "chgnet:0.3.0"),
     "mace": ("mace-torch", "mace:weights/mace.model"),
     "nequix": ("nequix", "nequix:weights/nequix-oam-1.pt"),
+    "orb": ("orb-models", "orb:orb-v3-conservative-inf-omat"),
+    "fairchem2": ("fairchem-core", "fairchem2:uma-s-1p1@oc20"),
 }
 EXPECTED = (
     f"{', '.join(example for _, example in FRAMEWORKS.values())}, or package.module:function, which takes no argument and "

@@ -35,5 +35,5 @@ def verify(job: Job, count: int, *, seed: int = 0) -> tuple[int, float]:
         if kept is None:
             raise CacheError(f"Teacher cache {job.directory} has no record of {system.name}: it is of other data.")
         fresh = record_of(system, attempted(labeller, [system])[0], plan)
-        worst = max(worst, compare(job.directory, plan, system.name, fresh=fresh, kept=kept))
+        worst = max(worst, compare(job.directory, plan, f"of {system.name}", fresh=fresh, kept=kept))
     return len(indices), worst

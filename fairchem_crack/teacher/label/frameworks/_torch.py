@@ -40,6 +40,21 @@ class Kept:
         """Keep the first input of a module."""
         module.register_forward_pre_hook(lambda _, inputs: self._keep(name, inputs[0]))
 
+    def result(self, owner: Any, method: str, name: str, of: Callable[[Any], Tensor]) -> None:
+        """Keep `of` what a method of an object returns."""
+        function = getattr(owner, method)
+
+        def kept(*arguments: Any) -> Any:
+            result = function(*arguments)
+            self._keep(name, of(result))
+            return result
+
+        setattr(owner, method, kept)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """What was kept."""
+        return self._values[name]
+
     def _keep(self, name: str, value: Tensor) -> None:
         self._values[name] = value.detach().clone()
 
