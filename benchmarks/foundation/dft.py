@@ -75,9 +75,11 @@ def evaluate_dft(plan: Plan, workspace: Workspace, file: Path) -> None:
             table.append(rows_of(relaxations, cached_predictions(candidates, labelled), student="", method=name, seed=""))
     from fairchem.core import OCPCalculator
 
+    trained = set(map(Run.of, workspace.table(NAME).rows()))  # a checkpoint may be of a training that was cut off
     for run in plan.runs(NAME, {}):
         checkpoint = workspace.checkpoint(run, "best_checkpoint.pt")
-        if not is_compared(run, plan) or not checkpoint.exists() or (run.student, run.method, run.seed) in done:
+        is_new = run in trained and checkpoint.exists() and (run.student, run.method, run.seed) not in done
+        if not is_new or not is_compared(run, plan):
             continue
         calculator = OCPCalculator(checkpoint_path=str(checkpoint), cpu=True)
         predictions = [(float(energy), forces) for energy, forces in (energy_and_forces(calculator, one) for one in frames)]
