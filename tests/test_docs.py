@@ -52,7 +52,7 @@ from fairchem_crack.teacher.cache import TeacherCache
 
 ROOT = Path(__file__).parents[1]
 NAMES = (
-    *("evaluate", "use", "cache", "teachers", "energies", "generate", "explore"),
+    *("evaluate", "use", "engines", "cache", "teachers", "energies", "generate", "explore"),
     *("architectures", "loss", "terms", "running", "development"),
 )
 PAGES = ("README.md", *(f"docs/{name}.md" for name in NAMES))
@@ -60,7 +60,7 @@ STUDENT = "runs/demo/checkpoints/crack-0/best_checkpoint.pt"
 TEACHER = "configs/oc20/demo/teacher_equiformer_v2.pt"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^(?: {4}|\$ )?((?:fairchem|fairchem-crack|python -m fairchem\S*) (?:.*\\\n)*.*)$", re.MULTILINE)
-NO_MODEL = ("configs", "evaluate-relaxations", "cache-finish")  # commands that run none, and so take no --cpu
+NO_MODEL = ("configs", "evaluate-relaxations", "cache-finish", "export")  # commands that run none, and so take no --cpu
 STANDS_FOR = {"sevennet:7net-0": "stub_labeller:function"}  # a teacher of another framework, which is not here
 NEEDS_OC20 = "configs/oc20/s2ef/"
 TOY = {  # what makes a command a matter of seconds, and what a page has the reader write into the YAML in a sentence

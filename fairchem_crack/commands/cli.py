@@ -68,6 +68,10 @@ COMMANDS = {  # of each: where it is, and what it does
         "fairchem_crack.evaluation.stability.command:stability",
         "molecular dynamics with checkpoints: ps until failure, drift, what is sampled beside the teacher",
     ),
+    "export": (
+        "fairchem_crack.commands.export:export",
+        "a PaiNN student as one file for simulation engines, which needs torch only",
+    ),
     "configs": (
         "fairchem_crack.commands.configs:configs",
         "list, print or copy the YAMLs that come with the package",
@@ -79,8 +83,9 @@ OPTIONS = {  # of commands that take seconds to import: their options, which are
     "evaluate-relaxations": "fairchem_crack.evaluation.relaxations.options",
     "bench": "fairchem_crack.evaluation.speed.options",
     "stability": "fairchem_crack.evaluation.stability.options",
+    "export": "fairchem_crack.commands.export",
 }
-WITHOUT_MODEL = ("cache-finish", "evaluate-relaxations", "export-data", "configs", "prepare-demo")  # they never use a GPU
+WITHOUT_MODEL = ("cache-finish", "evaluate-relaxations", "export", "export-data", "configs", "prepare-demo")  # or on the CPU
 
 
 def main(arguments: list[str] | None = None) -> None:
