@@ -29,7 +29,7 @@ export NUMBA_NUM_THREADS ?= 1
 # Images of containers often set it. Each command would then compile torch and fairchem anew: 13 s of imports instead of 4.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint docs venv clean
+.PHONY: demo test lint docs venv engines clean
 
 # Other models: make demo STUDENT=gemnet_dT TEACHER=escn
 demo: venv
@@ -73,6 +73,20 @@ endef
 test: lint
 	@echo "== Tests: the loss against an independent oracle, the plugin inside fairchem, short trainings, wrong inputs."
 	$(BIN)/python -m pytest --numprocesses=$(TEST_JOBS) --dist=loadfile --no-loadscope-reorder --durations=10
+
+# Simulation engines in an environment of their own, without fairchem, and their tests: make engines CHECKPOINT=best_checkpoint.pt
+ENGINES_PYTHON ?= python3.12
+ENGINES_VENV := .venv-engines
+CHECKPOINT ?= $(call best,crack)
+engines: venv $(ENGINES_VENV)/.installed
+	@ls $(CHECKPOINT) > /dev/null || { echo "CHECKPOINT is a PaiNN student; \`make demo\` trains one."; exit 1; }
+	$(BIN)/python engines/prepare.py $(CHECKPOINT) build/engines
+	$(ENGINES_VENV)/bin/python -m pytest engines
+
+$(ENGINES_VENV)/.installed: engines/requirements.txt
+	$(ENGINES_PYTHON) -m venv $(ENGINES_VENV)
+	$(ENGINES_VENV)/bin/python -m pip --disable-pip-version-check install --quiet --no-compile -r $<
+	@touch $@
 
 lint: venv
 	$(BIN)/ruff check .

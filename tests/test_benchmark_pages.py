@@ -25,6 +25,7 @@ def module_of(name: str):
         ("cache", "cache.report"),
         ("crack_loss", "crack_loss"),
         ("crack_loss_gpu", "crack_loss"),
+        ("engines", "engines.report"),
         ("gpu", "gpu.report"),
         ("read_ahead", "read_ahead"),
         ("scaling", "scaling"),

@@ -53,7 +53,7 @@ from fairchem_crack.teacher.cache import TeacherCache
 
 ROOT = Path(__file__).parents[1]
 NAMES = (
-    *("own-data", "evaluate", "use", "cache", "teachers", "energies", "generate", "explore"),
+    *("own-data", "evaluate", "use", "engines", "cache", "teachers", "energies", "generate", "explore"),
     *("architectures", "loss", "terms", "running", "development"),
 )
 PAGES = ("README.md", *(f"docs/{name}.md" for name in NAMES))
@@ -73,13 +73,8 @@ STUDENT = "runs/demo/checkpoints/crack-0/best_checkpoint.pt"
 TEACHER = "configs/oc20/demo/teacher_equiformer_v2.pt"
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^(?: {4}|\$ )?((?:fairchem|fairchem-crack|python -m fairchem\S*) (?:.*\\\n)*.*)$", re.MULTILINE)
-NO_MODEL = (
-    "init",
-    "card",
-    "configs",
-    "evaluate-relaxations",
-    "cache-finish",
-)  # commands that run none, and so take no --cpu
+# Commands that run no model, and so take no --cpu
+NO_MODEL = ("init", "card", "configs", "evaluate-relaxations", "cache-finish", "export")
 STANDS_FOR = {  # a teacher of another framework, which is not here, and the Python of its environment
     "sevennet:7net-0": "stub_labeller:function",
     "/envs/sevennet/bin/python": f"env PYTHONPATH={ROOT}:{ROOT}/tests {sys.executable}",

@@ -15,6 +15,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 WITH_TORCH = {"triton"}  # torch requires it where it can run; imported only there
+OF_ENGINES = {"torch_sim", "openmm", "lammps_student", "openmm_student"}  # in an environment of their own, and examples
 # imported only in a teacher's own environment
 OF_TEACHERS = {"chgnet", "e3nn", "mace", "nequix", "orb_models", "pymatgen", "sevenn"}
 
@@ -43,13 +44,14 @@ def declared(section: str, option: str) -> set[str]:
 
 @pytest.mark.parametrize("folders", [("fairchem_crack",), ("fairchem_crack", "tests", "benchmarks")])
 def test_every_imported_distribution_is_declared(folders):
-    required = declared("options", "install_requires") | declared("options.extras_require", "select")
+    required = declared("options", "install_requires")
+    required |= declared("options.extras_require", "select") | declared("options.extras_require", "calculator")
     if folders != ("fairchem_crack",):
         required |= declared("options.extras_require", "dev")
     distributions = packages_distributions()
     undeclared = {
         name
-        for name in set(imported(*folders)) - WITH_TORCH - OF_TEACHERS
+        for name in set(imported(*folders)) - WITH_TORCH - OF_ENGINES - OF_TEACHERS
         if not required & {canonicalize_name(distribution) for distribution in distributions.get(name, ())}
     }
     assert not undeclared

@@ -77,6 +77,10 @@ COMMANDS = {  # of each: where it is, and what it does
         "fairchem_crack.evaluation.stability.command:stability",
         "molecular dynamics with checkpoints: ps until failure, drift, what is sampled beside the teacher",
     ),
+    "export": (
+        "fairchem_crack.commands.export:export",
+        "a PaiNN student as one file for simulation engines, which needs torch only",
+    ),
     "configs": (
         "fairchem_crack.commands.configs:configs",
         "list, print or copy the YAMLs that come with the package",
@@ -88,10 +92,11 @@ OPTIONS = {  # of commands that take seconds to import: their options, which are
     "evaluate-relaxations": "fairchem_crack.evaluation.relaxations.options",
     "bench": "fairchem_crack.evaluation.speed.options",
     "stability": "fairchem_crack.evaluation.stability.options",
+    "export": "fairchem_crack.commands.export",
 }
 REFUSALS = (ValueError, OSError, LockedError)  # of what a command was given: their message is enough
-WITHOUT_MODEL = (  # they never use a GPU
-    *("init", "cache-finish", "card", "evaluate-relaxations"),
+WITHOUT_MODEL = (  # they use no GPU
+    *("init", "cache-finish", "card", "evaluate-relaxations", "export"),
     *("export-data", "configs", "prepare-demo"),
 )
 
