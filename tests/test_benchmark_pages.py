@@ -61,19 +61,24 @@ def test_ratios_and_medians_are_those_of_the_rounds():
     assert same(module_of("scaling").summary(scaling["raw"]), scaling["kinds"])
 
 
-ACCURACY = [("accuracy", "page", "summary", 5000), ("generated", "generated", "generated", 500)]
+# page, directory of its rows, module of the page, module of its figures, how many there are at least
+OF_ROWS = [
+    ("accuracy", "accuracy", "accuracy.page", "accuracy.summary", 5000),
+    ("generated", "accuracy", "accuracy.generated", "accuracy.generated", 500),
+    ("foundation", "foundation", "foundation.page", "foundation.page", 500),
+]
 
 
-@pytest.mark.parametrize("name, module, _, __", ACCURACY)
-def test_the_accuracy_pages_are_made_of_their_figures(name, module, _, __):
+@pytest.mark.parametrize("name, _, module, __, ___", OF_ROWS)
+def test_the_accuracy_pages_are_made_of_their_figures(name, _, module, __, ___):
     content = json.loads((PAGES / f"{name}.json").read_text())
-    assert module_of(f"accuracy.{module}").page(content) == (PAGES / f"{name}.md").read_text(encoding="utf-8")
+    assert module_of(module).page(content) == (PAGES / f"{name}.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name, _, module, least", ACCURACY)
-def test_the_accuracy_figures_are_those_of_their_rows(name, _, module, least):
-    figures = module_of(f"accuracy.{module}").figures(Workspace(PAGES / "accuracy"))
+@pytest.mark.parametrize("name, directory, _, module, least", OF_ROWS)
+def test_the_accuracy_figures_are_those_of_their_rows(name, directory, _, module, least):
+    figures = module_of(module).figures(Workspace(PAGES / directory))
     assert len(leaves(figures)) > least
     assert same(figures, json.loads((PAGES / f"{name}.json").read_text()))
 

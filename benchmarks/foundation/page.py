@@ -151,6 +151,8 @@ def dft_section(rows: list[dict]) -> list[str]:
         cells.append(["mean", "", f"{of_dft:.{digits}f}", *(f"{value:.{digits}f}" for value in means)])
         cells.append(["of the teacher's", "", "", *(f"{value / means[0]:.1f}" for value in means)])
         lines += [f"MAE {size} [{unit}]:", "", *markdown(["system", "frames", "mean size", *heads], cells), ""]
+        if means[0] > of_dft:
+            lines += ["No prediction at all would be closer to DFT than the teacher: here the goal says nothing.", ""]
     return lines
 
 
@@ -222,10 +224,11 @@ anything like them: relaxed bulks of other prototypes and larger cells. Energies
 last frame; forces are the components on free atoms. DFT's mean sizes are the errors of a model that predicts no
 change at all. Goal: {error} times the error of the teacher, the first model; other teachers that labelled the frames
 stand beside it."""
-COMMANDS = """The docstring of `benchmarks/foundation/__main__.py` has the commands, from an empty directory. CPU time of
-the {runs} trainings of which it is known: {hours} hours.
+COMMANDS = """The docstring of `benchmarks/foundation/__main__.py` has the commands, from an empty directory. These {runs}
+trainings ran on an H100, up to twelve side by side, in {hours} hours of CPU time; the others of `experiments.yml` are
+what `run` adds to the rows.
 
-    cp -r docs/benchmarks/foundation runs/foundation  # to add to these rows
+    cp -r docs/benchmarks/foundation runs/foundation
     python -m benchmarks.foundation report runs/foundation
 """
 
