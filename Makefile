@@ -80,10 +80,10 @@ ENGINES_VENV := .venv-engines
 CHECKPOINT ?= $(call best,crack)
 engines: venv $(ENGINES_VENV)/.installed
 	@ls $(CHECKPOINT) > /dev/null || { echo "CHECKPOINT is a PaiNN student; \`make demo\` trains one."; exit 1; }
-	$(BIN)/python engines/prepare.py $(CHECKPOINT) build/engines
-	$(ENGINES_VENV)/bin/python -m pytest engines
+	$(BIN)/python tests/engines/prepare.py $(CHECKPOINT) build/engines
+	$(ENGINES_VENV)/bin/python -m pytest --confcutdir=tests/engines tests/engines
 
-$(ENGINES_VENV)/.installed: engines/requirements.txt
+$(ENGINES_VENV)/.installed: tests/engines/requirements.txt
 	$(ENGINES_PYTHON) -m venv $(ENGINES_VENV)
 	$(ENGINES_VENV)/bin/python -m pip --disable-pip-version-check install --quiet --no-compile -r $<
 	@touch $@

@@ -1,6 +1,6 @@
 """Export a checkpoint and keep OCPCalculator's results for the engines' tests, which run without fairchem.
 
-python engines/prepare.py CHECKPOINT build/engines
+python tests/engines/prepare.py CHECKPOINT build/engines
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the tests of the engines share: an exported student, and OCPCalculator's results (`engines/prepare.py`)."""
+"""What the tests of the engines share: an exported student, and OCPCalculator's results (`prepare.py`)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import ase.io
 import pytest
 from ase import Atoms
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PLACE = Path(os.environ.get("ENGINES", ROOT / "build" / "engines"))
 sys.path += [str(ROOT / "examples" / engine) for engine in ("lammps", "openmm")]
 
