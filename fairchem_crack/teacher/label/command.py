@@ -90,7 +90,8 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
     except (ValueError, OSError) as error:
         sys.exit(f"label: {error}")
     size = sum(file.stat().st_size for file in job.directory.iterdir())
-    print(f"{len(cache)} systems, {size / 2**20:,.1f} MB. Train with task.distill.teacher.cache: {job.directory}")
+    advice = "" if job.keeps_going else f" Train with task.distill.teacher.cache: {job.directory}"  # else for `generate`
+    print(f"{len(cache)} systems, {size / 2**20:,.1f} MB.{advice}")
 
 
 def _check(job: Job) -> None:
