@@ -70,7 +70,7 @@ COMMANDS = {  # of each: where it is, and what it does
         "atoms/s, memory, ns/day and relaxations/hour of checkpoints",
     ),
     "card": (
-        "fairchem_crack.evaluation.card:card",
+        "fairchem_crack.evaluation.card.command:card",
         "a model card of a checkpoint: training, errors, speed, hash",
     ),
     "stability": (
@@ -93,6 +93,7 @@ OPTIONS = {  # of commands that take seconds to import: their options, which are
     "bench": "fairchem_crack.evaluation.speed.options",
     "stability": "fairchem_crack.evaluation.stability.options",
     "export": "fairchem_crack.commands.export",
+    "card": "fairchem_crack.evaluation.card.options",
 }
 REFUSALS = (ValueError, OSError, LockedError)  # of what a command was given: their message is enough
 WITHOUT_MODEL = (  # they use no GPU

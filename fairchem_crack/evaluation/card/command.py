@@ -1,8 +1,7 @@
-"""`fairchem-crack card`: what a checkpoint is, how it was made and how good it is, as a model card in Markdown."""
+"""A model card, from a checkpoint, its YAML and its evaluation."""
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from typing import Any, Optional
 import yaml
 from tabulate import tabulate
 
+from fairchem_crack.evaluation.card.options import parser
 from fairchem_crack.evaluation.intervals import Interval
 from fairchem_crack.evaluation.tables import ERRORS, METRICS, Cell, cell, digits, gap_cell
 from fairchem_crack.io.checkpoints import model_config, read_checkpoint
@@ -43,20 +43,6 @@ It is a checkpoint of fairchem-core 1.10. Its file is a pickle: read it only fro
 It is for systems like those that it was trained and evaluated on; of others the errors above say nothing.
 """
 UNSAID = "Not measured: give the JSON that `fairchem-crack evaluate --output` writes."
-
-
-def parser() -> argparse.ArgumentParser:
-    """The options of the command."""
-    own = argparse.ArgumentParser(prog="fairchem-crack card", description=__doc__, allow_abbrev=False)
-    own.add_argument("--checkpoint", type=Path, required=True, help="a fairchem checkpoint")
-    own.add_argument(
-        "--evaluation", type=Path, metavar="FILE", help="the JSON of `fairchem-crack evaluate` with this checkpoint"
-    )
-    own.add_argument("--config-yml", type=Path, help="the YAML of its training, for the teacher and the terms")
-    own.add_argument("--licence", default="mit", help="of the weights, as the Hugging Face hub names it (default: mit)")
-    own.add_argument("--trust", action="store_true", help=argparse.SUPPRESS)
-    own.add_argument("--output", type=Path, required=True, help="the card, for example README.md of a model's repository")
-    return own
 
 
 def card(arguments: list[str]) -> None:
