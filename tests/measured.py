@@ -171,6 +171,7 @@ GENERATED_LINES = {
     "nine of `rattle=30` by `--select`, recipe": Line(structures="select9of30"),
     "nine of `rattle=30` by `--select-random`, recipe": Line(structures="random9of30"),
     "`relax=9`, recipe": Line(structures="relax9"),
+    "`md=9`, recipe": Line(structures="md9"),
     "`displace+rattle=9`, recipe": Line(structures="displace9"),
     "mixed, the teacher's labels only": Line("labelled", "mixed9"),
     "mixed, recipe": Line(structures="mixed9"),

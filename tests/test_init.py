@@ -138,3 +138,14 @@ def test_the_recipe_follows_the_number_of_systems(systems, atoms, batch_size, ep
     steps = -(-systems // batch_size)
     assert chosen.warmup_epochs * steps >= 1 and chosen.eval_every * 10 <= epochs * steps
     assert [name for loss in chosen.losses for name in loss] == ["energy", "forces", "relations", "node_embeddings"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "references", "is_trained"), [("data", None, True), ("data", "total", False), ("teacher", "total", True)]
+)
+def test_atom_energies_need_labels_of_the_teachers_zero(labels, references, is_trained):
+    """Also where the teacher is a cache: DFT and a foundation potential agree on no zero."""
+    data = DataSummary({"format": "ase_db"}, 300, 20.0, ("O",), labels, (0.0, 1.0), 1.0, references, False)
+    teacher = TeacherSummary("sevennet", "caches/7net", frozenset({"node_embedding", "atom_energies"}), cache=object())
+    terms = [name for loss in recipe("painn", data, teacher).losses for name in loss]
+    assert ("atom_energies" in terms) is is_trained and "node_embeddings" in terms

@@ -100,7 +100,7 @@ def recipe(student: str, data: DataSummary, teacher: TeacherSummary) -> Recipe:
         {keys.ENERGY: {"fn": "mae", "coefficient": 1 if is_large else 4}},
         {keys.FORCES: {"fn": "l2mae", "coefficient": 100}},
     ]
-    leaves_out_energies = data.references is not None and teacher.cache is None
+    leaves_out_energies = data.references is not None and data.labels != "teacher"
     left_out = [keys.VECTOR_EMBEDDING] if student == "gemnet_dT" else []  # which has none
     left_out += [keys.ATOM_ENERGIES] if leaves_out_energies else []
     for term, (field, options) in TERMS.items():
