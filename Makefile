@@ -55,7 +55,8 @@ demo: venv
 	echo "    $(BIN)/fairchem-crack report $(RUN) --name crack-$(firstword $(SEEDS)) --undistilled undistilled-$(firstword $(SEEDS)) --teacher $(TEACHER_FILE)"; \
 	echo "- The distilled student, for relaxations and dynamics with ASE (docs/use.md):"; \
 	echo "    $(firstword $(call best,crack))"; \
-	echo "- Your own data: three additions to the YAML of your student (README.md, \"Distil on your own data\")."
+	echo "- Your own data: three additions to the YAML of your student (README.md, \"Distil on your own data\"), or a first YAML:"; \
+	echo "    $(BIN)/fairchem-crack init --dataset DATA --student $(STUDENT) --teacher $(TEACHER_FILE)"
 
 # $(call best,NAME): the best checkpoint of each seed.
 best = $(foreach seed,$(SEEDS),$(RUN)/checkpoints/$(1)-$(seed)/best_checkpoint.pt)
