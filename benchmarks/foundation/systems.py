@@ -16,6 +16,7 @@ from ase.build import molecule
 from ase.constraints import FixAtoms
 from ase.db import connect
 
+from fairchem_crack.demo.prepare import SPLITS
 from fairchem_crack.demo.systems import G2_NAMES
 from fairchem_crack.generate import moves
 from fairchem_crack.generate.limits import check_geometry
@@ -29,14 +30,6 @@ BCC_METALS = ("Cr", "Nb", "Mo")
 ADSORBATES = ("H", "C", "N", "O", "CH", "NH", "OH", "CO", "NO", "CH2", "H2O", "CH3")
 HELD_OUT_ADSORBATES = ("NH2", "HCO", "H2CO")
 HELD_OUT_COMPOSITIONS, HELD_OUT_SEED = 16, 0  # of the 84 alloys
-# name -> (number that seeds it, adsorbates never trained on?, compositions never trained on?)
-SPLITS = {
-    "train": (0, False, False),
-    "val_id": (1, False, False),
-    "val_ood_ads": (2, True, False),
-    "val_ood_cat": (3, False, True),
-    "val_ood_both": (4, True, True),
-}
 CANDIDATES = {"train": 2000, **dict.fromkeys(list(SPLITS)[1:], 160)}  # to label; those with large forces are left out
 FCC, BCC = np.array([[0, 0, 0], [1, 1, 0], [1, 0, 1], [0, 1, 1]]) / 2, np.array([[0, 0, 0], [1, 1, 1]]) / 2
 PROTOTYPES = {"A1": (FCC, "AAAA"), "L1_2": (FCC, "BAAA"), "L1_0": (FCC, "AABB"), "A2": (BCC, "AA"), "B2": (BCC, "AB")}
