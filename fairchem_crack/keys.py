@@ -34,6 +34,9 @@ HIGHER_EMBEDDING: Final = "higher_embedding"  # (N, (L + 1)^2 - 4, D_v) degrees 
 ENERGY: Final = "energy"  # (B,) eV
 FORCES: Final = "forces"  # (N, 3) eV/A
 
+# Fields of a system that `fairchem-crack generate` writes: whether its label of a property is the teacher's.
+OF_TEACHER: Final = {ENERGY: "energy_of_teacher", FORCES: "forces_of_teacher"}
+
 # Fields of a batch that a teacher cache adds to it. PyG shifts a field whose name has "index" by the atoms before it.
 TEACHER_PREFIX: Final = "teacher_"  # before the name of a field of the cache
 TEACHER_PAIRS: Final = "teacher_pair_index"  # (2, P) long, i < j

@@ -14,6 +14,7 @@ from ase.build import molecule
 from ase.calculators.singlepoint import SinglePointCalculator
 from conftest import stock_config
 from fairchem.core.datasets import create_dataset, data_list_collater
+from fairchem.core.modules.loss import DDPLoss
 from stub_teacher import distillation_of, plain_teacher
 from tolerances import REORDERED
 
@@ -21,6 +22,7 @@ from fairchem_crack.adapters.outputs import ModelOutputs
 from fairchem_crack.config import read_options
 from fairchem_crack.io.labels import OptionalLabels
 from fairchem_crack.training.guard import Compared, faults
+from fairchem_crack.training.labels import LabelWeights, check_origins, take_teachers_labels
 
 NAMES = {"energy": "oc20_energy", "forces": "forces"}
 OUTPUTS = ModelOutputs("outputs", {"oc20_energy": {"property": "energy"}, "forces": {}})
@@ -114,3 +116,54 @@ def test_an_ase_system_without_labels_is_read(tmp_path):
     assert batch.energy[:2].tolist() == [1.0, 2.0] and batch.energy[2:].isnan().all()
     assert torch.equal(batch.forces[:3], torch.tensor(forces).float()) and torch.equal(batch.forces[6:9], batch.forces[:3])
     assert batch.forces[3:6].isnan().all() and batch.forces[9:].isnan().all()
+
+
+@pytest.mark.parametrize("fn", ["mae", "l2mae", "mse"])
+def test_a_label_of_the_data_counts_by_its_weight(fn):
+    loss = DDPLoss(fn, "mean")
+    weights = LabelWeights([("forces", {"fn": loss})], data_label_weight=3.0)
+    prediction, label = torch.arange(15.0).view(5, 3), torch.ones(5, 3)
+    rows = {"forces": Compared(prediction, label, torch.tensor([0, 0, 1, 2, 2]))}
+    elements = {"mae": (prediction - 1).abs(), "l2mae": (prediction - 1).norm(dim=1), "mse": (prediction - 1) ** 2}[fn]
+    with weights.of(rows, {"forces": torch.tensor([True, False, False])}):
+        weighted = loss(prediction, label, torch.tensor([2, 1, 2]))
+    by_hand = torch.cat((elements[:2], 3 * elements[2:])).sum() / elements.numel()
+    assert float(weighted) == pytest.approx(float(by_hand), rel=REORDERED)
+    assert float(loss(prediction, label, torch.tensor([2, 1, 2]))) == pytest.approx(float(elements.mean()), rel=REORDERED)
+
+
+def test_a_loss_without_a_number_for_each_label_has_no_weights():
+    class Mean(torch.nn.Module):
+        def forward(self, prediction, label, natoms):
+            return (prediction - label).abs().mean()
+
+    loss = DDPLoss("mae", "mean")
+    loss.loss_fn = Mean()
+    weights = LabelWeights([("energy", {"fn": loss})], data_label_weight=3.0)
+    rows = {"energy": Compared(torch.zeros(2, 1), torch.ones(2, 1), torch.arange(2))}
+    with weights.of(rows, {"energy": torch.tensor([True, False])}), pytest.raises(ValueError) as raised:
+        loss(torch.zeros(2, 1), torch.ones(2, 1), torch.tensor([1, 1]))
+    assert "data_label_weight: Mean of `energy` gives numbers of shape () for 2 labels" in str(raised.value)
+
+
+def test_labels_that_a_teacher_gave_before_are_the_teachers(systems):
+    batch = collated(mixed(systems))
+    batch.energy_of_teacher = torch.tensor([False, True, False])
+    said = plain_teacher()(batch)
+    own = batch.oc20_energy.clone()
+    replaced = take_teachers_labels(batch, OUTPUTS, said, "fill")
+    assert replaced["oc20_energy"].tolist() == [True, True, False] and replaced["forces"].tolist() == [False, True, False]
+    assert batch.oc20_energy[1:].tolist() == own[1:].tolist()  # it has that label already
+
+
+def test_a_weight_of_the_data_needs_both_kinds_of_labels(systems, caplog):
+    own = stock_config(Path())["loss_functions"]
+    task = {"distill": {"teacher": {"cache": "c"}, "labels": "teacher", "data_label_weight": 2}}
+    (fault,) = read_options(task, own).faults
+    assert "data_label_weight: weighs the labels of the data against the teacher's; expected `labels: fill`" in str(fault)
+    batch = collated(mixed(systems))
+    check_origins(batch, OUTPUTS)
+    assert not caplog.records
+    batch.oc20_energy, batch.forces = torch.zeros(3), torch.zeros_like(batch.pos)
+    check_origins(batch, OUTPUTS)
+    assert "every label of a sample of 3 systems of dataset.train is of the data" in caplog.text

@@ -109,6 +109,9 @@ class DistillConfig:
     learning_rates: dict[str, Weight] = field(default_factory=dict)  # factors, by module of the student; 0: frozen
     shuffle: Optional[ShuffleConfig] = None
     labels: Labels = "data"  # of the student's own terms; teacher: its energies and forces; fill: where the data have none
+    data_label_weight: Weight = (
+        1.0  # of a label of the data in the student's own terms, with `labels: fill`; 1: the teacher's
+    )
     resume: Literal["all", "student"] = "all"  # what is read from a checkpoint: student and projection, or only the student
     max_skipped_steps: Count = 10  # non-finite steps in a row that stop the run; with --amp, counted at a loss scale below 1
     imports: tuple[str, ...] = ()  # your own modules with terms, losses or adapters; imported before the options are read
@@ -116,6 +119,11 @@ class DistillConfig:
     def __post_init__(self) -> None:
         if self.teacher.val_cache and self.labels == "data":
             raise ValueError("labels: teacher.val_cache gives labels; expected `teacher` or `fill`, found `data`.")
+        if self.data_label_weight != 1 and self.labels != "fill":
+            raise ValueError(
+                "data_label_weight: weighs the labels of the data against the teacher's; expected `labels: fill`, found "
+                f"`{self.labels}`."
+            )
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ from ase.db import connect
 from torch_geometric.data import Data
 from tqdm import tqdm
 
-from fairchem_crack.generate.records import COPY, LABELS, PARENT, labelled, to_bytes
+from fairchem_crack import keys
+from fairchem_crack.generate.records import COPY, LABELS, PARENT, labelled, origins, to_bytes
 from fairchem_crack.generate.staging import MAP_SIZE
 from fairchem_crack.generate.unit import Kept, with_digest
 from fairchem_crack.io.atoms import INFO, to_atoms
@@ -42,7 +43,7 @@ def dataset_options(parents: Mapping[str, Any], source: Path, output_format: str
     kept = {name: parents[name] for name in ("key_mapping", "transforms") if parents.get(name)}
     options = {"format": output_format, "src": str(source), **kept}
     if output_format == "ase_db":
-        options["a2g_args"] = {"r_energy": True, "r_forces": True}
+        options["a2g_args"] = {"r_energy": True, "r_forces": True, "r_data_keys": list(keys.OF_TEACHER.values())}
     return options
 
 
@@ -87,7 +88,10 @@ def _lmdb_writer(file: Path, names: Mapping[str, str]) -> Iterator[Write]:
         pending.clear()
 
     def write(kept: Kept) -> None:
-        pending.append(labelled(kept.system, kept.labels, names))
+        record = labelled(kept.system, kept.labels, names)
+        for name, value in origins(kept.row["labels"]).items():
+            record[name] = value
+        pending.append(record)
         if len(pending) == COMMIT:
             commit()
 
@@ -108,6 +112,7 @@ def _ase_writer(file: Path, names: Mapping[str, str]) -> Iterator[Write]:
             energy, forces = (kept.labels[name] for name in LABELS)
             atoms.calc = SinglePointCalculator(atoms, energy=energy, forces=forces.numpy().astype(float))
             data = {name: kept.row[name] for name in ("sid", "fid", PARENT, COPY) if name in kept.row}
+            data.update(origins(kept.row["labels"]))
             database.write(atoms, data={**data, **{name: atoms.info[name] for name in INFO if name in atoms.info}})
 
         yield write

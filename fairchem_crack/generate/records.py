@@ -69,6 +69,11 @@ def labels_of(record: Record) -> dict[str, Any]:
     return {keys.ENERGY: float(record.values[keys.ENERGY]), keys.FORCES: forces}
 
 
+def origins(labels: Mapping[str, str]) -> dict[str, bool]:
+    """The fields of a record that say whose its labels are, from `data` or `teacher` of each property."""
+    return {keys.OF_TEACHER[name]: origin == "teacher" for name, origin in labels.items()}
+
+
 def labelled(system: Data, labels: Mapping[str, Any], names: Mapping[str, str]) -> Data:
     """A record with labels, under the names that the dataset's `key_mapping` reads."""
     record = system.clone()

@@ -54,6 +54,12 @@ def is_missing(batch: Batch, name: str, property_: str) -> Tensor:
     return of_system > 0
 
 
+def is_of_teacher(batch: Batch, property_: str) -> Tensor:
+    """(B,) bool, the systems whose label in the data is a teacher's, as `generate` notes it."""
+    field = keys.OF_TEACHER[property_]
+    return torch.as_tensor(batch[field]) if field in batch else torch.zeros_like(batch.natoms, dtype=torch.bool)
+
+
 def read_unlabelled(dataset: Any) -> None:
     """Let a dataset of ASE's formats read systems without energy or forces, which fairchem cannot where it reads labels."""
     while isinstance(getattr(dataset, "dataset", None), Dataset):  # a subset, or what names the records

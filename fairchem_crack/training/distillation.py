@@ -28,7 +28,7 @@ from fairchem_crack.teacher.frozen import Teacher, TeacherOutputs, own
 from fairchem_crack.training import preflight
 from fairchem_crack.training.coefficients import WeightedTerm, active_terms
 from fairchem_crack.training.guard import teacher_faults
-from fairchem_crack.training.labels import take_teachers_labels
+from fairchem_crack.training.labels import check_origins, take_teachers_labels
 from fairchem_crack.training.losses import LossContext, build_loss, check_compared
 from fairchem_crack.training.projection import Projections
 from fairchem_crack.training.projection_training import RESUME_STUDENT, ProjectionTraining
@@ -235,6 +235,8 @@ class Distillation:
         preflight.check_neighbors(batch, self.student_features, self.teacher)
         outputs = self.teacher(batch, self.requested or {keys.NODE_EMBEDDING})
         preflight.check_embeddings(outputs, batch, self.teacher)
+        if self.config.data_label_weight != 1:
+            check_origins(batch, self.outputs)
         fills = self.config.labels == "fill"
         preflight.warn_of_another_zero(self.terms, self._energy_label(batch), outputs, batch, fills=fills)
         self._run_student(batch)

@@ -57,7 +57,7 @@ from fairchem_crack.training.host_options import (
 )
 from fairchem_crack.training.identity import content_of, joined, of_distillation, of_training
 from fairchem_crack.training.init_from_teacher import copy_weights
-from fairchem_crack.training.labels import labelled_outputs
+from fairchem_crack.training.labels import LabelWeights, labelled_outputs
 from fairchem_crack.training.learning_rates import LearningRates
 from fairchem_crack.training.preflight import check_elements
 from fairchem_crack.training.readout import Readout
@@ -116,6 +116,11 @@ class CrackDistillTrainer(CheckedTrainer):
             loss_functions=options.own_losses,
             **fairchem_arguments,
         )
+
+    def load_loss(self) -> None:
+        """The student's own losses, in which labels of the data may have a weight of their own."""
+        super().load_loss()
+        self._label_weights = LabelWeights(self.loss_functions, (self._distill_config or DistillConfig).data_label_weight)
 
     def train(self, disable_eval_tqdm: bool = False) -> None:
         """Load the teacher, check it against data and student, then train as fairchem does; the only training of its run."""
@@ -250,17 +255,19 @@ class CrackDistillTrainer(CheckedTrainer):
     def _compute_loss(self, out: dict[str, Tensor], batch: Batch) -> Tensor:
         where, targets = f"dataset.{'train' if self.model.training else 'val'}", self.output_targets
         check_free_atoms(batch, targets, is_training=self.model.training, where=where)
-        loss = super()._compute_loss(out, batch)
         if not self.model.training:
+            loss = super()._compute_loss(out, batch)
             self._spoiled += faults(compared(targets, targets, "eval_on_free_atoms", out, batch), batch)
             return loss
+        trained_on = [name for name, own in self.loss_functions if own["coefficient"]]
+        self._batch, self._rows = batch, compared(targets, trained_on, "train_on_free_atoms", out, batch)
+        with self._label_weights.of(self._rows, self._teacher_step.replaced if self._teacher_step else {}):
+            loss = super()._compute_loss(out, batch)
         numbers: dict[str, Number] = {**self._own_losses}
         if self._active is not None and self._teacher_step is not None:
             losses = self._active.loss(self._teacher_step, out)
             loss = loss + losses.total
             numbers.update(losses.log)
-        trained_on = [name for name, own in self.loss_functions if own["coefficient"]]
-        self._batch, self._rows = batch, compared(targets, trained_on, "train_on_free_atoms", out, batch)
         nonfinite = nonfinite_on_all_ranks([loss, *(rows.prediction for rows in self._rows.values())])
         self._readout = Readout({**numbers, NONFINITE: nonfinite})
         return loss

@@ -24,6 +24,7 @@ from conftest import DATASET, distill_config, with_terms, write_edited
 from killing import kill_at_call
 from stub_labeller import DIES, outputs_of
 
+from fairchem_crack import keys
 from fairchem_crack.commands.cli import main
 from fairchem_crack.generate import job as module
 from fairchem_crack.generate import outcome, staging
@@ -375,6 +376,7 @@ def test_an_ase_database_in_and_out_with_every_pbc(config, tmp_path):
         records = records_of(summary["dataset"])
         assert [tuple(record.pbc.view(-1).tolist()) for record in records[::2]] == PBC
         assert [float(record.energy) for record in records[::2]] == [1.0] * 8
+        assert [record[name] for record in records for name in keys.OF_TEACHER.values()] == [False, False, True, True] * 8
         assert len(records) == len(TeacherCache(tmp_path / output_format / CACHE)) == 16
         assert all(TeacherCache(tmp_path / output_format / CACHE).get(digest_of(record)) for record in records)
         free = np.abs(records[1].pos - records[0].pos).max(1).values > 0
