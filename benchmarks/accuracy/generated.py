@@ -21,6 +21,7 @@ NAMES = {
     "labelled": "teacher's labels, no terms",
     "labelled_n2n_v2v_atoms": "without relations",
     "filled_crack_n2n_v2v_atoms": "`labels: fill`",
+    "weighted_crack_n2n_v2v_atoms": "`labels: fill`, `data_label_weight` 9",
     "labelled_crack_n2n_v2v_atoms_300": "recipe with `atom_energies` 300",
     "recipe_atoms_100": "with the Hessian, the data's labels",
     **dict.fromkeys(RECIPES.values(), "recipe"),

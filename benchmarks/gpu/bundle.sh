@@ -18,7 +18,7 @@ pip=("$python" -m pip --disable-pip-version-check)
 download=("${pip[@]}" download --quiet --dest "$folder" --only-binary=:all: --implementation cp --python-version 3.12)
 for glibc in 2_28 2_17; do download+=(--platform "manylinux_$glibc""_x86_64"); done
 "${download[@]}" --platform manylinux2014_x86_64 --no-deps \
-  fairchem-core==1.10.0 "ase<3.26" lmdb hydra-core "omegaconf<2.4" orjson submitit tabulate torchtnt
+  fairchem-core==1.10.0 "ase<3.26" lmdb hydra-core "omegaconf<2.4" orjson submitit tabulate torchtnt vesin
 "${download[@]}" --platform manylinux2014_x86_64 "pydantic>=2.10"
 "${pip[@]}" wheel --quiet --no-deps --wheel-dir "$folder" "antlr4-python3-runtime==4.9.*"
 "${pip[@]}" download --quiet --dest "$folder" --no-deps --no-build-isolation --no-binary :all: torch-scatter torch-sparse
