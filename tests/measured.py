@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
 from benchmarks.accuracy.plan import EXPERIMENTS, Run, read_plan
-from benchmarks.accuracy.summary import GROUP, MEAN, Results
+from benchmarks.accuracy.summary import GAPS, GROUP, MEAN, Results
 from benchmarks.accuracy.training import Workspace
 from benchmarks.cache.report import by_shape
 from benchmarks.screening.report import ratio
 from benchmarks.shuffle.report import MEAN as MEAN_OF_SPLITS
 from benchmarks.shuffle.report import difference
-from fairchem_crack.evaluation.intervals import t_interval
 
 ROOT = Path(__file__).parents[1]
 
@@ -63,13 +62,8 @@ def cost(method: str, group: Run = MAIN) -> float:
 def paired(method: str, other: str, group: Run = MAIN, split: str = "val_id") -> list[float]:
     """Method less the other in the errors of energy and forces: mean and half width of the t-interval over shared seeds."""
     runs = [group.of_method(name) for name in (method, other)]
-    shared = sorted(set.intersection(*(set(RESULTS.seeds(run)) for run in runs)))
-    differences = []
-    for column in ("energy_mae", "forces_mae"):
-        values = [[RESULTS.value(replace(run, seed=seed), split, column) for seed in shared] for run in runs]
-        interval = t_interval([of_method - of_other for of_method, of_other in zip(*values)])
-        differences += [interval.estimate, interval.high - interval.estimate]
-    return differences
+    intervals = [RESULTS.paired(*runs, split, column) for column in GAPS.values()]
+    return [value for interval in intervals for value in (interval.estimate, interval.high - interval.estimate)]
 
 
 def criteria(method: str, *candidates: float) -> list[float]:
@@ -157,34 +151,47 @@ class Line(NamedTuple):
         return f"| {' | '.join(map(str, cells))} |"
 
 
+def changed(line: Line, other: Line, split: str = "val_id") -> list[float]:
+    """Errors of a line less those of another with the same seeds, energy and forces: mean and ends of the t-interval."""
+    runs = [Run(of.student, "equiformer_v2", of.method, None, 300, of.budget, of.structures) for of in (line, other)]
+    return [end for column in GAPS.values() for end in astuple(ON_GENERATED.paired(*runs, split, column))]
+
+
+ON_GENERATED = Results(Workspace(ROOT / "docs/benchmarks/accuracy"), "generated")
 GENERATED = {tuple(row[name] for name in (*Line._fields, "split")): row for row in load("generated")["rows"]}
 LABELS = {(row["structures"], row["jacobian_rows"]): row for row in load("generated")["labels"]}
-PARENTS = "the 300 systems"
-GENERATED_LINES = {
-    f"{PARENTS}, labels only": Line("undistilled", ""),
-    f"{PARENTS}, recipe": Line("crack_n2n_v2v_atoms", ""),
-    "`rattle=9`, the teacher's labels only": Line("labelled"),
-    "`rattle=9`, recipe": Line(),
-    "`rattle=9`, recipe without relations": Line("labelled_n2n_v2v_atoms"),
-    "`rattle=3`, recipe": Line(structures="rattle3"),
-    "`rattle=30`, recipe": Line(structures="rattle30"),
-    "nine of `rattle=30` by `--select`, recipe": Line(structures="select9of30"),
-    "nine of `rattle=30` by `--select-random`, recipe": Line(structures="random9of30"),
-    "`relax=9`, recipe": Line(structures="relax9"),
-    "`md=9`, recipe": Line(structures="md9"),
-    "`displace+rattle=9`, recipe": Line(structures="displace9"),
-    "mixed, the teacher's labels only": Line("labelled", "mixed9"),
-    "mixed, recipe": Line(structures="mixed9"),
-    f"{PARENTS}, labels only, twice the steps": Line("undistilled", "", "double"),
-    "`rattle=9`, recipe, twice the steps": Line(budget="double"),
-    "mixed, recipe, twice the steps": Line(structures="mixed9", budget="double"),
-    "mixed, recipe with `atom_energies` 300, twice the steps": Line("labelled_crack_n2n_v2v_atoms_300", "mixed9", "double"),
-    f"GemNet-dT: {PARENTS}, labels only": Line("undistilled", "", student="gemnet_dT"),
-    f"GemNet-dT: {PARENTS}, recipe": Line("crack_n2n_atoms", "", student="gemnet_dT"),
-    "GemNet-dT: `rattle=9`, the teacher's labels only": Line("labelled", student="gemnet_dT"),
-    "GemNet-dT: `rattle=9`, recipe": Line("labelled_crack_n2n_atoms", student="gemnet_dT"),
+_BUDGETS = {"steps": "", "double": ", twice the steps", "triple": ", three times the steps"}
+_STRUCTURES = {
+    "rattle9": "`rattle=9`",
+    "rattle1": "`rattle=1`",
+    "rattle3": "`rattle=3`",
+    "rattle30": "`rattle=30`",
+    "select9of30": "nine of `rattle=30` by `--select`",
+    "random9of30": "nine of `rattle=30` by `--select-random`",
+    "relax9": "`relax=9`",
+    "md9": "`md=9`",
+    "displace9": "`displace+rattle=9`",
+    "mixed9": "mixed",
 }
-GENERATED_ROWS = [line.printed(label) for label, line in GENERATED_LINES.items()]
+_TRAININGS = {
+    "undistilled": "labels only",
+    "labelled": "the teacher's labels only",
+    "recipe_atoms_100": "recipe with the Hessian",
+    "hessian_100_without_vectors_atoms": "recipe with the Hessian",
+    "labelled_n2n_v2v_atoms": "recipe without relations",
+    "filled_crack_n2n_v2v_atoms": "recipe, `labels: fill`",
+    "weighted_crack_n2n_v2v_atoms": "recipe, `labels: fill`, `data_label_weight` 9",
+    "labelled_crack_n2n_v2v_atoms_300": "recipe with `atom_energies` 300",
+}
+
+
+def _label(line: Line) -> str:
+    student = "GemNet-dT: " if line.student == "gemnet_dT" else ""
+    structures = _STRUCTURES.get(line.structures, "the 300 systems")
+    return f"{student}{structures}, {_TRAININGS.get(line.method, 'recipe')}{_BUDGETS[line.budget]}"
+
+
+GENERATED_ROWS = [line.printed(_label(line)) for line in dict.fromkeys(Line(*key[:-1]) for key in GENERATED) if line.budget]
 
 
 # Speed, memory, screening

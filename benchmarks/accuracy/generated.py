@@ -10,7 +10,6 @@ from benchmarks.accuracy.page import DIGITS, gap, markdown, show
 from benchmarks.accuracy.plan import EXPERIMENTS, TEACHER, UNDISTILLED, Run, read_plan
 from benchmarks.accuracy.summary import GAPS, MEAN, Results, hours, plain
 from benchmarks.accuracy.training import SPLITS, Workspace
-from fairchem_crack.evaluation.intervals import t_interval
 
 TABLE = "generated"
 RECIPES = {"painn": "labelled_crack_n2n_v2v_atoms", "gemnet_dT": "labelled_crack_n2n_atoms"}  # with which all are compared,
@@ -77,12 +76,9 @@ def figures(workspace: Workspace) -> dict[str, Any]:
 def difference(results: Results, line: Run, split: str, column: str) -> list[float | None]:
     """The line less the recipe on the same seeds, of one error; nothing without shared seeds."""
     recipe = replace(line, method=RECIPES[line.student], structures=STRUCTURES)
-    shared = [seed for seed in results.seeds(line) if seed in results.seeds(recipe)]
-    if line in (recipe, line.of_method(UNDISTILLED)) or not shared:
+    if line in (recipe, line.of_method(UNDISTILLED)) or not set(results.seeds(line)) & set(results.seeds(recipe)):
         return []
-    pairs = ([replace(of, seed=seed) for of in (line, recipe)] for seed in shared)
-    values = [results.value(own, split, column) - results.value(other, split, column) for own, other in pairs]
-    return plain(t_interval(values))
+    return plain(results.paired(line, recipe, split, column))
 
 
 def table(rows: list[dict]) -> list[str]:

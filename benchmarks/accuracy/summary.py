@@ -48,6 +48,12 @@ class Results:
         """A column of a run on one split, or averaged over the four."""
         return fmean(self.rows[run][name][column] for name in _splits(split))
 
+    def paired(self, run: Run, other: Run, split: str, column: str) -> Interval:
+        """A column of a run less that of another: the mean over the seeds that both have, and its t-interval."""
+        shared = [seed for seed in self.seeds(run) if seed in self.seeds(other)]
+        values = ([self.value(replace(of, seed=seed), split, column) for seed in shared] for of in (run, other))
+        return t_interval([of_run - of_other for of_run, of_other in zip(*values)])
+
     def errors(self, runs: Iterable[Run], split: str, name: str) -> np.ndarray:
         """(S, K) of the seeds' runs one of `ERRORS` of the systems of a split."""
         return np.stack([self._errors[f"{run.name}/{split}"][ERRORS.index(name)].astype(float) for run in runs])
