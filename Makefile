@@ -109,7 +109,7 @@ venv: $(VENV)/.installed
 $(VENV)/.installed: setup.cfg pyproject.toml
 	@echo "== Set-up, once: $(VENV) with torch 2.4 and fairchem-core 1.10. 3 minutes with pip's wheel cache, else 8 on 2 cores."
 	$(PYTHON) -m venv $(VENV)
-	$(INSTALL) --upgrade pip "setuptools<81" wheel ninja
+	$(INSTALL) --upgrade pip "setuptools<81" "setuptools-scm>=10" wheel ninja
 	@echo "== Set-up 1/3: torch (a download of 2.5 GB)"
 	$(INSTALL) "torch~=2.4.0" "numpy<2" "scipy<1.17"
 	@echo "== Set-up 2/3: torch-scatter and torch-sparse, compiled unless pip has their wheels"

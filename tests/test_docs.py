@@ -415,12 +415,16 @@ def test_every_page_is_run_or_has_nothing_to_run():
     assert all(kind == "yaml" for page in idle for kind, _ in blocks(page))
 
 
-def test_the_installation_of_the_page_is_that_of_make():
+def test_page_make_and_dockerfile_install_alike():
     page, make = (ROOT / "docs/install.md").read_text(encoding="utf-8"), (ROOT / "Makefile").read_text()
+    image = (ROOT / "Dockerfile").read_text()
     commands = re.search(r"From nothing:\n\n((?: {4}.*\n)+)", page)[1]
     pins = re.findall(r'"([^"]+)"', commands)
     assert len(pins) == 5 and [pin for pin in pins if pin not in make + (ROOT / "setup.cfg").read_text()] == []
-    assert all(part in text for part in ("CPPFLAGS=-g0", "ninja", "--no-build-isolation") for text in (commands, make))
+    assert [pin for pin in pins if pin not in image] == []
+    assert all(
+        part in text for part in ("CPPFLAGS=-g0", "ninja", "--no-build-isolation") for text in (commands, make, image)
+    )
 
 
 def test_the_page_of_the_rooms_has_those_of_the_contract():

@@ -239,7 +239,7 @@ def test_a_state_of_a_later_format_is_refused():
 
 
 def test_the_checkpoint_of_version_0_1_0_is_converted():
-    state = torch.load(SAMPLES / "checkpoint_0.1.0.pt", map_location="cpu", weights_only=False)[keys.CHECKPOINT_KEY]
+    state = torch.load(SAMPLES / "checkpoint_format_1.pt", map_location="cpu", weights_only=False)[keys.CHECKPOINT_KEY]
     weight, bias = (state[keys.PROJECTION][name] for name in ("weight", "bias"))
     width = len(bias)
     statistics = ChannelStatistics(torch.linspace(-3, 3, width), torch.logspace(-2, 1, width), None)

@@ -1,6 +1,6 @@
-"""Checkpoints of former versions, kept in tests/samples, are resumed, fine-tuned and evaluated.
+"""A checkpoint of every format, kept in tests/samples, is resumed, fine-tuned and evaluated.
 
-Each is the `distilled` fixture after 3 of 6 steps: 0.1.0 as commit 068ab12 wrote it, the others as
+Each is the `distilled` fixture after 3 of 6 steps: format 1 as commit 068ab12 wrote it, the others as
 tests/tools/make_checkpoint_sample.py does.
 """
 
@@ -14,48 +14,50 @@ import torch
 from tolerances import CONVERTED, REPEATED
 from tools.make_checkpoint_sample import write_sample
 
-import fairchem_crack
 from fairchem_crack import keys
 from fairchem_crack.commands.cli import main
 from fairchem_crack.training.projection_state import FORMAT
 
 SAMPLES = sorted((Path(__file__).parents[1] / "samples").glob("checkpoint_*.pt"))
-# `node_embeddings` in step 4: of 0.1.0 what commit 7cca9bc resumes with, of the others what the script printed.
-NEXT_LOSS = {"0.1.0": 1.75998, "0.1.0_format_2": 0.99594}
+# `node_embeddings` in step 4: of format 1 what commit 7cca9bc resumes with, of the others what the script printed.
+NEXT_LOSS = {1: 1.75998, 2: 0.99594}
 TRAINING_STATE = ("epoch", "step", "optimizer", "scheduler", "ema", "best_val_metric", "primary_metric", keys.CHECKPOINT_KEY)
 
 pytestmark = pytest.mark.slow
-of_every_version = pytest.mark.parametrize("sample", SAMPLES, ids=lambda file: file.stem.removeprefix("checkpoint_"))
+of_every_format = pytest.mark.parametrize("sample", SAMPLES, ids=lambda file: file.stem.removeprefix("checkpoint_"))
 
 
 def load(file: Path) -> dict:
     return torch.load(file, map_location="cpu", weights_only=False)
 
 
-def test_every_version_has_a_small_sample(tmp_path):
-    names = {file.stem.removeprefix("checkpoint_") for file in SAMPLES}
-    assert fairchem_crack.__version__ in names, "run python tests/tools/make_checkpoint_sample.py"
-    assert names == NEXT_LOSS.keys()
+def format_of(sample: Path) -> int:
+    return load(sample)[keys.CHECKPOINT_KEY].get(keys.STATE_FORMAT, 1)
+
+
+def test_every_format_has_a_small_sample():
+    formats = [format_of(sample) for sample in SAMPLES]
+    assert formats == list(NEXT_LOSS) == list(range(1, FORMAT + 1)), "run python tests/tools/make_checkpoint_sample.py"
     assert max(file.stat().st_size for file in SAMPLES) < 300_000
-    with pytest.raises(FileExistsError, match="Samples are kept; give another name"):
+    with pytest.raises(FileExistsError, match="Samples are kept"):
         write_sample(SAMPLES[0])
 
 
-@of_every_version
+@of_every_format
 def test_a_former_checkpoint_resumes(sample, run, distilled, tmp_path):
     (tmp_path / "checkpoints" / "run").mkdir(parents=True)
     resumed = run(distilled, checkpoint=sample)
     assert [record["step"] for record in resumed.steps] == [4, 5, 6]
-    expected = NEXT_LOSS[sample.stem.removeprefix("checkpoint_")]
+    expected = NEXT_LOSS[format_of(sample)]
     assert resumed.steps[0]["loss_node_embeddings"] == pytest.approx(expected, rel=CONVERTED)
     assert torch.isfinite(torch.tensor(resumed.losses())).all()
     state = load(resumed.checkpoints / "checkpoint.pt")[keys.CHECKPOINT_KEY]
     assert state[keys.STATE_FORMAT] == FORMAT
-    if keys.STATE_FORMAT not in load(sample)[keys.CHECKPOINT_KEY]:  # 0.1.0: the same function, in the same unit
+    if format_of(sample) == 1:  # the same function, in the same unit
         assert not state[keys.PROJECTION]["shift"].any()
 
 
-@of_every_version
+@of_every_format
 def test_a_former_student_is_fine_tuned_by_fairchem(sample, run, stock, tmp_path):
     """AdamW moves a weight by about the learning rate in a step, so the result is near the sample's weights."""
     former = load(sample)
@@ -67,7 +69,7 @@ def test_a_former_student_is_fine_tuned_by_fairchem(sample, run, stock, tmp_path
     assert 0 < max(moved) < 10 * stock["optim"]["lr_initial"]
 
 
-@of_every_version
+@of_every_format
 def test_a_former_student_is_evaluated_as_fairchem_does(sample, run, stock, data, tmp_path):
     stock["optim"]["eval_batch_size"] = 32  # as `evaluate`: PaiNN's choice among equal distances depends on the batch
     (validation,) = run(stock, mode="validate", checkpoint=sample).validations

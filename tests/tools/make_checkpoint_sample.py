@@ -1,7 +1,6 @@
-"""Write a sample of the training checkpoints that this version writes, for the versions to come to read.
+"""Write a sample of the training checkpoints that this format has, for later versions to read.
 
-    python tests/tools/make_checkpoint_sample.py            # tests/samples/checkpoint_VERSION.pt
-    python tests/tools/make_checkpoint_sample.py NAME       # tests/samples/checkpoint_NAME.pt
+    python tests/tools/make_checkpoint_sample.py            # tests/samples/checkpoint_format_FORMAT.pt
 
 It is the tests' distilled training after 3 of 6 steps. The last line is the loss of the next step, for
 tests/integration/test_samples.py.
@@ -20,7 +19,7 @@ sys.path[:0] = [str(TESTS), str(TESTS.parent)]
 
 from conftest import distill_config, run_fairchem, write_data, write_teacher  # noqa: E402
 
-from fairchem_crack import __version__  # noqa: E402
+from fairchem_crack.training.projection_state import FORMAT  # noqa: E402
 
 STEPS = 3
 
@@ -32,7 +31,7 @@ def write_sample(file: Path) -> float:
         FileExistsError: a sample is kept as it was written.
     """
     if file.exists():
-        raise FileExistsError(f"{file}: already there. Samples are kept; give another name.")
+        raise FileExistsError(f"{file}: already there. Samples are kept.")
     here = Path.cwd()
     with tempfile.TemporaryDirectory() as place:
         os.chdir(place)
@@ -47,6 +46,5 @@ def write_sample(file: Path) -> float:
 
 
 if __name__ == "__main__":
-    name = sys.argv[1] if len(sys.argv) > 1 else __version__
-    target = TESTS / "samples" / f"checkpoint_{name}.pt"
-    print(f"{name}: node_embeddings {write_sample(target):.5f} in step {STEPS + 1}")
+    target = TESTS / "samples" / f"checkpoint_format_{FORMAT}.pt"
+    print(f"format {FORMAT}: node_embeddings {write_sample(target):.5f} in step {STEPS + 1}")
