@@ -61,13 +61,12 @@ demo: venv
 # $(call best,NAME): the best checkpoint of each seed.
 best = $(foreach seed,$(SEEDS),$(RUN)/checkpoints/$(1)-$(seed)/best_checkpoint.pt)
 
-# $(call train,YAML,NAME,OVERRIDES): the stock command; the log goes to a file, the validations to the screen.
-# A training that was interrupted resumes from its last checkpoint.
+# $(call train,YAML,NAME,OVERRIDES): the stock command; the log goes to a file, its progress to the screen, on whose end (`cat`)
+# the training does not depend. A training that was interrupted resumes from its last checkpoint.
 define train
 command="$(BIN)/fairchem --mode train --config-yml $(CONFIGS)/$(1) --cpu --seed $$seed --run-dir $(RUN) --timestamp-id $(2) $(3)"; \
 echo "$$command"; echo "   (log: $(RUN)/$(2).log)"; \
-$$command 2>&1 | tee -a $(RUN)/$(2).log | sed -un 's/.*(INFO): \(energy_mae: .*epoch: [0-9.]*\)$$/   validation: \1/p' \
-  || { tail -n 5 $(RUN)/$(2).log; false; }
+$$command 2>&1 | tee -a $(RUN)/$(2).log | { $(BIN)/fairchem-crack progress || cat > /dev/null; }
 endef
 
 # The longest files come first, in the order of the folders; xdist's own order, by their number of tests, leaves them for the end.
