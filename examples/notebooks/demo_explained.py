@@ -7,7 +7,7 @@
 # %% [markdown]
 # # The demo explained
 # A small `make demo`, step by step: a PaiNN trained on labels only, the same PaiNN distilled from an EquiformerV2, and
-# both against the teacher. It takes some three minutes on one CPU core.
+# both against the teacher. It takes some four minutes on one CPU core.
 #
 # Run it in the environment of fairchem and this package (`pip install jupytext`, then open this file as a notebook in
 # Jupyter), or as a script: `python demo_explained.py`.

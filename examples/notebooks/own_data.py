@@ -6,7 +6,7 @@
 
 # %% [markdown]
 # # Distil on your own ASE database
-# From an ASE database to a distilled student, with `fairchem-crack init`: five commands. It takes some two minutes on
+# From an ASE database to a distilled student, with `fairchem-crack init`: five commands. It takes some three minutes on
 # one CPU core.
 #
 # Run it in the environment of fairchem and this package (`pip install jupytext`, then open this file as a notebook in
