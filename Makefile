@@ -29,12 +29,14 @@ export NUMBA_NUM_THREADS ?= 1
 # Images of containers often set it. Each command would then compile torch and fairchem anew: 13 s of imports instead of 4.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint docs venv engines clean
+.PHONY: demo test lint docs notebooks venv engines clean
 
 # Other models: make demo STUDENT=gemnet_dT TEACHER=escn
 demo: venv
 	@ls $(CONFIGS)/$(STUDENT).yml $(CONFIGS)/$(STUDENT)_crack.yml $(TEACHER_FILE) > /dev/null || \
 	  { echo "STUDENT is painn or gemnet_dT, TEACHER is equiformer_v2 or escn."; exit 1; }
+	@echo; echo "Five parts, about 13 minutes on 2 free cores with PaiNN and EquiformerV2: data 1, new systems and the teacher 5,"; \
+	echo "a training 3, another 3 (both for each seed), evaluation 1. Interrupted, make demo resumes."
 	@echo; echo "== 1/5  Data: adsorbates on metal slabs, labelled with EMT, in OC20's LMDB format -> data/demo"
 	$(BIN)/fairchem-crack prepare-demo data/demo
 	@echo; echo "== 2/5  Nine new systems of each, and the $(TEACHER) teacher's outputs for all, once (the longest part) -> $(GENERATED)"
@@ -61,13 +63,12 @@ demo: venv
 # $(call best,NAME): the best checkpoint of each seed.
 best = $(foreach seed,$(SEEDS),$(RUN)/checkpoints/$(1)-$(seed)/best_checkpoint.pt)
 
-# $(call train,YAML,NAME,OVERRIDES): the stock command; the log goes to a file, the validations to the screen.
-# A training that was interrupted resumes from its last checkpoint.
+# $(call train,YAML,NAME,OVERRIDES): the stock command; the log goes to a file, its progress to the screen, on whose end (`cat`)
+# the training does not depend. A training that was interrupted resumes from its last checkpoint.
 define train
 command="$(BIN)/fairchem --mode train --config-yml $(CONFIGS)/$(1) --cpu --seed $$seed --run-dir $(RUN) --timestamp-id $(2) $(3)"; \
 echo "$$command"; echo "   (log: $(RUN)/$(2).log)"; \
-$$command 2>&1 | tee -a $(RUN)/$(2).log | sed -un 's/.*(INFO): \(energy_mae: .*epoch: [0-9.]*\)$$/   validation: \1/p' \
-  || { tail -n 5 $(RUN)/$(2).log; false; }
+$$command 2>&1 | tee -a $(RUN)/$(2).log | { $(BIN)/fairchem-crack progress || cat > /dev/null; }
 endef
 
 # The longest files come first, in the order of the folders; xdist's own order, by their number of tests, leaves them for the end.
@@ -99,6 +100,19 @@ lint: venv
 docs: venv
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "build/site/index.html"
+
+# Each notebook from a clean kernel, with what it prints and draws -> build/notebooks; one of them: make notebooks NOTEBOOKS=own_data
+NOTEBOOKS ?= $(basename $(notdir $(wildcard examples/notebooks/*.py)))
+notebooks: venv
+	$(INSTALL) jupytext nbconvert ipykernel
+	@mkdir -p build/notebooks/files
+	@for name in $(NOTEBOOKS); do \
+	  echo "== $$name -> build/notebooks/$$name.html"; \
+	  $(BIN)/jupytext --quiet --to ipynb --output build/notebooks/$$name.ipynb examples/notebooks/$$name.py && \
+	  TMPDIR=$(CURDIR)/build/notebooks/files $(BIN)/jupyter-nbconvert --log-level WARN --execute --to notebook --inplace \
+	    build/notebooks/$$name.ipynb && \
+	  $(BIN)/jupyter-nbconvert --log-level WARN --to html build/notebooks/$$name.ipynb || exit 1; \
+	done
 
 venv: $(VENV)/.installed
 

@@ -17,14 +17,13 @@ import json
 import os
 import pickle
 import re
-import runpy
 import shlex
 import shutil
 import sys
 from pathlib import Path
 from typing import Callable
 
-import fairchem.core._cli
+import in_process
 import lmdb
 import numpy as np
 import pytest
@@ -36,7 +35,6 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.db import connect
 from ase.io import read
 from ase.optimize import BFGS
-from fairchem.core.common import distutils
 from fairchem.core.common.flags import flags
 from fairchem.core.common.registry import registry
 from fairchem.core.common.relaxation.ase_utils import batch_to_atoms
@@ -47,7 +45,6 @@ from torch import nn
 
 from fairchem_crack import keys
 from fairchem_crack.adapters import base
-from fairchem_crack.commands import cli
 from fairchem_crack.evaluation.speed.runs import RELAXES_IN_BATCHES
 from fairchem_crack.teacher.cache import TeacherCache
 
@@ -65,6 +62,7 @@ IDLE = (
     "how-it-works",
     "install",
     "internet-scale",
+    "notebooks",
     "recipes",
     "security",
     "troubleshooting",
@@ -180,26 +178,16 @@ def write_is2re(source: Path, directory: Path) -> None:
 def run_command(command: list[str]) -> None:
     """Run it in this process, on one CPU rank."""
     program, *arguments = command
-    if program == "python":  # -m module
-        with pytest.MonkeyPatch.context() as patch:
-            patch.syspath_prepend(Path.cwd())
-            patch.setattr("sys.argv", [STANDS_FOR.get(argument, argument) for argument in arguments[1:]])
-            runpy.run_module(arguments[1], run_name="__main__")
+    if program == "python":
+        in_process.run_command(program, [STANDS_FOR.get(argument, argument) for argument in arguments])
         return
     name = arguments[arguments.index("--mode") + 1] if program == "fairchem" else arguments[0]
     arguments += [*TOY.get(name, []), *(["--cpu"] if "--cpu" not in arguments and name not in NO_MODEL else [])]
-    gc.collect()  # a former run's data set closes its LMDB when collected; one process opens it only once
     try:
-        if program == "fairchem":
-            fairchem.core._cli.main(*flags.get_parser().parse_known_args(arguments))
-        else:
-            cli.main(arguments)
+        in_process.run_command(program, arguments)
     except SystemExit as ended:
         if "--require" not in arguments or ended.code != 1:  # which these toys miss
             raise
-    finally:
-        if distutils.initialized():
-            distutils.cleanup()
 
 
 def parse_command(command: list[str]) -> None:

@@ -87,8 +87,10 @@ def test_a_cache_gives_the_labels_that_data_lack(data, teacher_checkpoint, tmp_p
         del system.y, system.force
 
     source = write_edited(data / "train", tmp_path / "train", without_labels)
-    config = init("--dataset", source, "--student", "painn", "--teacher", cache, output=tmp_path / "mine.yml")
-    assert config["task"]["distill"] == {"teacher": {"cache": str(cache)}, "labels": "teacher"}
+    val = write_edited(data / "train", tmp_path / "val", without_labels)
+    given = ["--dataset", source, "--val", val, "--val-cache", cache, "--student", "painn", "--teacher", cache]
+    config = init(*given, output=tmp_path / "mine.yml")
+    assert config["task"]["distill"] == {"teacher": {"cache": str(cache), "val_cache": str(cache)}, "labels": "teacher"}
     assert {"vector_embeddings": {"fn": "mse", "coefficient": 300}} in config["loss_functions"]
     assert "key_mapping" not in config["dataset"]["train"] and "No problem found" in capsys.readouterr().out
 
@@ -103,6 +105,8 @@ def test_a_cache_gives_the_labels_that_data_lack(data, teacher_checkpoint, tmp_p
         ),
         ({"--dataset": "bare.db"}, r"--dataset bare.db: no system of a sample of 2 has an energy and forces"),
         ({"--val": "nowhere"}, "--val nowhere: does not exist"),
+        ({"--val": "bare.db"}, r"--val bare.db: no system .* give it as --val-cache"),
+        ({"--val": "good.db", "--val-cache": "nowhere"}, "nowhere"),
         ({"--teacher": "nowhere.pt"}, "nowhere.pt"),
         ({"--teacher": "."}, r"--teacher \.: a directory without plan.json"),
         ({"--output": "there.yml"}, "--output there.yml: there is such a file already"),

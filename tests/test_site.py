@@ -10,7 +10,8 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-ELSEWHERE = {"index.md", "changelog.md"}  # made of README.md and CHANGELOG.md
+NOTEBOOKS = {f"notebooks/{path.stem}.md" for path in (ROOT / "examples/notebooks").glob("*.py")}
+ELSEWHERE = {"index.md", "changelog.md", *NOTEBOOKS}  # made of README.md, CHANGELOG.md and examples/notebooks
 
 
 def pages_of(entries):
@@ -30,6 +31,9 @@ def test_the_site_builds_without_a_warning(tmp_path):
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
     first = (tmp_path / "index.html").read_text(encoding="utf-8")
     assert "make demo" in first and 'href="own-data/"' in first and 'src="demo.png"' in first
+    notebook = (tmp_path / "notebooks/own_data/index.html").read_text(encoding="utf-8")
+    assert "<h2" in notebook and 'src="../own_data.png"' in notebook and "tags=" not in notebook
+    assert 'href="own_data/"' in (tmp_path / "notebooks/index.html").read_text(encoding="utf-8")
     assert "crack_loss" in (tmp_path / "api/index.html").read_text(encoding="utf-8")
     fetched = re.findall(r'<(?:script|link)[^>]*(?:src|href)="(https?://[^"]+)"', first)
     assert fetched == []  # a reader without network sees the whole page

@@ -21,6 +21,10 @@ COMMANDS = {  # of each: where it is, and what it does
         "fairchem_crack.commands.train:train",
         "fairchem --mode train, which then knows `trainer: crack_distill`; takes fairchem's flags",
     ),
+    "progress": (
+        "fairchem_crack.commands.progress:progress",
+        "how far a training is, how long the rest takes, and its losses, from its log on standard input",
+    ),
     "check": (
         "fairchem_crack.commands.check.command:check",
         "print what training would do, and list all problems; takes fairchem's flags",
@@ -98,7 +102,7 @@ OPTIONS = {  # of commands that take seconds to import: their options, which are
 REFUSALS = (ValueError, OSError, LockedError)  # of what a command was given: their message is enough
 WITHOUT_MODEL = (  # they use no GPU
     *("init", "cache-finish", "card", "evaluate-relaxations", "export"),
-    *("export-data", "configs", "prepare-demo"),
+    *("export-data", "configs", "prepare-demo", "progress"),
 )
 
 

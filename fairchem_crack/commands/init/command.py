@@ -30,6 +30,7 @@ def parser() -> argparse.ArgumentParser:
     )
     own.add_argument("--dataset", type=Path, required=True, metavar="PATH", help="an ASE database, or fairchem's LMDBs")
     own.add_argument("--val", type=Path, metavar="PATH", help="the same of other systems, to choose the best checkpoint by")
+    own.add_argument("--val-cache", metavar="DIR", help="a cache of the teacher's outputs for --val, where it has no labels")
     own.add_argument("--student", required=True, choices=STUDENTS)
     own.add_argument("--teacher", required=True, help="a checkpoint of fairchem, or the directory of a teacher cache")
     own.add_argument("--output", type=Path, default=Path("my_student.yml"), metavar="FILE.yml", help="(my_student.yml)")
@@ -56,13 +57,16 @@ def init(arguments: list[str]) -> None:
 
     teacher = read_teacher(options.teacher, trust=options.trust)
     data = look_at(options.dataset, options.systems, teacher.cache)
-    val = None if options.val is None else look_at(options.val, 2, None, option="--val")
+    val_cache = None if options.val_cache is None else read_teacher(options.val_cache).cache
+    val = None if options.val is None else look_at(options.val, 2, val_cache, option="--val")
+    if val_cache is not None and (val is None or data.labels == "data"):
+        raise ValueError("--val-cache: gives labels to --val; expected --val, and --dataset without labels of its own.")
     references = None
     if data.references is not None:
         references = output.with_name(f"{output.stem}_references.npz")
         output.parent.mkdir(parents=True, exist_ok=True)
         data.references.write(references)
     chosen = recipe(options.student, data, teacher)
-    write_text(output, page(data, val, teacher, chosen, references))
+    write_text(output, page(data, val, teacher, chosen, references, options.val_cache))
     print("\n".join([f"Data: {data.summary}.", f"Teacher: {teacher.summary}.", f"Student: {chosen.summary}."]))
     print((NEXT if teacher.cache is None else NEXT_WITH_CACHE).format(output=output))

@@ -26,6 +26,7 @@ from fairchem_crack.training.references import References
 
 RENAMED = {"y": keys.ENERGY, "force": keys.FORCES}  # as OC20's LMDBs have them
 LABELS = (keys.ENERGY, keys.FORCES)
+CACHE_OF = {"--dataset": "--teacher", "--val": "--val-cache"}  # the option that gives the teacher's cache of the data
 ADVICE = "An extxyz file becomes a database by `ase convert FILE.extxyz FILE.db`."
 
 
@@ -88,8 +89,8 @@ def look_at(path: Path, at_most: int, cache: Optional[TeacherCache], *, option: 
     labelled = [(system, given) for system, given in zip(sample, filled) if given is not None]
     if not labelled:
         raise ValueError(
-            f"{option} {path}: no system of a sample of {len(sample)} has an energy and forces, and the teacher is no cache "
-            "that has them. Write its cache first (docs/teachers.md), and give that as --teacher."
+            f"{option} {path}: no system of a sample of {len(sample)} has an energy and forces, and no cache has them. "
+            f"Write the teacher's cache of these systems first (docs/teachers.md), and give it as {CACHE_OF[option]}."
         )
     return _summary(options, systems, labels, [system for system, _ in labelled], [given for _, given in labelled])
 

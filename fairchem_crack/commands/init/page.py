@@ -91,13 +91,21 @@ SCALES = """\
 
 
 def page(
-    data: DataSummary, val: Optional[DataSummary], teacher: TeacherSummary, chosen: Recipe, references: Optional[Path]
+    data: DataSummary,
+    val: Optional[DataSummary],
+    teacher: TeacherSummary,
+    chosen: Recipe,
+    references: Optional[Path],
+    val_cache: Optional[str],
 ) -> str:
     """The YAML.
 
     Args:
         references: file of the element references, where there is one.
+        val_cache: of the validation data's labels, where they have none.
     """
+    given = {"checkpoint" if teacher.cache is None else "cache": teacher.given}
+    given.update({} if val_cache is None else {"val_cache": val_cache})
     steps = chosen.epochs * math.ceil(data.systems / chosen.batch_size)
     losses = [f"  - {name}: {flow(options)}" for loss in chosen.losses for name, options in loss.items()]
     terms = losses[2:] or ["  # none: the cache has no embeddings and no atom energies"]
@@ -106,7 +114,7 @@ def page(
         student=chosen.student,
         teacher_name=teacher.name,
         data=data.summary,
-        teacher=flow({"checkpoint" if teacher.cache is None else "cache": teacher.given}),
+        teacher=flow(given),
         labels=OF_LABELS[data.labels],
         train=block(data.options, 4),
         transforms=transforms(data, references),
