@@ -34,6 +34,7 @@ from measured import (
     OOD,
     PRECISION,
     READ_AHEAD,
+    SCREENED,
     SHUFFLE,
     SINGLE,
     SIZES,
@@ -56,10 +57,12 @@ from measured import (
     lasted,
     layout,
     look_alikes,
+    missed,
     of,
     online_over_undistilled,
     paired,
     relaxations_per_hour,
+    screened,
     seeds,
     shuffled,
     spearman,
@@ -86,6 +89,7 @@ MIXED, FEWER = Line(structures="mixed9"), Line(structures="rattle3")
 LONG, LONG_MIXED = Line(budget="double"), Line(structures="mixed9", budget="double")
 MORE, RELAXED, MOVED = (Line(structures=name) for name in ("rattle30", "relax9", "md9"))
 CHOSEN, DRAWN = Line(structures="select9of30"), Line(structures="random9of30")
+PAPER = "paper", "equiformer_v2_2"
 BEST = Line("labelled_crack_n2n_v2v_atoms_300", "mixed9", "double")
 GEMNET_PLAIN, GEMNET_RECIPE = (Line(name, student="gemnet_dT") for name in ("labelled", "labelled_crack_n2n_atoms"))
 CLAIMS = [
@@ -323,6 +327,40 @@ CLAIMS = [
             LONG_MIXED.seeds(),
             LONG.seeds(),
         ],
+    ),
+    Claim(PAGE, "of # steps with one seed, on val_id, says why", [SCREENED["weights", "painn", "n2n"]["steps"]]),
+    Claim(
+        PAGE,
+        "misses # of the teacher's variance between systems and # within them, with labels only # and #; with CRACK at its "
+        "published coefficient # and #, with tuned n2n # and #.",
+        [part for method in ("n2n_published", "undistilled", "crack_published", "n2n") for part in missed(method)],
+    ),
+    Claim(
+        PAGE,
+        "in the forces (# and # eV/Å) and, with atom energies as OC20's weigh them, in the energy (# and # eV). Without "
+        "atom energies n2n # reaches # eV and # eV/Å.",
+        [
+            *(screened(f"{term}_published")[1] for term in ("crack", "n2n")),
+            *(screened(f"{term}_published_atoms_oc20")[0] for term in ("crack", "n2n")),
+            1000,
+            *screened("n2n_raw@1000"),
+        ],
+    ),
+    Claim(
+        PAGE,
+        "at its published coefficient from # to # eV, the force MAE from # to # eV/Å. With a hundred times the coefficient, "
+        "n2n reaches # eV and # eV/Å without relations. From the teacher's first blocks, CRACK with n2n has # eV, n2n of "
+        "l = 0 by itself # eV.",
+        [
+            *(screened(f"paper_{method}", *PAPER)[error] for error in (0, 1) for method in ("n2n", "crack_n2n")),
+            *screened("paper_n2n@10000", *PAPER),
+            *(screened(f"init_{method}", *PAPER)[0] for method in ("crack_n2n", "n2n_l0")),
+        ],
+    ),
+    Claim(
+        PAGE,
+        "that part of the embedding's error, from # to #, as much as the part within systems, from # to #.",
+        [missed(method)[part] for part in (0, 1) for method in ("undistilled", "crack")],
     ),
     # docs/accuracy.md, in its order
     Claim(
@@ -745,7 +783,7 @@ PAGES.remove(GENERATED)
 BENCHMARKED = re.compile(r"\]\((?:docs/)?(?:benchmarks/\w+|accuracy)\.md")
 # What stands beside measured figures and is none.
 OTHERS = {
-    PAGE: ["In brackets 95 % intervals"],
+    PAGE: ["In brackets 95 % intervals", "of two blocks from one of six"],
 }
 
 
