@@ -527,13 +527,13 @@ def test_relations_are_compared_with_a_reference(results, tmp_path, monkeypatch)
     page.write_report(results, tmp_path / "out")
     content = json.loads((tmp_path / "out/relations.json").read_text())
     made = {row["method"]: row for row in content["rows"]}
-    assert made["crack"]["change_energy"] == made["crack"]["change_forces"] == pytest.approx([-0.5, -0.5, -0.5])
+    assert made["crack"]["less_energy"] == made["crack"]["less_forces"] == pytest.approx([0.5, 0.5, 0.5])
     half = 12.706 * 0.125
-    assert made["hessian"]["change_energy"] == pytest.approx([-0.375, -0.375 - half, -0.375 + half], rel=QUANTILE)
-    assert "change_energy" not in made["labels"] and "change_energy" not in made["undistilled"]
+    assert made["hessian"]["less_energy"] == pytest.approx([0.375, 0.375 - half, 0.375 + half], rel=QUANTILE)
+    assert "less_energy" not in made["labels"] and "less_energy" not in made["undistilled"]
     assert content["embeddings"][0]["system"] == pytest.approx(0.4) and content["embeddings"][0]["seeds"] == 2
     text = (tmp_path / "out/relations.md").read_text(encoding="utf-8")
-    assert "| crack | 2 | 0.600 [" in text and "| labels | -50% [-50, -50] | -50% [-50, -50] |" in text
+    assert "| crack | 2 | 0.600 [" in text and "| labels | 50% [50, 50] | 50% [50, 50] |" in text
     assert (
         "| crack | 2 | 0.400 | 0.250 | 0.100 | 0.200 |" in text
         and "CPU time of the 8 trainings" in text
