@@ -13,6 +13,7 @@ RELATIONS: Final = "relations"  # (P, D) unit relational vectors, from the (N, D
 NODE_EMBEDDINGS: Final = "node_embeddings"  # (N, D) invariant node embedding, dimensionless
 VECTOR_EMBEDDINGS: Final = "vector_embeddings"  # (N, 3, D_v) l=1 node embedding, components x, y, z, dimensionless
 RELATION_VECTORS: Final = "relation_vectors"  # (P, D) relations, or differences of node embeddings that are not scaled
+RELATION_LENGTHS: Final = "relation_lengths"  # (P, 1) |z_i - z_j| of node embeddings, divided by its mean over the pairs
 SYSTEM_EMBEDDING: Final = "system_embedding"  # (B, D) mean node embedding of a system's atoms
 NODE_CONTRAST: Final = "node_contrast"  # (N, D) unit node embeddings, each among those of the batch
 ATOM_ENERGIES: Final = "atom_energies"  # (N, 1) contributions to the energy, in the student's normalised unit
@@ -20,9 +21,9 @@ TEACHER_ENERGY: Final = "teacher_energy"  # (B, 1) energy, in the student's norm
 TEACHER_FORCES: Final = "teacher_forces"  # (N_free, 3) forces, in the student's normalised unit
 FORCE_JACOBIAN: Final = "force_jacobian"  # (N, 3) a random row of d F / d x of each system, in that unit per A
 EMBEDDING_RESPONSE: Final = "embedding_response"  # (N, D) change of the node embedding along a displacement, per A
-OF_PAIRS: Final = (RELATIONS, RELATION_VECTORS)  # terms of the atom pairs of the relation graph
+OF_PAIRS: Final = (RELATIONS, RELATION_VECTORS, RELATION_LENGTHS)  # terms of the atom pairs of the relation graph
 DISTILLATION_TERMS: Final = [  # and those that `terms.register_term` adds
-    *(RELATIONS, NODE_EMBEDDINGS, VECTOR_EMBEDDINGS, NODE_CONTRAST, RELATION_VECTORS, SYSTEM_EMBEDDING),
+    *(RELATIONS, NODE_EMBEDDINGS, VECTOR_EMBEDDINGS, NODE_CONTRAST, RELATION_VECTORS, RELATION_LENGTHS, SYSTEM_EMBEDDING),
     *(ATOM_ENERGIES, TEACHER_ENERGY, TEACHER_FORCES, FORCE_JACOBIAN, EMBEDDING_RESPONSE),
 ]
 

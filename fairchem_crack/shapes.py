@@ -15,6 +15,7 @@ SHAPES: dict[str, Shape] = {  # of the distillation terms, and of those that `te
     keys.NODE_EMBEDDINGS: ("N", "D"),
     keys.VECTOR_EMBEDDINGS: ("N D_v", "3"),
     keys.RELATION_VECTORS: ("P", "D"),
+    keys.RELATION_LENGTHS: ("P", "1"),
     keys.SYSTEM_EMBEDDING: ("B", "D"),
     keys.ATOM_ENERGIES: ATOM_SCALARS,
     keys.TEACHER_ENERGY: SYSTEM_SCALARS,

@@ -58,6 +58,7 @@ TERMS = {  # all of ours
     "vector_embeddings": {"fn": "mse", "coefficient": 1},
     "node_contrast": {"fn": "info_nce", "coefficient": 1},
     "relation_vectors": {"fn": "mse", "coefficient": 1, "normalize": False},
+    "relation_lengths": {"fn": "huber", "coefficient": 1},
     "system_embedding": {"fn": "mse", "coefficient": 1},
     "embedding_response": {"fn": "mse", "coefficient": 1},
     "atom_energies": {"fn": "mae", "coefficient": 1},

@@ -194,6 +194,22 @@ def _label(line: Line) -> str:
 GENERATED_ROWS = [line.printed(_label(line)) for line in dict.fromkeys(Line(*key[:-1]) for key in GENERATED) if line.budget]
 
 
+# When relations help
+
+SCREENED = {(row["question"], row["student"], row["method"]): row for row in load("relations")["rows"]}
+EMBEDDED = {row["method"]: row for row in load("relations")["embeddings"] if row["train_systems"] == 300}
+
+
+def screened(method: str, question: str = "weights", student: str = "painn") -> list[float]:
+    """Energy MAE in eV, force MAE in eV/A, on val_id."""
+    return [SCREENED[question, student, method][name][0] for name in ("energy_mae", "forces_mae")]
+
+
+def missed(method: str) -> list[float]:
+    """What the best affine map from PaiNN's embedding leaves of the teacher's variance, between and within systems."""
+    return [EMBEDDED[method][f"{part}_fitted"] for part in ("system", "within")]
+
+
 # Speed, memory, screening
 
 LOSS = {(row["method"], row["pairs"]): row for row in load("crack_loss")["results"]}

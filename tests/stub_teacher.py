@@ -85,6 +85,7 @@ def terms_of(features) -> list[TermConfig]:
         keys.NODE_EMBEDDINGS: "mse",
         keys.NODE_CONTRAST: "info_nce",
         keys.RELATION_VECTORS: "mse",
+        keys.RELATION_LENGTHS: "huber",
         keys.SYSTEM_EMBEDDING: "mse",
         keys.ATOM_ENERGIES: "mae",
         keys.TEACHER_ENERGY: "mae",

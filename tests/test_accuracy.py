@@ -17,10 +17,10 @@ import pytest
 import torch
 import yaml
 from conftest import stock_config
-from tolerances import QUANTILE, REORDERED, REPEATED
+from tolerances import FLOAT32_SMALL, QUANTILE, REORDERED, REPEATED
 
 from benchmarks.accuracy import __main__ as command
-from benchmarks.accuracy import generated, page, summary, training
+from benchmarks.accuracy import embeddings, generated, page, relations, summary, training
 from benchmarks.accuracy.plan import EXPERIMENTS, TEACHER, Plan, Run, expand, read_plan
 from benchmarks.accuracy.table import Table, locked
 from benchmarks.accuracy.training import METRICS, SPLITS, Workspace, schedule, training_config, write_config
@@ -218,7 +218,8 @@ def test_every_published_row_is_a_run_of_experiments_yml():
     plan, workspace = read_plan(EXPERIMENTS), Workspace(ROOT / "docs/benchmarks/accuracy")
     rows = workspace.table("accuracy").rows()
     assert set(map(Run.of, rows)) == set(plan.runs("accuracy", {}))
-    assert set(map(Run.of, workspace.table("generated").rows())) <= set(plan.runs("generated", {}))
+    for table in ("generated", "relations"):
+        assert set(map(Run.of, workspace.table(table).rows())) <= set(plan.runs(table, {}))
     batches = {100: 7, 300: 19, 1000: 63, 3000: 188}
     for row in rows:
         run = Run.of(row)
@@ -498,6 +499,59 @@ def test_generated_structures_are_compared_with_the_recipe(results, tmp_path, mo
     )
     assert "| rattle2 | `--strategies rattle=2` | 900 | 96 |" in text and "| parents | labels only | 300 |" in text
     assert (tmp_path / "out/generated.png").stat().st_size > 5000
+
+
+def test_relations_are_compared_with_a_reference(results, tmp_path, monkeypatch):
+    """By a bootstrap; by t over the seeds where the errors of systems were not kept."""
+    methods = ["undistilled", "crack", "labels", "hessian"]
+    grid = {**GRID, "question": "weights", "train_systems": 300, "seed": [0, 1], "method": methods}
+    plan = replace(PLAN, tables={"relations": {"grids": [grid]}})
+    monkeypatch.setattr(relations, "read_plan", lambda _: plan)
+    monkeypatch.setattr(relations, "QUESTIONS", {"weights": relations.Question("Weights", "Which?", "labels")})
+    arrays = dict(np.load(results.table("accuracy").errors))
+    kept = [row for row in results.table("accuracy").rows() if row["split"] == "val_id" and row["budget"] in ("", "steps")]
+    rows = [row for row in kept if row["train_systems"] != 75]
+    for method, energies in {"labels": (1.4, 1.0), "hessian": (0.7, 0.75)}.items():
+        for seed, energy in enumerate(energies):
+            run = replace(CRACK, method=method, seed=seed)
+            rows.append(row_of(run, "val_id", energy, energy / 10))
+            if method == "labels":
+                components = np.array([3.0, 9.0])
+                arrays[f"{run.name}/val_id"] = np.stack([np.full(2, energy), energy / 10 * components, components])
+    results.table("relations").append([{**row, "cpu_seconds": 90 if row["student"] else ""} for row in rows], arrays)
+    parts = {"system": 0.5, "within": 0.25, "system_fitted": 0.1, "within_fitted": 0.2}
+    results.table("embeddings").append(
+        [{**asdict(CRACK), **parts}, {**asdict(replace(CRACK, seed=4)), **parts, "system": 0.3}]
+    )
+
+    page.write_report(results, tmp_path / "out")
+    content = json.loads((tmp_path / "out/relations.json").read_text())
+    made = {row["method"]: row for row in content["rows"]}
+    assert made["crack"]["less_energy"] == made["crack"]["less_forces"] == pytest.approx([0.5, 0.5, 0.5])
+    half = 12.706 * 0.125
+    assert made["hessian"]["less_energy"] == pytest.approx([0.375, 0.375 - half, 0.375 + half], rel=QUANTILE)
+    assert "less_energy" not in made["labels"] and "less_energy" not in made["undistilled"]
+    assert content["embeddings"][0]["system"] == pytest.approx(0.4) and content["embeddings"][0]["seeds"] == 2
+    text = (tmp_path / "out/relations.md").read_text(encoding="utf-8")
+    assert "| crack | 2 | 0.600 [" in text and "| labels | 50% [50, 50] | 50% [50, 50] |" in text
+    assert (
+        "| crack | 2 | 0.400 | 0.250 | 0.100 | 0.200 |" in text
+        and "CPU time of the 8 trainings" in text
+        and "{" not in text.replace("{md", "")
+    )
+
+
+def test_an_embeddings_error_is_split_into_systems_and_the_rest():
+    natoms = torch.tensor([2, 1, 3] * 20)
+    generator = torch.Generator().manual_seed(0)
+    error = torch.randn(int(natoms.sum()), 4, generator=generator)
+    common, within = embeddings.parts(error, natoms)
+    by_hand = [part - part.mean(dim=0) for part in error.split(natoms.tolist())]
+    assert within == pytest.approx(float(torch.cat(by_hand).square().mean()))
+    assert common + within == pytest.approx(float(error.square().mean()))
+    assert embeddings.fitted_parts(7 * error @ torch.randn(4, 4, generator=generator) + 3, error, natoms) == pytest.approx(
+        (0, 0), abs=FLOAT32_SMALL["atol"]
+    )
 
 
 def test_without_measured_costs_there_are_none(results):

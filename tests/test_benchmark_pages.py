@@ -65,6 +65,7 @@ def test_ratios_and_medians_are_those_of_the_rounds():
 OF_ROWS = [
     ("accuracy", "accuracy", "accuracy.page", "accuracy.summary", 5000),
     ("generated", "accuracy", "accuracy.generated", "accuracy.generated", 500),
+    ("relations", "accuracy", "accuracy.relations", "accuracy.relations", 500),
     ("foundation", "foundation", "foundation.page", "foundation.page", 500),
 ]
 

@@ -226,7 +226,10 @@ def test_every_fault_of_a_block_is_told_at_once(block, lines):
         (
             "atom_energies",
             10,
-            [": expected a mapping with the options `fn`, `coefficient`, `reduction`, `schedule`, `every`, found 10."],
+            [
+                ": expected a mapping with the options `fn`, `coefficient`, `reduction`, `schedule`, `every`, "
+                "`tag_weights`, found 10."
+            ],
         ),
         (
             "relations",
@@ -261,6 +264,34 @@ def test_every_fault_of_a_block_is_told_at_once(block, lines):
                 ("teacher_forces", "per_atom_mae", PER_SYSTEM, "(N, 3)", "`mae`, `mse` or `l2mae`"),
                 ("atom_energies", "per_atom_mae", PER_SYSTEM, "(N, 1)", "`mae` or `mse`"),
             )
+        ),
+        # weights
+        (
+            "node_embeddings",
+            {**MSE, "tag_weights": {"adsorbat": 1, "surface": -1}, "degree_weights": [1, -0.5]},
+            [
+                ".tag_weights.adsorbat: unknown option. Did you mean `adsorbate`?",
+                ".tag_weights.surface: expected a number >= 0, found -1.",
+                ".degree_weights[1]: expected a number >= 0, found -0.5.",
+            ],
+        ),
+        (
+            "relations",
+            {**CRACK, "lmax": 2, "degree_weights": [1, 0.5]},
+            [".degree_weights: expected 3, of the degrees l = 0 to 2; found 2."],
+        ),
+        (
+            "relations",
+            {**CRACK, "lmax": "all", "degree_weights": [0, 0]},
+            [".degree_weights: all weights are 0; the term would have no effect. Leave the term out."],
+        ),
+        (
+            "atom_energies",
+            {**MSE, "tag_weights": dict.fromkeys(("subsurface", "surface", "adsorbate"), 0), "degree_weights": [1]},
+            [
+                ".tag_weights: all weights are 0; the term would have no effect. Leave the term out.",
+                ".degree_weights: `atom_energies` has no such option; it is one of `relations`, `node_embeddings`.",
+            ],
         ),
         # fields of the dataclass that are no options
         (

@@ -34,6 +34,7 @@ from measured import (
     OOD,
     PRECISION,
     READ_AHEAD,
+    SCREENED,
     SHUFFLE,
     SINGLE,
     SIZES,
@@ -57,10 +58,12 @@ from measured import (
     lasted,
     layout,
     look_alikes,
+    missed,
     of,
     online_over_undistilled,
     paired,
     relaxations_per_hour,
+    screened,
     seeds,
     shuffled,
     spearman,
@@ -96,6 +99,7 @@ LONG_PLAIN, LONGEST_PLAIN = (PLAIN._replace(budget=budget) for budget in ("doubl
 GEMNET_PLAIN, GEMNET_RECIPE = (
     Line(name, "mixed9", student="gemnet_dT") for name in ("labelled", "labelled_crack_n2n_atoms")
 )
+PAPER = "paper", "equiformer_v2_2"
 CLAIMS = [
     Claim(
         README,
@@ -343,6 +347,41 @@ CLAIMS = [
             *(gap for line in (HESSIAN, LONG_MIXED) for split in ("val_id", MEAN) for gap in line.gaps(split)),
             *(end for split in ("val_id", MEAN) for end in BEST.gap_intervals(split)),
         ],
+    ),
+    Claim(PAGE, "of # steps with one seed, on val_id, says why", [SCREENED["weights", "painn", "n2n"]["steps"]]),
+    Claim(
+        PAGE,
+        "misses # of the teacher's variance between systems and # within them, with labels only # and #; with CRACK at its "
+        "published coefficient # and #, with tuned n2n # and #.",
+        [part for method in ("n2n_published", "undistilled", "crack_published", "n2n") for part in missed(method)],
+    ),
+    Claim(
+        PAGE,
+        "in the forces (# and # eV/Å) and, with atom energies as OC20's weigh them, in the energy (# and # eV). The same "
+        "n2n at # reaches # eV and # eV/Å without atom energies.",
+        [
+            *(screened(f"{term}_published")[1] for term in ("crack", "n2n")),
+            *(screened(f"{term}_published_atoms_oc20")[0] for term in ("crack", "n2n")),
+            1000,
+            *screened("n2n_raw@1000"),
+        ],
+    ),
+    Claim(
+        PAGE,
+        "at its published coefficient from # to # eV, the force MAE from # to # eV/Å. With a hundred times the coefficient, "
+        "n2n reaches # eV and # eV/Å without relations. From the teacher's first blocks, CRACK with n2n has # eV, n2n of "
+        "l = 0 by itself # eV. With one block, CRACK has # eV and n2n # eV;",
+        [
+            *(screened(f"paper_{method}", *PAPER)[error] for error in (0, 1) for method in ("n2n", "crack_n2n")),
+            *screened("paper_n2n@10000", *PAPER),
+            *(screened(f"init_{method}", *PAPER)[0] for method in ("crack_n2n", "n2n_l0")),
+            *(screened(f"paper_{method}", "paper", "equiformer_v2_1")[0] for method in ("crack", "n2n")),
+        ],
+    ),
+    Claim(
+        PAGE,
+        "that part of the embedding's error, from # to #, as much as the part within systems, from # to #.",
+        [missed(method)[part] for part in (0, 1) for method in ("undistilled", "crack")],
     ),
     # docs/accuracy.md, in its order
     Claim(
@@ -779,7 +818,7 @@ PAGES.remove(GENERATED)
 BENCHMARKED = re.compile(r"\]\((?:docs/)?(?:benchmarks/\w+|accuracy)\.md")
 # What stands beside measured figures and is none.
 OTHERS = {
-    PAGE: ["In brackets 95 % intervals"],
+    PAGE: ["In brackets 95 % intervals", "of two blocks from one of six"],
 }
 
 

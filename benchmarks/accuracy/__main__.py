@@ -5,7 +5,9 @@
     python -m benchmarks.accuracy run runs/accuracy --table tuning             # coefficients; enter the best by hand
     python -m benchmarks.accuracy cost runs/accuracy                           # of a step; on a quiet machine
     python -m benchmarks.accuracy run runs/accuracy --table generated          # on structures that the teacher labelled
-    python -m benchmarks.accuracy report runs/accuracy                         # docs/benchmarks/{accuracy,generated}.*
+    python -m benchmarks.accuracy run runs/accuracy --table relations          # when relations help
+    python -m benchmarks.accuracy embeddings runs/accuracy                     # errors of the embeddings of that table
+    python -m benchmarks.accuracy report runs/accuracy                         # docs/benchmarks/{accuracy,generated,...}.*
     python -m benchmarks.accuracy report docs/benchmarks/accuracy              # the same from the published rows
 
 The rows in the directory's CSVs are the only record of what is done. A run trains its student by the stock `fairchem`
@@ -30,6 +32,7 @@ from typing import Any
 import yaml
 
 from benchmarks import ROOT
+from benchmarks.accuracy.embeddings import measure_embeddings
 from benchmarks.accuracy.page import write_report
 from benchmarks.accuracy.plan import EXPERIMENTS, Plan, Run, read_plan
 from benchmarks.accuracy.table import locked
@@ -88,7 +91,8 @@ def main(arguments: list[str] | None = None) -> int:
     for name, text in (
         ("run", "train and evaluate what is missing"),
         ("cost", "time a step of each method, side by side"),
-        ("report", "write the page from the rows"),
+        ("embeddings", "measure the embeddings of what is trained of the table `relations`"),
+        ("report", "write the pages from the rows"),
     ):
         command = commands.add_parser(name, help=text)
         command.add_argument("directory", type=Path)
@@ -100,7 +104,7 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
         if name == "run":
             command.add_argument("--table", default="accuracy", help="of experiments.yml (default: accuracy)")
-        else:
+        elif name == "cost":
             command.add_argument("--rounds", type=int, default=30, help="steps of each method (default: 30)")
     options = parser.parse_args(arguments)
     os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1"))
@@ -115,6 +119,9 @@ def main(arguments: list[str] | None = None) -> int:
         plan = read_plan(options.experiments)
         if options.command == "run":
             return run_missing(plan, workspace, options, work)
+        if options.command == "embeddings":
+            measure_embeddings(plan, workspace, options)
+            return 0
         from benchmarks.accuracy.costs import measure_costs
 
         measure_costs(plan, workspace, options)

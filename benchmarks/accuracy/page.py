@@ -20,16 +20,16 @@ DIGITS = dict(zip(METRICS, (3, 4, 3, 2)))
 
 
 def write_report(workspace: Workspace, out: Path) -> None:
-    """Write JSON, page and picture of the tables `accuracy` and `generated`, and what they come from to `out`/accuracy.
+    """Write JSON, page and picture of the tables of which there are rows, and what they come from to `out`/accuracy.
 
     Raises:
         ValueError: there is nothing to compare yet.
     """
-    from benchmarks.accuracy import generated
+    from benchmarks.accuracy import generated, relations
 
     publish_rows(workspace, out / "accuracy")
-    has_generated = workspace.table(generated.TABLE).file.exists()
-    if workspace.table("accuracy").file.exists() or not has_generated:
+    has_generated, has_relations = (workspace.table(made.TABLE).file.exists() for made in (generated, relations))
+    if workspace.table("accuracy").file.exists() or not (has_generated or has_relations):
         content = figures(workspace)
         write_page(out / "accuracy", content, page(content))
         figure.draw({title(group[0]): group for group in groups_of(content["rows"])}, out / "accuracy.png")
@@ -37,6 +37,9 @@ def write_report(workspace: Workspace, out: Path) -> None:
         content = generated.figures(workspace)
         write_page(out / generated.TABLE, content, generated.page(content))
         figure.draw_by_size(content["rows"], generated.NAMES, out / f"{generated.TABLE}.png")
+    if has_relations:
+        content = relations.figures(workspace)
+        write_page(out / relations.TABLE, content, relations.page(content))
 
 
 def publish_rows(workspace: Workspace, published: Path) -> None:
@@ -52,7 +55,7 @@ def write_page(place: Path, content: dict[str, Any], text: str) -> None:
     sections = (f'"{name}": {_lines(section)}' for name, section in content.items())
     write_text(place.with_suffix(".json"), "{\n" + ",\n".join(sections) + "\n}\n")
     write_text(place.with_suffix(".md"), text)
-    print(f"Written: {place}.{{md,json,png}}")
+    print(f"Written: {place}.{{md,json}}")
 
 
 def _lines(section: Any) -> str:

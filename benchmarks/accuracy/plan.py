@@ -114,8 +114,8 @@ class Plan:
 
 
 def expand(grid: dict[str, Any]) -> list[Run]:
-    """Every combination of a grid's values; `coefficients` are further methods, method@coefficient."""
-    values = {name: value if isinstance(value, list) else [value] for name, value in grid.items()}
+    """Every combination of a grid's values but its `question`; `coefficients` are further methods, method@coefficient."""
+    values = {name: value if isinstance(value, list) else [value] for name, value in grid.items() if name != "question"}
     (coefficients,) = values.pop("coefficients", [{}])
     values["method"] = [
         *values.get("method", []),

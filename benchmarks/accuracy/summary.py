@@ -60,17 +60,33 @@ class Results:
 
     def gap(self, run: Run, split: str, quantity: str) -> Interval:
         """The gap closed by a method, on the seeds that it shares with the undistilled student; NaN without any."""
-        undistilled = run.of_method(UNDISTILLED)
-        seeds = [seed for seed in self.seeds(run) if replace(undistilled, seed=seed) in self.rows]
+        return self.less(run, run.of_method(UNDISTILLED), split, quantity, down_to=Run(teacher=run.teacher, method=TEACHER))
+
+    def less(self, run: Run, other: Run, split: str, quantity: str, *, down_to: Run | None = None) -> Interval:
+        """(other - own) / (other - least) of an error, on the seeds that both have; NaN without any.
+
+        A bootstrap over seeds and systems; over the seeds only, where the errors of single systems were not kept.
+
+        Args:
+            down_to: whose error is the least; 0 without.
+        """
+        seeds = [seed for seed in self.seeds(run) if replace(other, seed=seed) in self.rows]
         if not seeds:
             return Interval(math.nan)
-        teacher = [Run(teacher=run.teacher, method=TEACHER)]
+        others, own = ([replace(of, seed=seed) for seed in seeds] for of in (other, run))
+        least = [down_to] if down_to else []
+        names = _splits(split)
+        if any(f"{of.name}/{name}" not in self._errors for of in (*others, *own, *least) for name in names):
+            errors = ([self.value(of, split, GAPS[quantity]) for of in runs] for runs in (others, own))
+            end = self.value(down_to, split, GAPS[quantity]) if down_to else 0.0
+            return t_interval([(before - after) / (before - end) for before, after in zip(*errors)])
         parts = []
-        for name in _splits(split):
-            pairs = (self.errors([replace(of, seed=seed) for seed in seeds], name, quantity) for of in (undistilled, run))
-            errors = self.errors(teacher, name, quantity)[0]
-            weights = self.errors(teacher, name, "components")[0] if quantity == "forces" else np.ones_like(errors)
-            parts.append(Errors(*pairs, errors, weights))
+        for name in names:
+            pairs = (self.errors(runs, name, quantity) for runs in (others, own))
+            components = self.errors(least or own[:1], name, "components")[0]
+            weights = components if quantity == "forces" else np.ones_like(components)
+            end = self.errors(least, name, quantity)[0] if least else np.zeros_like(weights)
+            parts.append(Errors(*pairs, end, weights))
         return gap_closed_interval(parts)
 
     def figures(self, group: Run, method: str, split: str) -> dict[str, Any]:

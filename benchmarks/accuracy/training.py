@@ -240,5 +240,5 @@ def evaluate(
         metrics, of_systems = evaluator.metrics_and_errors(workspace.data(None, split))
         errors[f"{run.name}/{split}"] = np.stack([of_systems[name] for name in ERRORS])  # (3, K)
         rows.append({**asdict(run), "split": split, **{name: metrics[name] for name in METRICS}, **cost})
-    workspace.table(table).append(rows, errors if len(splits) == len(SPLITS) else {})  # a tuning has no intervals
+    workspace.table(table).append(rows, errors if table != "tuning" else {})  # which has no intervals
     return rows[0]

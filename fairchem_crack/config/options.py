@@ -6,7 +6,7 @@ docs/configuration.md is generated from this file, and `validation` reads a YAML
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Annotated, Any, Literal, Optional, Union
 
 from pydantic import Field
@@ -29,6 +29,7 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
 Temperature = Annotated[float, Field(ge=SMALLEST_TEMPERATURE)]
 Degree = Union[Literal["all"], Annotated[int, Field(ge=0)]]
+DegreeWeights = tuple[Weight, ...]
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,19 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True)
+class TagWeights:
+    """By what the loss of an atom is multiplied, by its tag in OC20's data; that of a pair by the mean of its atoms'."""
+
+    subsurface: Weight = 1.0  # of atoms of tag 0
+    surface: Weight = 1.0  # of tag 1
+    adsorbate: Weight = 1.0  # of tag 2
+
+    def __post_init__(self) -> None:
+        if not any(astuple(self)):
+            raise ValueError("all weights are 0; the term would have no effect. Leave the term out.")
+
+
+@dataclass(frozen=True)
 class TermConfig:
     """One distillation term of `loss_functions`: coefficient * fn(student's, teacher's)."""
 
@@ -158,6 +172,19 @@ class TermConfig:
     lmax: Degree = 0  # of `relations` and `node_embeddings`: largest degree l of the embeddings; all: the teacher's
     per_degree: bool = False  # of `relations`; True: the sum of a loss for each l; False: one loss, every l of unit length
     standardize: bool = True  # of embedding terms: standardise each channel of the teacher; False: its own units
-    projected: bool = True  # of `node_embeddings`; False: the student's embedding as it is, of the teacher's width
+    projected: bool = True  # of `node_embeddings`, `relation_lengths`; False: the student's embedding as it is
     normalize: bool = True  # of `relation_vectors`: unit(â_i - â_j); False: a_i - a_j, which has a length
+    degree_weights: Optional[DegreeWeights] = None  # of terms with `lmax`: weights of squared lengths, l = 0 to lmax
+    tag_weights: TagWeights = field(default_factory=TagWeights)
     options: Any = field(default=None, metadata=HIDDEN)  # of a term of your own: the dataclass that it registered, read
+
+    def __post_init__(self) -> None:
+        if self.degree_weights is None:
+            return
+        if not any(self.degree_weights):
+            raise ValueError("degree_weights: all weights are 0; the term would have no effect. Leave the term out.")
+        if isinstance(self.lmax, int) and len(self.degree_weights) != self.lmax + 1:
+            raise ValueError(
+                f"degree_weights: expected {self.lmax + 1}, of the degrees l = 0 to {self.lmax}; found "
+                f"{len(self.degree_weights)}."
+            )

@@ -22,7 +22,7 @@ TERMS_WITH: dict[str, tuple[str, ...]] = {
     "temperature": (keys.RELATIONS, keys.NODE_CONTRAST),
     "lmax": (keys.RELATIONS, keys.NODE_EMBEDDINGS),
     "per_degree": (keys.RELATIONS,),
-    "projected": (keys.NODE_EMBEDDINGS,),
+    "projected": (keys.NODE_EMBEDDINGS, keys.RELATION_LENGTHS),
     "standardize": (
         *keys.OF_PAIRS,
         keys.NODE_EMBEDDINGS,
@@ -32,6 +32,15 @@ TERMS_WITH: dict[str, tuple[str, ...]] = {
         keys.EMBEDDING_RESPONSE,
     ),
     "normalize": (keys.RELATION_VECTORS,),
+    "degree_weights": (keys.RELATIONS, keys.NODE_EMBEDDINGS),
+    "tag_weights": (
+        *keys.OF_PAIRS,
+        keys.NODE_EMBEDDINGS,
+        keys.VECTOR_EMBEDDINGS,
+        keys.NODE_CONTRAST,
+        keys.EMBEDDING_RESPONSE,
+        keys.ATOM_ENERGIES,
+    ),
 }
 CONTRASTIVE = {keys.RELATIONS: "crack", keys.NODE_CONTRAST: "info_nce"}  # terms, and the only loss of each
 

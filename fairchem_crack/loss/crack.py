@@ -73,6 +73,7 @@ def crack_loss(
     generator: Optional[torch.Generator] = None,
     targets: str = "own",
     groups: Optional[Tensor] = None,
+    weights: Optional[Tensor] = None,
 ) -> Tensor:
     """Mean CRACK loss over the relations of a batch; arguments and errors are those of `crack_terms`.
 
@@ -93,6 +94,7 @@ def crack_loss(
         generator=generator,
         targets=targets,
         groups=groups,
+        weights=weights,
     ).loss
     return loss.sum() / max(loss.numel(), 1)
 
@@ -112,6 +114,7 @@ def crack_terms(
     generator: Optional[torch.Generator] = None,
     targets: str = "own",
     groups: Optional[Tensor] = None,
+    weights: Optional[Tensor] = None,
 ) -> CrackTerms:
     """The CRACK loss of each anchor, with diagnostics; the equation is in the module's docstring.
 
@@ -134,6 +137,7 @@ def crack_terms(
         targets: "own", each relation's counterpart; or "soft", the teacher's own similarities, for the student as anchor:
             KL(p_e || q_e) of `soft_targets`.
         groups: (P,) long, the group of each pair; needed for negatives="alike": only relations of the anchor's own group.
+        weights: (P,) by what the loss of each pair as anchor is multiplied; None for 1.
 
     Raises:
         ValueError: shapes do not fit or an option is out of its range.
@@ -159,6 +163,7 @@ def crack_terms(
             order = torch.argsort(groups, stable=True)
             kept, anchors = pairs[:, order], None if anchors is None else anchors[order]
             group_of_pair = groups[order]
+            weights = None if weights is None else weights[order]
         difference, distance, valid = pair_difference(unit_student, kept)
         relations, teacher_distance, teacher_valid = pair_difference(unit_teacher, kept)
         valid = valid & teacher_valid
@@ -167,6 +172,7 @@ def crack_terms(
             relations, teacher_distance = relations[valid], teacher_distance[valid]
             group_of_pair = None if group_of_pair is None else group_of_pair[valid]
             anchors = None if anchors is None else anchors[valid]
+            weights = None if weights is None else weights[valid]
         relations = relations / teacher_distance[:, None]  # (P, D)
         scale = 1 / (temperature * distance)  # (P,)
         positive = torch.linalg.vecdot(difference, relations) * scale  # (P,) x_ee
@@ -196,6 +202,8 @@ def crack_terms(
             soft = soft_targets(relations, temperature, chosen=chosen, systems=group_of_pair)
             towards = torch.linalg.vecdot(_of(difference, chosen), soft.mean) * _of(scale, chosen)
             loss = loss + own - towards - soft.entropy
+        if weights is not None:
+            loss = loss * _of(weights, chosen)
         hits = torch.stack([own >= side.largest - TIE / temperature for side in sums])
         entropy = torch.stack([side.entropy for side in sums])
     return CrackTerms(

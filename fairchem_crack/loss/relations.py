@@ -91,3 +91,20 @@ def relation_vectors(embedding: Tensor, pairs: Tensor) -> Tensor:
     """
     difference, length, valid = (values[..., None] for values in pair_difference(unit_embedding(embedding), pairs))
     return torch.where(valid, difference[..., 0] / torch.where(valid, length, 1), 0)
+
+
+def relation_lengths(embedding: Tensor, pairs: Tensor) -> Tensor:
+    """Distance of two atoms' embeddings, in units of the mean distance of all pairs.
+
+    d_ij = |z_i - z_j| / mean over the pairs of |z_k - z_l| (Park et al. 2019, equation 3). Whatever the embedding's scale.
+
+    Args:
+        embedding: (N, D) invariant node embedding, dimensionless.
+        pairs: (2, P) long.
+
+    Returns:
+        (P, 1); 0, with zero gradient, where two embeddings coincide.
+    """
+    difference = embedding.index_select(0, pairs[0]) - embedding.index_select(0, pairs[1])
+    length = torch.linalg.vector_norm(difference, dim=1, keepdim=True)  # whose gradient is 0 at 0
+    return length / length.mean().clamp(min=torch.finfo(length.dtype).tiny)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ from fairchem_crack.training.losses import LossContext, build_loss, check_compar
 from fairchem_crack.training.projection import Projections
 from fairchem_crack.training.projection_training import RESUME_STUDENT, ProjectionTraining
 from fairchem_crack.training.reduction import Part, StepLosses, weighted_sum
-from fairchem_crack.training.terms import TermContext, inputs_of, requested_fields, resolved, teacher_fields
+from fairchem_crack.training.terms import TermContext, element_weights, inputs_of, requested_fields, resolved, teacher_fields
 
 
 @dataclass(frozen=True)
@@ -202,7 +202,7 @@ class Distillation:
         with torch.autocast(self.device.type, enabled=False):
             inputs = inputs_of(term, context)
             check_compared(term, *inputs, systems=len(context.batch.natoms))
-            return self.losses[term.key].part(*inputs, loss_context)
+            return self.losses[term.key].part(*inputs, replace(loss_context, weights=element_weights(term, context)))
 
     def update_projection(self, lr: float, *, max_norm: float | None) -> None:
         """Update the projections at the student's learning rate, see `ProjectionTraining.update`."""
@@ -231,6 +231,7 @@ class Distillation:
                 any pair.
         """
         preflight.check_elements(batch.atomic_numbers, self.student_features, self.teacher, "dataset.train")
+        preflight.check_tags(self.terms, batch)
         batch = batch.to(self.device)
         preflight.check_neighbors(batch, self.student_features, self.teacher)
         outputs = self.teacher(batch, self.requested or {keys.NODE_EMBEDDING})

@@ -21,6 +21,15 @@ from fairchem_crack.shapes import loss_misfit
 from fairchem_crack.training.reduction import Number, Part, reduce_parts
 
 
+@registry.register_loss("huber")
+class HuberLoss(nn.Module):
+    """d^2 / 2 of a difference d below 1, |d| - 1 / 2 above: what Park et al. 2019 take for distances."""
+
+    def forward(self, prediction: Tensor, target: Tensor, natoms: Tensor) -> Tensor:
+        """A value for each element."""
+        return nn.functional.huber_loss(prediction, target, reduction="none")
+
+
 @dataclass(frozen=True)
 class LossContext:
     """What a loss reads of a step, besides the two tensors that it compares.
@@ -31,6 +40,7 @@ class LossContext:
         seed: of the random subset of `max_pairs`.
         gathering: the teacher's embeddings of all ranks, where they are already on their way.
         groups: (P,) long, of pairs that are alike, for `negatives: alike`.
+        weights: (N,) or (P,), by what the loss of each atom or pair is multiplied; None for 1.
     """
 
     natoms: Tensor
@@ -38,6 +48,14 @@ class LossContext:
     seed: int = 0
     gathering: Optional[Gathering] = None
     groups: Optional[Tensor] = None
+    weights: Optional[Tensor] = None
+
+    def weigh(self, values: Tensor) -> Tensor:
+        """Values of the loss, the first dimension of which is that of the weights, or as many for each."""
+        if self.weights is None:
+            return values
+        rows = self.weights.repeat_interleave(len(values) // max(len(self.weights), 1), output_size=len(values))
+        return values * rows.view(-1, *[1] * (values.dim() - 1))
 
 
 class Elements(NamedTuple):
@@ -67,11 +85,13 @@ class CrackLoss:
 
     Attributes:
         columns: of the embeddings' parts of which each has a loss of its own, whose sum is the loss; () for one of all.
+        column_weights: of the parts in that sum.
     """
 
     temperature: float = 0.15
     relations: RelationsConfig = field(default_factory=RelationsConfig)
     columns: tuple[int, ...] = ()
+    column_weights: tuple[float, ...] = ()
 
     def __call__(self, student: Tensor, teacher: Tensor, context: LossContext) -> Elements:
         """(P',) loss of anchors, and the diagnostics of the relations from the same pass; of several parts, the first's."""
@@ -79,7 +99,9 @@ class CrackLoss:
             return self._of(student, teacher, context)
         parts = [self._of(*part, context) for part in zip(student.split(self.columns, 1), teacher.split(self.columns, 1))]
         number = max(part.values.numel() for part in parts)  # where pairs have no direction, a part may have fewer
-        values = [part.values * (number / max(part.values.numel(), 1)) for part in parts]
+        values = [
+            part.values * (weight * number / max(part.values.numel(), 1)) for weight, part in zip(self.column_weights, parts)
+        ]
         return Elements(torch.cat(values), number, parts[0].diagnostics)
 
     def _of(self, student: Tensor, teacher: Tensor, context: LossContext) -> Elements:
@@ -99,7 +121,8 @@ class CrackLoss:
     def _on_this_rank(self, student: Tensor, teacher: Tensor, pairs: Tensor, context: LossContext) -> CrackTerms:
         numbers = torch.arange(context.natoms.numel(), device=student.device)
         systems = torch.repeat_interleave(numbers, context.natoms.to(student.device), output_size=len(student))
-        return self._terms(student, teacher, pairs, context.seed, systems=systems, groups=context.groups)
+        weights = context.weights
+        return self._terms(student, teacher, pairs, context.seed, systems=systems, groups=context.groups, weights=weights)
 
     def _among_all_ranks(self, student: Tensor, teacher: Tensor, pairs: Tensor, context: LossContext) -> CrackTerms:
         """This rank's pairs are the anchors, those of every rank the negatives.
@@ -118,7 +141,11 @@ class CrackLoss:
         joined = all_pairs.rows().T.contiguous()
         anchors = torch.zeros(joined.shape[1], dtype=torch.bool, device=pairs.device)
         anchors[all_pairs.first : all_pairs.first + len(own_pairs)] = True
-        terms = self._terms(students, teachers, joined, context.seed, anchors=anchors)
+        weights = context.weights
+        if weights is not None:
+            of_others = weights.new_ones(joined.shape[1])  # no anchors
+            weights = of_others.masked_scatter(anchors, weights[valid])
+        terms = self._terms(students, teachers, joined, context.seed, anchors=anchors, weights=weights)
         return replace(terms, num_degenerate=pairs.shape[1] - terms.num_pairs)
 
     def _terms(
@@ -131,6 +158,7 @@ class CrackLoss:
         systems: Optional[Tensor] = None,
         anchors: Optional[Tensor] = None,
         groups: Optional[Tensor] = None,
+        weights: Optional[Tensor] = None,
     ) -> CrackTerms:
         return crack_terms(
             student=student,
@@ -146,6 +174,7 @@ class CrackLoss:
             generator=torch.Generator().manual_seed(seed),
             targets=self.relations.targets,
             groups=groups,
+            weights=weights,
         )
 
 
@@ -169,7 +198,7 @@ class InfoNCELoss:
             logits = unit_embedding(student) @ unit_embedding(teacher).T / self.temperature  # (N, N)
             among_valid = logits.masked_fill(~valid, torch.finfo(logits.dtype).min)
             values = torch.where(valid, among_valid.logsumexp(dim=1) - logits.diagonal(), 0)
-        return Elements(values, valid.sum())
+        return Elements(context.weigh(values), valid.sum())
 
 
 @dataclass(frozen=True)
@@ -185,7 +214,7 @@ class HostLoss:
         """The module's values for prediction, target and natoms."""
         values = self.module(student, teacher, context.natoms)
         number = getattr(self.module, "elements", None)
-        return Elements(values, values.numel() if number is None else number)
+        return Elements(context.weigh(values), values.numel() if number is None else number)
 
 
 @dataclass(frozen=True)
@@ -235,7 +264,7 @@ def _element_loss(term: TermConfig, config: DistillConfig, widths: tuple[int, in
         if term.per_degree:
             assert isinstance(term.lmax, int)  # see `terms.resolved`
             columns = (widths[0], *((2 * degree + 1) * widths[1] for degree in range(1, term.lmax + 1)))
-        return CrackLoss(term.temperature, config.relations, columns)
+        return CrackLoss(term.temperature, config.relations, columns, term.degree_weights or (1.0,) * len(columns))
     if term.fn == CONTRASTIVE[keys.NODE_CONTRAST]:
         return InfoNCELoss(term.temperature)
     try:

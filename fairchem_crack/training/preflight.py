@@ -5,6 +5,7 @@ Each check raises a ValueError that names the option or the systems; those of da
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Iterable
 from typing import Optional, Union
@@ -16,7 +17,7 @@ from torch_geometric.data import Batch
 from fairchem_crack import keys
 from fairchem_crack.adapters import Features
 from fairchem_crack.adapters.outputs import ModelOutputs
-from fairchem_crack.config import TermConfig
+from fairchem_crack.config import TagWeights, TermConfig
 from fairchem_crack.io.boundaries import count_edges
 from fairchem_crack.io.named_records import check_cells, listed
 from fairchem_crack.teacher.cached import CachedTeacher
@@ -50,7 +51,7 @@ def check_term(term: TermConfig, student: Features, name: str, teacher: AnyTeach
             f"loss_functions: `{term.key}` compares the degrees up to {term.lmax}, and the {model} has those up to "
             f"{roles[model]}. Set its `lmax` to {roles[model]}, or take another model."
         )
-    if not term.projected:
+    if not term.projected and term.key == keys.NODE_EMBEDDINGS:
         _check_widths(term, student, teacher, keys.VECTOR_EMBEDDING in fields)
     if term.key in (keys.FORCE_JACOBIAN, keys.EMBEDDING_RESPONSE) and not student.has_position_gradients:
         what = "forces" if term.key == keys.FORCE_JACOBIAN else "embeddings"
@@ -86,6 +87,25 @@ def check_elements(atomic_numbers: Tensor, student: Features, teacher: AnyTeache
                 f"{where} holds an atom of atomic number {largest}; the {role} knows elements up to "
                 f"{limit}. Leave such systems out"
                 + (", or raise the model's `num_elements`." if role == "student" else ", or take another teacher.")
+            )
+
+
+def check_tags(terms: Iterable[TermConfig], batch: Batch) -> None:
+    """Raise ValueError where `tag_weights` are of tags that the data do not have, or have others."""
+    for term in (term for term in terms if term.tag_weights != TagWeights()):
+        where = f"loss_functions, {term.key}.tag_weights"
+        if "tags" not in batch:
+            raise ValueError(f"{where}: dataset.train has no tags. Leave the option out.")
+        tags, weights = batch.tags.unique().long().tolist(), dataclasses.astuple(term.tag_weights)
+        if unknown := [tag for tag in tags if not 0 <= tag < len(weights)]:
+            raise ValueError(
+                f"{where}: an atom of a sample of dataset.train has tag {unknown[0]}; expected 0 (subsurface), 1 "
+                "(surface) or 2 (adsorbate), as OC20's data have. Leave the option out."
+            )
+        if not any(weights[tag] for tag in tags):
+            raise ValueError(
+                f"{where}: the weights of all atoms of a sample of dataset.train are 0; their tags are "
+                f"{', '.join(map(str, tags))}. Give one of these a weight above 0."
             )
 
 

@@ -17,9 +17,9 @@ from torch_geometric.data import Batch
 from fairchem_crack import keys
 from fairchem_crack.adapters import Features
 from fairchem_crack.adapters.outputs import ModelOutputs
-from fairchem_crack.config import DistillConfig, TermConfig, add_term_options, suggestion
+from fairchem_crack.config import DistillConfig, TagWeights, TermConfig, add_term_options, suggestion
 from fairchem_crack.io.batches import free_rows, movable_rows
-from fairchem_crack.loss.relations import relation_vectors, unit_embedding
+from fairchem_crack.loss.relations import relation_lengths, relation_vectors, unit_embedding
 from fairchem_crack.shapes import SHAPES, Shape
 from fairchem_crack.teacher.channels import ChannelStatistics, degrees
 from fairchem_crack.teacher.embedding_response import STEP, displaced
@@ -167,15 +167,24 @@ def _place(function: TermFunction) -> str:
 def _relations(context: TermContext, term: TermConfig) -> TermInputs:
     """Of several degrees, the parts of each degree scaled to unit length, so that all have the same weight."""
     student, teacher = _by_degree(context, term)
-    if len(student) > 1 and not term.per_degree:
+    if term.per_degree:  # `losses.CrackLoss` weighs them
+        return torch.cat(student, dim=1), torch.cat(teacher, dim=1)
+    if len(student) > 1:
         student, teacher = [unit_embedding(part) for part in student], [unit_embedding(part) for part in teacher]
-    return torch.cat(student, dim=1), torch.cat(teacher, dim=1)
+    return _joined(student, term), _joined(teacher, term)
 
 
 @register_term(keys.NODE_EMBEDDINGS, keys.NODE_EMBEDDING)
 def _node_embeddings(context: TermContext, term: TermConfig) -> TermInputs:
     student, teacher = _by_degree(context, term)
-    return torch.cat(student, dim=1), torch.cat(teacher, dim=1)
+    return _joined(student, term), _joined(teacher, term)
+
+
+def _joined(parts: list[Tensor], term: TermConfig) -> Tensor:
+    """Of each degree l, sqrt(w_l) times as long: squared differences have the weight w_l."""
+    if term.degree_weights is not None:
+        parts = [weight**0.5 * part for weight, part in zip(term.degree_weights, parts)]
+    return torch.cat(parts, dim=1)
 
 
 def _by_degree(context: TermContext, term: TermConfig) -> tuple[list[Tensor], list[Tensor]]:
@@ -198,6 +207,19 @@ def _relation_vectors(context: TermContext, term: TermConfig) -> TermInputs:
         for embedding in embeddings
     )
     return student, teacher
+
+
+@register_term(keys.RELATION_LENGTHS, keys.NODE_EMBEDDING)
+def _relation_lengths(context: TermContext, term: TermConfig) -> TermInputs:
+    """(P, 1) |z_i - z_j|, divided by its mean over the pairs, of embeddings of whatever widths (Park et al. 2019)."""
+    assert context.pairs is not None
+    teacher = context.teacher.node_embedding
+    if term.projected:
+        student, teacher = context.embeddings(keys.NODE_EMBEDDING, standardize=term.standardize)
+    else:
+        student = context.student.node_embedding.to(teacher.dtype)
+        teacher = context.statistics.standardize(teacher) if term.standardize else teacher
+    return relation_lengths(student, context.pairs), relation_lengths(teacher, context.pairs)
 
 
 @register_term(keys.SYSTEM_EMBEDDING, keys.NODE_EMBEDDING)
@@ -286,8 +308,26 @@ def teacher_fields(term: TermConfig) -> set[str]:
 
 
 def resolved(term: TermConfig, lmax: int) -> TermConfig:
-    """A term whose `lmax` is a number: `all` is that of the teacher."""
-    return replace(term, lmax=lmax) if term.lmax == "all" else term
+    """A term whose `lmax` is a number: `all` is that of the teacher.
+
+    Raises:
+        ValueError: it has not a weight for each of these degrees.
+    """
+    if term.lmax != "all":
+        return term
+    try:
+        return replace(term, lmax=lmax)
+    except ValueError as error:
+        raise ValueError(f"loss_functions, {term.key}.{error} The teacher has degrees up to {lmax}.") from error
+
+
+def element_weights(term: TermConfig, context: TermContext) -> Optional[Tensor]:
+    """(N,) or, of a term of pairs, (P,): by what the loss of each is multiplied; None where all weights are 1."""
+    if term.tag_weights == TagWeights():
+        return None
+    tags, by_tag = context.batch.tags, dataclasses.astuple(term.tag_weights)
+    of_atoms = torch.stack([weight * (tags == tag) for tag, weight in enumerate(by_tag)]).sum(dim=0)
+    return of_atoms[context.pairs].mean(dim=0) if term.key in keys.OF_PAIRS else of_atoms
 
 
 def requested_fields(config: DistillConfig, terms: Iterable[TermConfig]) -> set[str]:

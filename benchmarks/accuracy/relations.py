@@ -1,0 +1,178 @@
+"""The page of the table `relations`: when relations help, question by question."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from itertools import product
+from statistics import fmean
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from benchmarks.accuracy.page import DIGITS, gap, markdown, show
+from benchmarks.accuracy.plan import EXPERIMENTS, UNDISTILLED, Run, expand, read_plan
+from benchmarks.accuracy.summary import DECIMALS, GAPS, Results, hours, plain
+from benchmarks.accuracy.training import Workspace
+
+TABLE, SPLIT = "relations", "val_id"
+PARTS = {"system": "system", "within": "within", "system_fitted": "system, fitted", "within_fitted": "within, fitted"}
+VARIED = ("student", "train_systems")  # columns where a section has several
+
+
+class Question(NamedTuple):
+    """A section of the page; its methods are those of the grids of experiments.yml that have its name.
+
+    Attributes:
+        reference: the method with which the others are compared.
+        references: of methods that are compared with another one.
+    """
+
+    title: str
+    text: str
+    reference: str
+    references: Mapping[str, str] = MappingProxyType({})
+
+
+OF_TUNED = ("init_crack@80", "init_n2n@1000", "init_n2n@10000", "init_crack_n2n_tuned")
+OF_PAPER = {
+    f"{start}_{terms}{atoms}": f"{start}_n2n{atoms}"
+    for start, atoms in product(("paper", "init"), ("", "_atoms"))
+    for terms in ("n2n_l0", "crack", "infonce", "crack_n2n")
+} | {"init": "init_n2n", "init_atoms": "init_n2n_atoms", **dict.fromkeys(OF_TUNED, "init_n2n")}
+QUESTIONS = {
+    "weights": Question(
+        "The published weights",
+        "The published coefficients are 10 for CRACK and about 2 for l = 0 of n2n, and every step has atom energies, too "
+        "(`_atoms`, `_atoms_oc20`: with the weight that a teacher of five or of 77.8 average atoms gives them).",
+        "n2n",
+        {f"crack_{of}": f"n2n_{of}" for of in ("published", "published_atoms", "published_atoms_oc20", "atoms_published")},
+    ),
+    "paper": Question(
+        "The paper in small",
+        "EquiformerV2 of one or two blocks from one of six, at the published weights, from scratch (`paper_`) or from the "
+        "teacher's first blocks (`init_`).",
+        "paper_n2n",
+        OF_PAPER,
+    ),
+    "unseen": Question(
+        "What relations do not see",
+        "A shift common to the atoms of a system cancels in every relation. `crack_systems_` adds the systems' mean "
+        "embedding to CRACK, `crack_atoms_100` the atom energies.",
+        "n2n_watched",
+        {"crack_atoms_100": "n2n_atoms_100"},
+    ),
+    "contrast": Question(
+        "Contrast or regression",
+        "The same pairs: compared by their cosine, without unit length, with the teacher's own similarities as targets, and "
+        "by distances of the student's own embedding (`rkd`).",
+        "crack",
+    ),
+    "hard": Question(
+        "Hard negatives and weights",
+        "Negatives of the same two elements and distance (`crack_alike`); adsorbate atoms with the weight 3, those below "
+        "the surface with 0.2 (`_adsorbate`).",
+        "crack",
+        {f"n2n_adsorbate@{coefficient}": "n2n" for coefficient in (30, 100, 300, 1000, 3000, 10000)},
+    ),
+    "systems": Question("The number of systems", "As many steps on fewer and on more systems with labels.", "n2n"),
+    "generated": Question(
+        "On structures that the teacher labelled",
+        "Nine generated structures of each system (mixed9), all labels the teacher's (`labelled`): terms one by one, all of "
+        "them, and all but one.",
+        "labelled_crack_n2n_v2v_atoms",
+    ),
+}
+INTRO = """# When relations help
+
+A screening on the demo's data: {steps} steps, evaluated on val_id, seeds as the tables say. What each method is, is in
+`benchmarks/accuracy/experiments.yml`; method@40 has the coefficient 40. Training, metrics and the gap closed are those of
+[the accuracy benchmark](accuracy.md). Less than reference: (reference - method) / reference of an error, on the same seeds.
+In brackets 95 % intervals: of a mean by t over seeds; of a gap or a difference by a paired bootstrap over seeds and systems,
+or by t over seeds where the errors of systems were not kept, on a GPU. With one seed they are of the systems only, or there
+is none. Candidates of a coefficient are chosen and evaluated on the same split: the best of six is a little too good.
+What is not here was not run.
+"""
+OF_EMBEDDINGS = """Mean square error of the student's node embedding on val_id, in units of the teacher's variance, in two
+parts: common to the atoms of a system, and within systems. First as projected; then fitted, after the best affine map from
+the student's embedding to the teacher's, which is fitted on half of the systems and evaluated on the other half.
+"""
+
+
+def figures(workspace: Workspace) -> dict[str, Any]:
+    """The rows of every section, the errors of embeddings, and what the trainings took."""
+    results, grids = Results(workspace, TABLE), read_plan(EXPERIMENTS).tables[TABLE]["grids"]
+    rows = []
+    for section, question in QUESTIONS.items():
+        runs = (run for grid in grids if grid.get("question") == section for run in expand(grid))
+        for line in dict.fromkeys(replace(run, seed=None) for run in runs):
+            if results.seeds(line):
+                row = {"question": section, **results.figures(line, line.method, SPLIT)}
+                reference = replace(line, method=question.references.get(line.method, question.reference))
+                if line.method not in (UNDISTILLED, reference.method):
+                    row["reference"] = reference.method
+                    row |= {f"less_{name}": plain(results.less(line, reference, SPLIT, name)) for name in GAPS}
+                rows.append(row)
+    return {"rows": rows, "embeddings": embeddings(workspace), "cost": hours(workspace.table(TABLE).rows())}
+
+
+def embeddings(workspace: Workspace) -> list[dict[str, Any]]:
+    """The mean of each part over the seeds, of every method."""
+    lines: dict[Run, list[dict]] = {}
+    for row in workspace.table("embeddings").rows():
+        lines.setdefault(replace(Run.of(row), seed=None), []).append(row)
+    return [
+        {
+            **{name: value for name, value in asdict(line).items() if name != "seed"},
+            "seeds": len(rows),
+            **{part: round(fmean(row[part] for row in rows), DECIMALS) for part in PARTS if rows[0][part] != ""},
+        }
+        for line, rows in lines.items()
+    ]
+
+
+def table(rows: list[dict]) -> list[str]:
+    """A line for each of these rows."""
+    varied = [name for name in VARIED if len({row[name] for row in rows}) > 1]
+    lines = []
+    for row in rows:
+        cells = [*(str(row[name]) for name in varied), row["method"], str(row["seeds"])]
+        cells += [show(row[column], DIGITS[column]) for column in GAPS.values()] + [gap(row, name) for name in GAPS]
+        cells.append(row.get("reference", ""))
+        cells += [show(row.get(f"less_{name}", []), 0, factor=100, end="%") for name in GAPS]
+        lines.append(cells)
+    heading = [*varied, "method", "seeds", "energy MAE [eV]", "force MAE [eV/Å]", *(f"gap closed, {name}" for name in GAPS)]
+    return markdown([*heading, "reference", *(f"less than reference, {name}" for name in GAPS)], lines)
+
+
+def embeddings_table(rows: list[dict]) -> list[str]:
+    """The parts of the error of the embeddings that PaiNN has without generated structures."""
+    chosen = [row for row in rows if (row["student"], row["structures"], row["train_systems"]) == ("painn", "", 300)]
+    parts = ([show([row[part]], 3) if part in row else "" for part in PARTS] for row in chosen)
+    lines = [[row["method"], str(row["seeds"]), *cells] for row, cells in zip(chosen, parts)]
+    return markdown(["method", "seeds", *PARTS.values()], lines)
+
+
+def page(content: dict[str, Any]) -> str:
+    """The page of these `figures`, and of nothing else."""
+    steps = dict.fromkeys(str(row["steps"]) for row in content["rows"])
+    lines = [INTRO.format(steps=", ".join(steps))]
+    for name, question in QUESTIONS.items():
+        rows = [row for row in content["rows"] if row["question"] == name]
+        if sum("less_energy" in row for row in rows) < 2:
+            continue
+        lines += [f"## {question.title}", "", question.text, "", *table(rows), ""]
+    if content["embeddings"]:
+        lines += ["## The embeddings", "", OF_EMBEDDINGS, *embeddings_table(content["embeddings"]), ""]
+    runs, spent = content["cost"]
+    lines += [
+        "## Commands",
+        "",
+        f"CPU time of the {runs} trainings of which it is known: {spent:.1f} hours.",
+        "",
+        "    cp -r docs/benchmarks/accuracy runs/accuracy",
+        "    python -m benchmarks.accuracy run runs/accuracy --table relations",
+        "    python -m benchmarks.accuracy embeddings runs/accuracy",
+        "    python -m benchmarks.accuracy report runs/accuracy",
+        "",
+    ]
+    return "\n".join(lines)
