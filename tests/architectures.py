@@ -154,6 +154,11 @@ MODELS: dict[str, dict] = {
     "painn hydra": _hydra(
         "painn_backbone", PAINN, energy={"module": "painn_energy_head"}, forces={"module": "painn_force_head"}
     ),
+    "painn hydra, gradient of its energy": _hydra(
+        "painn_backbone",
+        {**PAINN, "direct_forces": False},
+        energy_and_forces={"module": "fairchem_crack.heads.PaiNNEnergyGradient"},
+    ),
     "gemnet_t": {"name": "gemnet_t", **GEMNET_T},
     "gemnet_t hydra": _hydra(
         "gemnet_t_backbone",

@@ -15,12 +15,12 @@ from ase import Atoms
 from ase.build import add_adsorbate, bulk, fcc100, molecule
 from fairchem.core.datasets import data_list_collater
 from fairchem.core.preprocessing import AtomsToGraphs
-from tolerances import FLOAT32_SMALL, FLOAT64, REORDERED
+from tolerances import FLOAT32_SMALL, FLOAT64, PURE_ENERGY, PURE_FORCES
 
 from fairchem_crack.commands.cli import main
 from fairchem_crack.commands.export import FORMATS
 from fairchem_crack.export.batches import BatchPairs
-from fairchem_crack.export.checkpoint import student_of
+from fairchem_crack.export.checkpoint import forces_of, student_of
 from fairchem_crack.export.neighbors import GraphRule, Pairs
 from fairchem_crack.export.student import read_student
 from fairchem_crack.export.weights import painn_of
@@ -34,6 +34,7 @@ STUDENTS = {
     "gradient": ("painn", {"direct_forces": False}),
     "hydra": ("painn hydra", {}),
     "hydra, gradient": ("painn hydra", {"direct_forces": False}),
+    "conservative": ("painn hydra, gradient of its energy", {}),
     "bessel": ("painn", {"rbf": {"name": "spherical_bessel"}, "envelope": {"name": "exponential"}}),
     "bernstein": ("painn", {"rbf": {"name": "bernstein"}}),
     "few neighbors": ("painn", {"max_neighbors": 7}),
@@ -134,22 +135,23 @@ def test_the_pure_forward_equals_the_module(student):
     painn, rule = painn_and_rule(name, **options)
     energy, forces, atom_energies = pure(torch.jit.script(painn), rule, systems)
     expected_energy, expected_forces = of_fairchem(name, systems, **options)
-    assert deviation(expected_energy.detach(), energy) < REORDERED
-    assert deviation(expected_forces.detach(), forces) < REORDERED
+    assert deviation(expected_energy.detach(), energy) < PURE_ENERGY
+    assert deviation(expected_forces.detach(), forces) < PURE_FORCES
     sums = [float(part.sum()) for part in atom_energies.split([len(atoms) for atoms in systems])]
     np.testing.assert_allclose(sums, energy, rtol=1e-12)
 
 
-@pytest.mark.parametrize("direct", [True, False])
-def test_in_float64_they_are_equal_to_rounding(direct):
-    atoms = slab()
-    painn, rule = painn_and_rule("painn", torch.float64, direct_forces=direct)
+@pytest.mark.parametrize("student", ["direct", "gradient", "conservative"])
+def test_in_float64_they_are_equal_to_rounding(student):
+    atoms, (name, options) = slab(), STUDENTS[student]
+    painn, rule = painn_and_rule(name, torch.float64, **options)
     energy, forces, _ = pure(painn, rule, [atoms])
     batch = data_list_collater([AtomsToGraphs(r_edges=False, r_pbc=True).convert(atoms, sid=0)], otf_graph=True)
-    model = build("painn", direct_forces=direct).eval()
-    graph = model.generate_graph(batch)
+    model = build(name, **options).eval()
+    backbone = getattr(model, "backbone", model)
+    graph = backbone.generate_graph(batch)
     batch.edge_index, batch.cell_offsets, batch.neighbors = graph.edge_index, graph.cell_offsets, graph.neighbors
-    batch.pos, batch.cell, model.otf_graph = batch.pos.double(), batch.cell.double(), False
+    batch.pos, batch.cell, backbone.otf_graph = batch.pos.double(), batch.cell.double(), False
     torch.set_default_dtype(torch.float64)
     try:
         expected = model.double()(batch)
@@ -157,6 +159,22 @@ def test_in_float64_they_are_equal_to_rounding(direct):
         torch.set_default_dtype(torch.float32)
     torch.testing.assert_close(energy, expected["energy"].detach(), **FLOAT64)
     torch.testing.assert_close(forces, expected["forces"].detach(), **FLOAT64)
+
+
+def test_the_energy_head_has_the_gradient_of_the_energy():
+    atoms, direction = slab(), np.random.default_rng(0).normal(size=(9, 3))
+    painn, rule = painn_and_rule("painn hydra, gradient of its energy", torch.float64)
+    assert forces_of(painn) == "conservative"
+    painn.force_scale.fill_(0.65)  # another scale than the energy's
+    assert forces_of(painn) == "gradient"
+    painn.force_scale.fill_(1.0)
+    forces = pure(painn, rule, [atoms])[1]
+    energies = []
+    for step in (1e-5, -1e-5):
+        moved = atoms.copy()
+        moved.positions += step * direction
+        energies.append(pure(painn, rule, [moved])[0].item())
+    assert (energies[1] - energies[0]) / 2e-5 == pytest.approx(float((forces.numpy() * direction).sum()), rel=1e-6)
 
 
 def test_lists_with_a_skin_give_the_pairs_of_a_new_search():

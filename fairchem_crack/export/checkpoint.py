@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from fairchem_crack.export.painn import GradientPaiNN, PaiNN
+from fairchem_crack.export.painn import ConservativePaiNN, GradientPaiNN, PaiNN
 from fairchem_crack.export.student import Student, StudentInfo
 from fairchem_crack.export.weights import load_painn
 
@@ -32,9 +32,17 @@ def student_of(path: Path, *, elements: Collection[int] = (), trust: bool = Fals
         cutoff=rule.cutoff,
         max_neighbors=max(rule.max_neighbors, 0),
         elements=tuple(sorted(elements or known)),
-        forces="gradient" if isinstance(painn, GradientPaiNN) else "direct",
+        forces=forces_of(painn),
         checkpoint=hashlib.sha256(path.read_bytes()).hexdigest(),
     )
+
+
+def forces_of(painn: PaiNN) -> str:
+    """What its forces are, see `StudentInfo`."""
+    if not isinstance(painn, GradientPaiNN):
+        return "direct"
+    has_one_scale = torch.equal(painn.force_scale, painn.energy_scale.to(painn.force_scale)) and not painn.force_mean
+    return "conservative" if isinstance(painn, ConservativePaiNN) and has_one_scale else "gradient"
 
 
 def scripted(path: Path, device: torch.device, *, trust: bool = False) -> Student:

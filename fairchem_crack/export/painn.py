@@ -46,64 +46,61 @@ class Radial(nn.Module):
 
 
 class Interaction(nn.Module):
-    """A message and an update block of H channels, with R radial functions."""
+    """A message and an update block of H channels, with R radial functions.
 
-    def __init__(self, channels: int, radials: int) -> None:
+    Args:
+        is_first: vectors are 0 before it, so that its messages have two parts and not three.
+    """
+
+    def __init__(self, channels: int, radials: int, *, is_first: bool) -> None:
         super().__init__()
+        parts = 2 if is_first else 3  # to scalars, along edges, along vectors
         self.norm = nn.LayerNorm(channels)
         self.hidden = nn.Linear(channels, channels)
-        self.message = nn.Linear(channels, 3 * channels)
-        self.filters = nn.Linear(radials, 3 * channels)
+        self.message = nn.Linear(channels, parts * channels)
+        self.filters = nn.Linear(radials, parts * channels)
         self.vectors = nn.Linear(channels, 2 * channels, bias=False)
         self.update_hidden = nn.Linear(2 * channels, channels)
         self.update = nn.Linear(channels, 3 * channels)
         self.register_buffer("scale", torch.ones(()))
-        self.in_blocks = True  # on a CPU; False where torch.export traces
 
     def forward(
-        self, x: Tensor, vec: Optional[Tensor], radial: Tensor, unit: Tensor, pairs: Tensor
+        self, x: Tensor, vec: Optional[Tensor], blocks: list[tuple[Tensor, Tensor, Tensor, Tensor]]
     ) -> tuple[Tensor, Tensor]:
         """Scalars (N, H) and vectors (N, 3, H) after the two blocks.
 
         Args:
             x: (N, H).
             vec: (N, 3, H); None for 0, before the first block.
-            radial: (P, R).
-            unit: (P, 3) from i to j.
-            pairs: (2, P), i and j.
+            blocks: of messages, see `messages`.
         """
-        message = self.message(functional.silu(self.hidden(self.norm(x))))  # (N, 3H)
+        message = self.message(functional.silu(self.hidden(self.norm(x))))  # (N, 2H or 3H)
         scalars = torch.zeros_like(x)
         vectors = torch.zeros(x.shape[0], 3, x.shape[1], dtype=x.dtype, device=x.device)
-        if self.in_blocks and x.device.type == "cpu":
-            block = pairs_of_block(x.shape[1])
-            for start in range(0, pairs.shape[1], block):
-                end = start + block
-                self.send(message, vec, radial[start:end], unit[start:end], pairs[:, start:end], scalars, vectors)
-        else:
-            self.send(message, vec, radial, unit, pairs, scalars, vectors)
+        for source, target, unit, radial in blocks:
+            self.send(message, vec, source, target, unit, radial, scalars, vectors)
         return self.updated((x + scalars) * 0.5**0.5, vectors if vec is None else vec + vectors)
 
     def send(
         self,
         message: Tensor,
         vec: Optional[Tensor],
-        radial: Tensor,
+        source: Tensor,
+        target: Tensor,
         unit: Tensor,
-        pairs: Tensor,
+        radial: Tensor,
         scalars: Tensor,
         vectors: Tensor,
     ) -> None:
-        """Add the messages of pairs, in both directions, to `scalars` (N, H) and `vectors` (N, 3, H)."""
+        """Add a block of messages to `scalars` (N, H) and `vectors` (N, 3, H)."""
         channels = scalars.shape[1]
-        # (2P,) to i from j, then to j from i; cat and not reshape, of which torch.export makes a view
-        source, target = torch.cat([pairs[1], pairs[0]]), torch.cat([pairs[0], pairs[1]])
-        sent = message.index_select(0, source).view(2, -1, 3 * channels) * self.filters(radial)
-        own, along_vectors, along_edges = sent.view(-1, 3 * channels).split(channels, dim=1)
-        scalars.index_add_(0, target, own)
-        moved = torch.cat([unit, -unit]).unsqueeze(2) * along_edges.unsqueeze(1)  # (2P, 3, H)
+        filters = self.filters(radial)
+        sent = message.index_select(0, source).view(2, -1, filters.shape[1]) * filters
+        parts = sent.view(source.shape[0], -1).split(channels, dim=1)  # (2P, H) each
+        scalars.index_add_(0, target, parts[0].contiguous())  # with strides it takes four times as long
+        moved = unit * parts[1].unsqueeze(1)  # (2P, 3, H)
         if vec is not None:
-            moved = torch.addcmul(moved, vec.index_select(0, source), along_vectors.unsqueeze(1))
+            moved = torch.addcmul(moved, vec.index_select(0, source), parts[2].unsqueeze(1))
         vectors.index_add_(0, target, moved)
 
     def updated(self, x: Tensor, vec: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,9 +113,22 @@ class Interaction(nn.Module):
         return x * self.scale, vec + stretch.unsqueeze(1) * first
 
 
+def messages(pairs: Tensor, unit: Tensor, radial: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Both directions of pairs: source and target (2P,), unit vectors to the source (2P, 3, 1), radial functions (P, R).
+
+    Args:
+        pairs: (2, P), i and j.
+        unit: (P, 3) from i to j.
+        radial: (P, R).
+    """
+    # cat and not reshape, of which torch.export makes a view
+    source, target = torch.cat([pairs[1], pairs[0]]), torch.cat([pairs[0], pairs[1]])
+    return source, target, torch.cat([unit, -unit]).unsqueeze(2), radial
+
+
 def pairs_of_block(channels: int) -> int:
-    """Pairs at a time: their messages, 256 kB for 64 channels, stay in the cache, and the allocator keeps the pages."""
-    return max(65536 // (6 * channels), 64)
+    """Pairs at a time, whose messages, 512 kB for 64 channels, stay in the cache."""
+    return max(131072 // (6 * channels), 64)
 
 
 class Gate(nn.Module):
@@ -155,10 +165,11 @@ class PaiNN(nn.Module):
         super().__init__()
         self.radial = radial
         self.embedding = nn.Embedding(elements, channels)
-        self.interactions = nn.ModuleList([Interaction(channels, radials) for _ in range(layers)])
+        self.interactions = nn.ModuleList([Interaction(channels, radials, is_first=layer == 0) for layer in range(layers)])
         self.energy_hidden = nn.Linear(channels, channels // 2)
         self.energy = nn.Linear(channels // 2, 1)
         self.force_gates = nn.ModuleList(self.make_gates(channels))
+        self.in_blocks = True  # on a CPU; False where torch.export traces
         self.register_buffer("energy_scale", torch.ones((), dtype=torch.float64))  # eV
         self.register_buffer("energy_mean", torch.zeros((), dtype=torch.float64))  # eV, of a system
         self.register_buffer("references", torch.zeros(elements, dtype=torch.float64))  # eV, of an atom of each element
@@ -195,8 +206,16 @@ class PaiNN(nn.Module):
         unit, radial = vectors / lengths.unsqueeze(1), self.radial(lengths)
         x = self.embedding(numbers - 1)
         vec: Optional[Tensor] = None
+        blocks: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        if self.in_blocks and x.device.type == "cpu":
+            size = pairs_of_block(x.shape[1])
+            for start in range(0, pairs.shape[1], size):
+                end = start + size
+                blocks.append(messages(pairs[:, start:end], unit[start:end], radial[start:end]))
+        else:
+            blocks.append(messages(pairs, unit, radial))
         for interaction in self.interactions:
-            x, vec = interaction(x, vec, radial, unit, pairs)
+            x, vec = interaction(x, vec, blocks)
         assert vec is not None  # for TorchScript
         return x, vec
 
@@ -229,11 +248,23 @@ class GradientPaiNN(PaiNN):
         """As `PaiNN.forward`; not within torch.no_grad."""
         positions = positions.detach().requires_grad_(True)
         x, _ = self.embed(numbers, pair_vectors(positions, cell, pairs, shifts, system), pairs)
-        slope = torch.autograd.grad([x.sum()], [positions])[0]
+        slope = torch.autograd.grad([self.potential(x)], [positions])[0]
         assert slope is not None  # for TorchScript
         energy, atom_energies = self.energies(x.detach(), numbers, cell, system)
         forces = self.force_mean - slope.to(x.dtype) * self.force_scale
         return energy.detach(), forces.detach(), atom_energies.detach()
+
+    def potential(self, x: Tensor) -> Tensor:
+        """() of which the forces are the gradient, normalized."""
+        return x.sum()
+
+
+class ConservativePaiNN(GradientPaiNN):
+    """A student with `fairchem_crack.heads.PaiNNEnergyGradient`: f = -dE/dr."""
+
+    def potential(self, x: Tensor) -> Tensor:
+        """() the energy of all systems, normalized."""
+        return self.energy(functional.silu(self.energy_hidden(x))).sum()
 
 
 def pair_vectors(positions: Tensor, cell: Tensor, pairs: Tensor, shifts: Tensor, system: Tensor) -> Tensor:

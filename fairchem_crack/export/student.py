@@ -30,7 +30,7 @@ class StudentInfo:
         cutoff: A.
         max_neighbors: of an atom, see `neighbors`; 0 for any number.
         elements: atomic numbers that it knows.
-        forces: "direct", or "gradient".
+        forces: "direct"; "conservative", the gradient of the energy; or "gradient", of something else.
         checkpoint: SHA-256 of the checkpoint's file, hexadecimal.
         dtype: of its weights.
     """
@@ -79,13 +79,11 @@ def _program(painn: PaiNN) -> torch.export.ExportedProgram:
     atoms, pairs, systems = (torch.export.Dim(name) for name in ("atoms", "pairs", "systems"))
     dimensions = ({0: atoms}, {0: atoms}, {0: systems}, {1: pairs}, {0: pairs}, {0: atoms})
     shapes = dict(zip(("numbers", "positions", "cell", "pairs", "shifts", "system"), dimensions))
-    for interaction in painn.interactions:
-        interaction.in_blocks = False  # a loop whose length depends on the number of pairs
+    painn.in_blocks = False  # a loop whose length depends on the number of pairs
     try:
         return torch.export.export(painn, example(), dynamic_shapes=shapes)
     finally:
-        for interaction in painn.interactions:
-            interaction.in_blocks = True
+        painn.in_blocks = True
 
 
 def example() -> tuple[Tensor, ...]:

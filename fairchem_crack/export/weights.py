@@ -16,7 +16,17 @@ from fairchem_crack.adapters import architecture
 from fairchem_crack.adapters.outputs import Output
 from fairchem_crack.config import TeacherConfig
 from fairchem_crack.export.neighbors import GraphRule
-from fairchem_crack.export.painn import SCALED_SILU, Gate, Gaussians, GradientPaiNN, Interaction, PaiNN, Radial
+from fairchem_crack.export.painn import (
+    SCALED_SILU,
+    ConservativePaiNN,
+    Gate,
+    Gaussians,
+    GradientPaiNN,
+    Interaction,
+    PaiNN,
+    Radial,
+)
+from fairchem_crack.heads import PaiNNEnergyGradient
 from fairchem_crack.teacher.frozen import Teacher, load_teacher
 
 ARCHITECTURES = ("painn", "painn_backbone")
@@ -54,8 +64,9 @@ def painn_of(student: Teacher) -> PaiNN:
     """
     backbone: Any = student.features.backbone
     refuse_others(student)
-    is_direct = backbone.direct_forces
-    make = PaiNN if is_direct else GradientPaiNN
+    head: Any = student.features.owner("out_energy")
+    is_direct, is_conservative = backbone.direct_forces, isinstance(head, PaiNNEnergyGradient)
+    make = PaiNN if is_direct else ConservativePaiNN if is_conservative else GradientPaiNN
     painn = make(
         radial_of(backbone),
         channels=backbone.hidden_channels,
@@ -69,11 +80,10 @@ def painn_of(student: Teacher) -> PaiNN:
         painn.embedding.weight.copy_(backbone.atom_emb.embeddings.weight)
         for layer, interaction in enumerate(painn.interactions):
             _copy_interaction(backbone, layer, interaction)
-        energy = student.features.owner("out_energy").out_energy
-        _copy_pair(energy[0], energy[2], painn.energy_hidden, painn.energy)
+        _copy_pair(head.out_energy[0], head.out_energy[2], painn.energy_hidden, painn.energy)
         if is_direct:
-            head: Any = student.features.owner("out_forces")
-            for source, gate in zip(head.out_forces.output_network, painn.force_gates):
+            of_forces: Any = student.features.owner("out_forces")
+            for source, gate in zip(of_forces.out_forces.output_network, painn.force_gates):
                 _copy_gate(source, gate)
         _copy_outputs(student, painn)
     return painn.requires_grad_(False).eval()
@@ -111,16 +121,27 @@ def refuse_others(student: Teacher) -> None:
 def _copy_interaction(backbone: Any, layer: int, interaction: Interaction) -> None:
     message, update, channels = backbone.message_layers[layer], backbone.update_layers[layer], backbone.hidden_channels
     interaction.norm.load_state_dict(message.x_layernorm.state_dict())
-    _copy_pair(message.x_proj[0], message.x_proj[2], interaction.hidden, interaction.message)
-    of_parts = _repeated(channels, 1.0, (3 * channels) ** -0.5, channels**-0.5)  # scalars, along vectors, along edges
-    interaction.filters.weight.copy_(message.rbf_proj.weight.double() * of_parts[:, None])
-    interaction.filters.bias.copy_(message.rbf_proj.bias.double() * of_parts)
+    _copy_pair(message.x_proj[0], _parts(message.x_proj[2], interaction), interaction.hidden, interaction.message)
+    filters = _parts(message.rbf_proj, interaction)
+    of_parts = _repeated(channels, 1.0, channels**-0.5, (3 * channels) ** -0.5)[: len(filters.bias)]
+    interaction.filters.weight.copy_(filters.weight.double() * of_parts[:, None])
+    interaction.filters.bias.copy_(filters.bias.double() * of_parts)
     interaction.vectors.weight.copy_(update.vec_proj.weight)
     of_parts = _repeated(channels, 0.5**0.5, (2 * channels) ** -0.5, 1.0)
     _copy_pair(update.xvec_proj[0], update.xvec_proj[2], interaction.update_hidden, interaction.update, of_parts)
     factor = getattr(backbone, f"upd_out_scalar_scale_{layer}").scale_factor
     if factor != 0:  # fairchem's 0 stands for one that was not fitted
         interaction.scale.copy_(factor)
+
+
+def _parts(source: nn.Linear, interaction: Interaction) -> nn.Linear:
+    """Rows in the order of `Interaction`; fairchem's parts are scalars, along vectors, along edges."""
+    scalars, along_vectors, along_edges = torch.arange(source.out_features).chunk(3)
+    rows = torch.cat([scalars, along_edges, along_vectors])[: interaction.message.out_features]
+    parts = nn.Linear(source.in_features, len(rows), dtype=source.weight.dtype)
+    parts.weight.copy_(source.weight[rows])
+    parts.bias.copy_(source.bias[rows])
+    return parts
 
 
 def _repeated(channels: int, *factors: float) -> Tensor:
