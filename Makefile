@@ -32,6 +32,8 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: demo test lint docs notebooks venv engines clean
 
 # Other models: make demo STUDENT=gemnet_dT TEACHER=escn
+# Each process would print what fairchem's imports have deprecated, into the progress bars.
+demo: export PYTHONWARNINGS := ignore::FutureWarning,ignore::UserWarning
 demo: venv
 	@ls $(CONFIGS)/$(STUDENT).yml $(CONFIGS)/$(STUDENT)_crack.yml $(TEACHER_FILE) > /dev/null || \
 	  { echo "STUDENT is painn or gemnet_dT, TEACHER is equiformer_v2 or escn."; exit 1; }

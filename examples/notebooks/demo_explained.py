@@ -187,8 +187,9 @@ figure.savefig("demo_explained.png", dpi=100)
 plt.show()
 
 # %% [markdown]
-# The distilled student is close to the diagonal where the other scatters, on the new adsorbates and surfaces too. It
-# has the same size, takes the same time, and has seen no more batches.
+# The distilled student is closer to the diagonal than the other, on the new adsorbates and surfaces too, where both are
+# still far from the teacher: some 300 steps are few. It has the same size, takes the same time, and has seen no more
+# batches.
 #
 # ## 7. The table
 # `evaluate` computes fairchem's own metrics, intervals by a bootstrap over the systems, and the part of the gap between
