@@ -3,12 +3,15 @@
 import hashlib
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
 from fairchem_crack.commands.cli import main
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -62,11 +65,11 @@ def test_a_card_says_what_its_three_files_say(checkpoint, evaluation, tmp_path):
     training = tmp_path / "train.yml"
     losses = [{"energy": {"fn": "mae", "coefficient": 4}}, {"relations": {"fn": "crack", "coefficient": 40}}]
     distill = {"labels": "teacher", "teacher": {"checkpoint": "teachers/eqV2.pt"}}
-    training.write_text(yaml.safe_dump({"task": {"distill": distill}, "loss_functions": losses}))
+    training.write_text("# For catalysts.\n" + yaml.safe_dump({"task": {"distill": distill}, "loss_functions": losses}))
     text = make(tmp_path / "card.md", checkpoint=checkpoint, evaluation=evaluation, config_yml=training, licence="cc-by-4.0")
     front = yaml.safe_load(text.split("---\n")[1])
     assert front["license"] == "cc-by-4.0" and "painn" in front["tags"]
-    assert "# painn, distilled from eqV2" in text and "20 parameters and buffers" in text
+    assert "# painn, distilled from eqV2\nFor catalysts.\n\n`painn`" in text and "20 parameters and buffers" in text
     assert hashlib.sha256(checkpoint.read_bytes()).hexdigest() in text
     assert "- loss: `energy` 4, `relations` 40" in text and "- steps: 1,122" in text and "- seed: 3" in text
     assert cells(text, "val_id") == [
@@ -96,3 +99,12 @@ def test_an_evaluation_of_another_checkpoint_is_refused(checkpoint, evaluation, 
     with pytest.raises(SystemExit, match=r"absent\.pt: no such file"):
         make(tmp_path / "card.md", checkpoint=tmp_path / "absent.pt")
     assert not (tmp_path / "card.md").exists()
+
+
+@pytest.mark.parametrize("name", ["equiformer_v2", "equiformer_v2_deep", "escn"])
+def test_the_card_of_a_demo_teacher_is_up_to_date(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    teacher, evaluation = Path(f"configs/oc20/demo/teacher_{name}.pt"), Path("docs/benchmarks/demo_teachers.json")
+    card, training = teacher.with_suffix(".md"), teacher.with_suffix(".yml")
+    made = make(tmp_path / "card.md", checkpoint=teacher, evaluation=evaluation, config_yml=training)
+    assert made == card.read_text(encoding="utf-8"), f"write {card} anew, by fairchem-crack card"

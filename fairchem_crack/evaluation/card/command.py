@@ -21,7 +21,7 @@ from fairchem_crack.io.files import write_text
 CARD = """---
 {front}---
 # {title}
-{model}
+{about}{model}
 
 ## Training
 {training}
@@ -53,18 +53,26 @@ def card(arguments: list[str]) -> None:
             raise FileNotFoundError(f"{path}: no such file (looked in {Path.cwd()}).")
     evaluation = None if options.evaluation is None else read_evaluation(options.evaluation, options.checkpoint)
     training = None if options.config_yml is None else read_config(options.config_yml)
-    write_text(options.output, text_of(options.checkpoint, evaluation, training, licence=options.licence))
+    about = "" if options.config_yml is None else first_comment(options.config_yml)
+    text = text_of(options.checkpoint, evaluation, training, about=about, licence=options.licence)
+    write_text(options.output, text)
     print(f"{options.output} written.")
 
 
 def text_of(
-    checkpoint: Path, evaluation: Optional[dict[str, Any]], training: Optional[dict[str, Any]], *, licence: str
+    checkpoint: Path,
+    evaluation: Optional[dict[str, Any]],
+    training: Optional[dict[str, Any]],
+    *,
+    about: str,
+    licence: str,
 ) -> str:
     """The card.
 
     Args:
         evaluation: the content of `read_evaluation`.
         training: the YAML of its training with everything that it includes.
+        about: what the model is, in a sentence, or "".
     """
     content = read_checkpoint(checkpoint)
     name, options = model_config(content, checkpoint)
@@ -76,6 +84,7 @@ def text_of(
     return CARD.format(
         front=yaml.safe_dump(front, sort_keys=False),
         title=f"{name}, distilled from {Path(_teacher_of(distill)).stem}" if distill else name,
+        about=f"{about}\n\n" if about else "",
         model=f"`{name}`, {size:,} parameters and buffers. {shown}.\n\nSHA-256 of `{checkpoint.name}`: `{digest}`",
         training=_listed(_training_of(content["config"], content.get("crack_distill") or {}, training)),
         errors=UNSAID if evaluation is None else _errors(evaluation),
@@ -107,6 +116,12 @@ def read_config(file: Path) -> dict[str, Any]:
     from fairchem.core.common.utils import load_config
 
     return load_config(str(file))[0]
+
+
+def first_comment(file: Path) -> str:
+    """The comment in the first line of a YAML, or ""."""
+    first, _, _ = file.read_text(encoding="utf-8").partition("\n")
+    return first.removeprefix("#").strip() if first.startswith("#") else ""
 
 
 def _distill_of(training: Optional[dict[str, Any]]) -> dict[str, Any]:
@@ -163,7 +178,10 @@ def _speed(evaluation: dict[str, Any]) -> str:
         for model in evaluation["models"].values()
         for size, speed in (model["speed"] or {}).items()
     ]
-    return _table(["model", "parameters", "systems in a batch", "atoms/s"], rows) if rows else UNSAID
+    if not rows:
+        return UNSAID
+    table = _table(["model", "parameters", "systems in a batch", "atoms/s"], rows)
+    return f"{table}\n\nMedians of one evaluation, on one machine: they compare these models with each other."
 
 
 def _interval(values: dict[str, Optional[float]]) -> Interval:
