@@ -27,6 +27,7 @@ def module_of(name: str):
         ("crack_loss_gpu", "crack_loss"),
         ("engines", "engines.report"),
         ("gpu", "gpu.report"),
+        ("gradient_forces", "gradient_forces"),
         ("read_ahead", "read_ahead"),
         ("scaling", "scaling"),
         ("screening", "screening.report"),

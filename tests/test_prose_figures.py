@@ -45,16 +45,19 @@ from measured import (
     cached_over_undistilled,
     coefficients,
     cold,
+    conserving,
     cost,
     criteria,
     disk,
     drift,
+    engine_speed,
     errors,
     explored,
     gaps,
     is_within,
     lasted,
     layout,
+    load,
     look_alikes,
     of,
     online_over_undistilled,
@@ -80,6 +83,7 @@ SHUFFLED = ("buffer of 32", "buffer of 64")
 LAYOUTS = ("LMDB, a value for 16 systems", "LMDB, a value for each system", "a plain file, `pread`")
 README, DEMO_PAGE, OWN_DATA, USE = "README.md", "docs/demo.md", "docs/own-data.md", "docs/use.md"
 TERMS, PAGE = "docs/terms.md", "docs/accuracy.md"
+ENGINES_PAGE = "docs/engines.md"
 GENERATE, EXPLORE = "docs/generate.md", "docs/explore.md"
 PLAIN, WITHOUT_RELATIONS = Line("labelled"), Line("labelled_n2n_v2v_atoms")
 MIXED, FEWER = Line(structures="mixed9"), Line(structures="rattle3")
@@ -89,6 +93,24 @@ CHOSEN, DRAWN = Line(structures="select9of30"), Line(structures="random9of30")
 BEST = Line("labelled_crack_n2n_v2v_atoms_300", "mixed9", "double")
 GEMNET_PLAIN, GEMNET_RECIPE = (Line(name, student="gemnet_dT") for name in ("labelled", "labelled_crack_n2n_atoms"))
 CLAIMS = [
+    Claim(
+        ENGINES_PAGE,
+        "In ASE it takes # times as many steps per second as with `OCPCalculator` at # atoms, # times at # and # times at #",
+        [engine_speed(14), 14, engine_speed(66), 66, engine_speed(502), 502],
+    ),
+    Claim(
+        ENGINES_PAGE,
+        "completes # of # runs of # ps at constant energy: it heats up. With its gradient it completes #, and drifts by # "
+        "meV/atom/ps; the PaiNN also completes #, and drifts by #. Their force errors are larger: # and # eV/A instead of #",
+        [
+            *conserving("gemnet", "direct")[:2],
+            load("gradient_forces")["drift_ps"],
+            *(conserving("gemnet", "gradient")[index] for index in (0, 2)),
+            *(conserving("painn", "gradient")[index] for index in (0, 2)),
+            *(conserving(student, "gradient")[3] for student in ("gemnet", "painn")),
+            conserving("gemnet", "direct")[3],
+        ],
+    ),
     Claim(
         README,
         "At # pairs it is # times as fast as the dense formula and takes # % of its memory, on 2 CPU threads; # pairs "
