@@ -43,6 +43,18 @@ def conserving(student: str, forces: str) -> tuple[int, int, float, float]:
     return len(drifts), len(row["drift"]), median(drifts) if drifts else float("nan"), row["forces_mae"]
 
 
+def respa(student: str, every: int) -> dict:
+    """Of multiple time steps: cost of a step in ms, drift in meV/atom/ps, and how many runs ended early."""
+    rows = load("respa")["rows"]
+    runs = next(row["runs"] for row in rows if (row["student"], row["every"]) == (student, every))
+    drifts = [abs(run["drift"]) for run in runs if not run["ended"]]
+    return {
+        "cost": median(run["milliseconds"] for run in runs),
+        "drift": median(drifts) if drifts else None,
+        "ended": len(runs) - len(drifts),
+    }
+
+
 # Accuracy
 
 ACCURACY = load("accuracy")

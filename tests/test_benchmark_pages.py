@@ -29,6 +29,7 @@ def module_of(name: str):
         ("gpu", "gpu.report"),
         ("gradient_forces", "gradient_forces"),
         ("read_ahead", "read_ahead"),
+        ("respa", "respa"),
         ("scaling", "scaling"),
         ("screening", "screening.report"),
         ("shuffle", "shuffle.report"),

@@ -63,6 +63,7 @@ from measured import (
     online_over_undistilled,
     paired,
     relaxations_per_hour,
+    respa,
     seeds,
     shuffled,
     spearman,
@@ -109,6 +110,19 @@ CLAIMS = [
             *(conserving("painn", "gradient")[index] for index in (0, 2)),
             *(conserving(student, "gradient")[3] for student in ("gemnet", "painn")),
             conserving("gemnet", "direct")[3],
+        ],
+    ),
+    Claim(
+        ENGINES_PAGE,
+        "with the distilled student and n = # a step costs # ms instead of #, but the energy drifts by # meV/atom/ps "
+        "instead of # (# slabs from # K, # ps)",
+        [
+            2,
+            respa("distilled", 2)["cost"],
+            respa("none", 1)["cost"],
+            respa("distilled", 2)["drift"],
+            respa("none", 1)["drift"],
+            *(load("respa")[name] for name in ("starts", "temperature", "ps")),
         ],
     ),
     Claim(
@@ -562,6 +576,11 @@ CLAIMS = [
 OF_ESCN = [method for group, method, split in FIGURES if group == ESCN and split == "val_id"]
 # What is stated without a number.
 STATEMENTS = [
+    (
+        ENGINES_PAGE,
+        "with n = 4 it heats beyond 5000 K in one of them, with n = 8 in both",
+        [respa("distilled", every)["ended"] for every in (4, 8)] == [1, 2],
+    ),
     (
         GENERATE,
         "The intervals of the two closed energy gaps do not overlap.",
