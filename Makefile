@@ -84,6 +84,7 @@ ENGINES_VENV := .venv-engines
 CHECKPOINT ?= $(call best,crack)
 engines: venv $(ENGINES_VENV)/.installed
 	@ls $(CHECKPOINT) > /dev/null || { echo "CHECKPOINT is a PaiNN student; \`make demo\` trains one."; exit 1; }
+	$(INSTALL) metatomic-torch
 	$(BIN)/python tests/engines/prepare.py $(CHECKPOINT) build/engines
 	$(ENGINES_VENV)/bin/python -m pytest --confcutdir=tests/engines tests/engines
 

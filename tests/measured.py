@@ -23,6 +23,37 @@ def load(name: str) -> dict:
     return json.loads((ROOT / f"docs/benchmarks/{name}.json").read_text())
 
 
+# Engines
+
+
+def engine_speed(atoms: int) -> float:
+    """Steps per second of StudentCalculator over those of OCPCalculator."""
+    rows = load("engines")["rows"]
+    return median(
+        next(row for row in rows if row["engine"] == "ase, checkpoint" and row["system"] == f"{atoms} atoms")["speed"]
+    )
+
+
+def conserving(student: str, forces: str) -> tuple[int, int, float, float]:
+    """Of the distilled student the completed runs at constant energy, all runs, drift in meV/atom/ps, force MAE in eV/A."""
+    rows = [row for row in load("gradient_forces")["rows"] if (row["student"], row["forces"]) == (student, forces)]
+    (row,) = (row for row in rows if row["training"] == "distilled")
+    drifts = [abs(drift) for drift in row["drift"] if drift is not None]
+    return len(drifts), len(row["drift"]), median(drifts) if drifts else float("nan"), row["forces_mae"]
+
+
+def respa(student: str, every: int) -> dict:
+    """Of multiple time steps: cost of a step in ms, drift in meV/atom/ps, and how many runs ended early."""
+    rows = load("respa")["rows"]
+    runs = next(row["runs"] for row in rows if (row["student"], row["every"]) == (student, every))
+    drifts = [abs(run["drift"]) for run in runs if not run["ended"]]
+    return {
+        "cost": median(run["milliseconds"] for run in runs),
+        "drift": median(drifts) if drifts else None,
+        "ended": len(runs) - len(drifts),
+    }
+
+
 # Accuracy
 
 ACCURACY = load("accuracy")

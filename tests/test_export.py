@@ -242,6 +242,7 @@ def test_what_has_no_pure_forward_is_refused_with_the_reason(change, message):
         (["--elements", "Xx"], "--elements: Xx: expected symbols"),
         (["--elements", "U"], "has embeddings of the atomic numbers 1-83, not of [92]"),
         (["--format", "pt2", "--gradient"], "--format pt2: forces that are a gradient need autograd"),
+        (["--format", "metatomic"], "--format metatomic needs `pip install metatomic-torch`"),
     ],
 )
 def test_an_export_that_cannot_be_is_one_message(arguments, message, checkpoint, tmp_path, monkeypatch):
@@ -249,6 +250,8 @@ def test_an_export_that_cannot_be_is_one_message(arguments, message, checkpoint,
         arguments = arguments[:-1]
         painn, info = painn_and_rule("painn", direct_forces=False)[0], student_of(checkpoint)[1]
         monkeypatch.setattr("fairchem_crack.export.checkpoint.student_of", lambda *_, **__: (painn, info))
+    monkeypatch.delitem(sys.modules, "fairchem_crack.export.metatomic", raising=False)
+    monkeypatch.setitem(sys.modules, "metatensor", None)  # as where it is not installed
     given = [] if "--checkpoint" in arguments else ["--checkpoint", str(checkpoint)]
     with pytest.raises(SystemExit) as error:
         main(["export", *given, "--output", str(tmp_path / "student.pt"), *arguments])

@@ -47,22 +47,26 @@ from measured import (
     changed,
     coefficients,
     cold,
+    conserving,
     cost,
     criteria,
     disk,
     drift,
+    engine_speed,
     errors,
     explored,
     gaps,
     is_within,
     lasted,
     layout,
+    load,
     look_alikes,
     missed,
     of,
     online_over_undistilled,
     paired,
     relaxations_per_hour,
+    respa,
     screened,
     seeds,
     shuffled,
@@ -84,6 +88,7 @@ SHUFFLED = ("buffer of 32", "buffer of 64")
 LAYOUTS = ("LMDB, a value for 16 systems", "LMDB, a value for each system", "a plain file, `pread`")
 README, DEMO_PAGE, OWN_DATA, USE = "README.md", "docs/demo.md", "docs/own-data.md", "docs/use.md"
 TERMS, PAGE = "docs/terms.md", "docs/accuracy.md"
+ENGINES_PAGE = "docs/engines.md"
 GENERATE, EXPLORE = "docs/generate.md", "docs/explore.md"
 RATTLED, MIXED = Line(), Line(structures="mixed9")
 OTHERS = (MIXED, *(Line(structures=name) for name in ("displace9", "rattle3", "rattle1", "rattle30")))
@@ -101,6 +106,37 @@ GEMNET_PLAIN, GEMNET_RECIPE = (
 )
 PAPER = "paper", "equiformer_v2_2"
 CLAIMS = [
+    Claim(
+        ENGINES_PAGE,
+        "In ASE it takes # times as many steps per second as with `OCPCalculator` at # atoms, # times at # and # times at #",
+        [engine_speed(14), 14, engine_speed(66), 66, engine_speed(502), 502],
+    ),
+    Claim(
+        ENGINES_PAGE,
+        "completes # of # runs of # ps at constant energy: it heats up. With its gradient it completes #, and drifts by # "
+        "meV/atom/ps; the PaiNN also completes #, and drifts by #. Their force errors are larger: # and # eV/A instead of #",
+        [
+            *conserving("gemnet", "direct")[:2],
+            load("gradient_forces")["drift_ps"],
+            *(conserving("gemnet", "gradient")[index] for index in (0, 2)),
+            *(conserving("painn", "gradient")[index] for index in (0, 2)),
+            *(conserving(student, "gradient")[3] for student in ("gemnet", "painn")),
+            conserving("gemnet", "direct")[3],
+        ],
+    ),
+    Claim(
+        ENGINES_PAGE,
+        "with the distilled student and n = # a step costs # ms instead of #, but the energy drifts by # meV/atom/ps "
+        "instead of # (# slabs from # K, # ps)",
+        [
+            2,
+            respa("distilled", 2)["cost"],
+            respa("none", 1)["cost"],
+            respa("distilled", 2)["drift"],
+            respa("none", 1)["drift"],
+            *(load("respa")[name] for name in ("starts", "temperature", "ps")),
+        ],
+    ),
     Claim(
         README,
         "At # pairs it is # times as fast as the dense formula and takes # % of its memory, on 2 CPU threads; # pairs "
@@ -599,6 +635,11 @@ CLAIMS = [
 OF_ESCN = [method for group, method, split in FIGURES if group == ESCN and split == "val_id"]
 # What is stated without a number.
 STATEMENTS = [
+    (
+        ENGINES_PAGE,
+        "with n = 4 it heats beyond 5000 K in one of them, with n = 8 in both",
+        [respa("distilled", every)["ended"] for every in (4, 8)] == [1, 2],
+    ),
     (
         GENERATE,
         "To the forces it is nothing that could be seen in three times the steps.",

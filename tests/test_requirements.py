@@ -15,7 +15,14 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 WITH_TORCH = {"triton"}  # torch requires it where it can run; imported only there
-OF_ENGINES = {"torch_sim", "openmm", "lammps_student", "openmm_student"}  # in an environment of their own, and examples
+OF_ENGINES = {
+    "torch_sim",
+    "openmm",
+    "lammps_student",
+    "openmm_student",
+    "respa",
+}  # in an environment of their own, and examples
+OF_METATOMIC = {"metatensor", "metatomic", "metatomic_ase"}  # only for `export --format metatomic`
 # imported only in a teacher's own environment
 OF_TEACHERS = {"chgnet", "e3nn", "mace", "nequix", "orb_models", "pymatgen", "sevenn"}
 
@@ -51,7 +58,7 @@ def test_every_imported_distribution_is_declared(folders):
     distributions = packages_distributions()
     undeclared = {
         name
-        for name in set(imported(*folders)) - WITH_TORCH - OF_ENGINES - OF_TEACHERS
+        for name in set(imported(*folders)) - WITH_TORCH - OF_ENGINES - OF_METATOMIC - OF_TEACHERS
         if not required & {canonicalize_name(distribution) for distribution in distributions.get(name, ())}
     }
     assert not undeclared

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fairchem_crack.io.arguments import add_import_and_trust
 
-FORMATS = ("torchscript", "pt2")
+if TYPE_CHECKING:
+    from fairchem_crack.export.painn import PaiNN
+    from fairchem_crack.export.student import StudentInfo
+
+FORMATS = ("torchscript", "pt2")  # that need torch only
+METATOMIC = "metatomic"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -22,9 +28,10 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument("--output", type=Path, required=True, metavar="FILE")
     own.add_argument(
         "--format",
-        choices=FORMATS,
+        choices=(*FORMATS, METATOMIC),
         default="torchscript",
-        help="torchscript (default): torch 2.4 and later, C++ too; pt2: torch.export, for the same version of torch",
+        help="torchscript (default): torch 2.4 and later, C++ too; pt2: torch.export, for the same version of torch; "
+        "metatomic: for engines that read metatomic's models (needs metatomic-torch)",
     )
     own.add_argument(
         "--elements", nargs="+", default=[], metavar="SYMBOL", help="those it was trained on; the file refuses others"
@@ -49,9 +56,20 @@ def export(arguments: list[str]) -> None:
     elements = [atomic_numbers[symbol] for symbol in options.elements]
     painn, info = student_of(options.checkpoint, elements=elements, trust=options.trust)
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    write_student(painn, info, options.output, options.format)
+    if options.format == METATOMIC:
+        _write_metatomic(painn, info, options.output)
+    else:
+        write_student(painn, info, options.output, options.format)
     limit = f", the {info.max_neighbors} nearest neighbors of an atom" if info.max_neighbors else ""
     print(
         f"{options.output}: {len(info.elements)} elements, cutoff {info.cutoff:g} A{limit}, {info.forces} forces; "
         "energies in eV, lengths in A."
     )
+
+
+def _write_metatomic(painn: PaiNN, info: StudentInfo, path: Path) -> None:
+    try:
+        from fairchem_crack.export.metatomic import write_metatomic
+    except ModuleNotFoundError as error:
+        raise ValueError(f"--format metatomic needs `pip install metatomic-torch` ({error}).") from error
+    write_metatomic(painn, info, path)

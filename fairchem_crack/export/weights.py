@@ -104,8 +104,9 @@ def refuse_others(student: Teacher) -> None:
     name = architecture(student.model)
     if name.startswith("gemnet"):
         raise ValueError(
-            f"{where} is a GemNet (`{name}`), which is not exported: its triplets, edges of edges, are found within its "
-            "forward from the edges of each step, and take most of its time. Run it by OCPCalculator, or distil a PaiNN."
+            f"{where} is a GemNet (`{name}`), which is not exported: its triplets, edges of edges, come from torch-sparse "
+            "and its angular functions from sympy at run time, which TorchScript does not take. Run it by OCPCalculator, or "
+            "distil a PaiNN."
         )
     if name not in ARCHITECTURES:
         raise ValueError(f"{where} is a `{name}`; only PaiNN has a pure forward.")

@@ -31,9 +31,11 @@ def slab(metal: str, size: tuple[int, int, int], seed: int) -> Atoms:
 
 
 def main(checkpoint: Path, place: Path) -> None:
-    """Write `student.pt` and `reference.extxyz`."""
+    """Write `student.pt`, `student-metatomic.pt` and `reference.extxyz`."""
     place.mkdir(parents=True, exist_ok=True)
-    command(["export", "--checkpoint", str(checkpoint), "--output", str(place / "student.pt")])
+    of_checkpoint = ["--checkpoint", str(checkpoint)]
+    command(["export", *of_checkpoint, "--output", str(place / "student.pt")])
+    command(["export", *of_checkpoint, "--output", str(place / "student-metatomic.pt"), "--format", "metatomic"])
     calculator = Model(checkpoint, cpu=True).calculator
     systems = [slab("Cu", (2, 2, 3), 0), slab("Pt", (3, 2, 3), 1), slab("Cu", (4, 4, 4), 2)]
     for atoms in systems:
