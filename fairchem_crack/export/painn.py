@@ -126,9 +126,9 @@ def messages(pairs: Tensor, unit: Tensor, radial: Tensor) -> tuple[Tensor, Tenso
     return source, target, torch.cat([unit, -unit]).unsqueeze(2), radial
 
 
-def pairs_of_block(channels: int) -> int:
-    """Pairs at a time, whose messages, 512 kB for 64 channels, stay in the cache."""
-    return max(131072 // (6 * channels), 64)
+def pairs_of_block(channels: int, element_size: int) -> int:
+    """Pairs at a time, whose messages, 6 numbers of `element_size` bytes for each channel in 512 kB, stay in the cache."""
+    return max(524288 // (6 * channels * element_size), 64)
 
 
 class Gate(nn.Module):
@@ -208,7 +208,7 @@ class PaiNN(nn.Module):
         vec: Optional[Tensor] = None
         blocks: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         if self.in_blocks and x.device.type == "cpu":
-            size = pairs_of_block(x.shape[1])
+            size = pairs_of_block(x.shape[1], x.element_size())
             for start in range(0, pairs.shape[1], size):
                 end = start + size
                 blocks.append(messages(pairs[:, start:end], unit[start:end], radial[start:end]))
