@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import runpy
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +24,9 @@ def run_command(program: str, arguments: Sequence[str]) -> None:
             patch.syspath_prepend(Path.cwd())
             patch.setattr("sys.argv", list(arguments[1:]))
             runpy.run_module(arguments[1], run_name="__main__")
+        here = [name for name, module in sys.modules.items() if _directory(module) == Path.cwd()]
+        for name in here:  # another test has a module of that name elsewhere
+            del sys.modules[name]
         return
     try:
         if program == "fairchem":
@@ -32,3 +36,8 @@ def run_command(program: str, arguments: Sequence[str]) -> None:
     finally:
         if distutils.initialized():
             distutils.cleanup()
+
+
+def _directory(module: object) -> Path | None:
+    file = getattr(module, "__file__", None)
+    return Path(file).parent if file else None

@@ -14,7 +14,8 @@ from fairchem_crack.loss import crack
 CRACK = {"fn": "crack", "coefficient": 10, "temperature": 0.15}
 MSE = {"fn": "mse", "coefficient": 10}
 BLOCKS = (
-    "`teacher`, `relations`, `projection`, `init_from_teacher`, `learning_rates`, `shuffle`, `labels`, `resume`, "
+    "`teacher`, `relations`, `projection`, `init_from_teacher`, `learning_rates`, `shuffle`, `labels`, `data_label_weight`, "
+    "`resume`, "
     "`max_skipped_steps`, `imports`"
 )
 OF_TEACHER = "`checkpoint`, `cache`, `command`, `val_cache`, `local_cache`, `use_ema`, `precision`, `trust`"
@@ -49,6 +50,7 @@ def test_documented_block_is_accepted():
         "learning_rates": {},
         "shuffle": None,
         "labels": "data",
+        "data_label_weight": 1.0,
         "resume": "all",
         "max_skipped_steps": 10,
         "imports": (),

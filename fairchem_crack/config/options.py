@@ -110,9 +110,7 @@ class DistillConfig:
     learning_rates: dict[str, Weight] = field(default_factory=dict)  # factors, by module of the student; 0: frozen
     shuffle: Optional[ShuffleConfig] = None
     labels: Labels = "data"  # of the student's own terms; teacher: its energies and forces; fill: where the data have none
-    data_label_weight: Weight = (
-        1.0  # of a label of the data in the student's own terms, with `labels: fill`; 1: the teacher's
-    )
+    data_label_weight: Weight = 1.0  # of a label of the data in the student's own terms, with `labels: fill`
     resume: Literal["all", "student"] = "all"  # what is read from a checkpoint: student and projection, or only the student
     max_skipped_steps: Count = 10  # non-finite steps in a row that stop the run; with --amp, counted at a loss scale below 1
     imports: tuple[str, ...] = ()  # your own modules with terms, losses or adapters; imported before the options are read

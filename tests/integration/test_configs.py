@@ -89,8 +89,9 @@ def trainings() -> dict[str, dict]:
 def shrink(config: dict, data: Path, teacher: Path) -> dict:
     """The config at toy size: the model's widths, the data, the teacher and what depends on their size; the rest stays."""
     config = copy.deepcopy(config)
-    config["model"].update(TOY[config["model"]["name"]])
-    config["model"].pop("scale_file", None)  # fitted for the model as it was
+    model = config["model"].get("backbone", config["model"])
+    model.update(TOY[model["model"].removesuffix("_backbone") if "model" in model else model["name"]])
+    model.pop("scale_file", None)  # fitted for the model as it was
     config["dataset"]["train"]["src"], config["dataset"]["val"]["src"] = str(data / "train"), str(data / "val_id")
     config["optim"].update(batch_size=2, eval_batch_size=2, num_workers=0, max_epochs=1)
     if "scheduler_params" in config["optim"]:
