@@ -416,6 +416,21 @@ CLAIMS = [
     ),
     Claim(
         PAGE,
+        "n2n has # eV and # eV/Å, CRACK # eV and # eV/Å.",
+        [error for method in ("n2n_atoms_100", "crack_atoms_100") for error in screened(method, "unseen")],
+    ),
+    Claim(
+        PAGE,
+        "have # eV and # eV/Å, n2n # eV and # eV/Å, CRACK # eV and # eV/Å; with unit length and the same loss the best have "
+        "# eV and # eV/Å.",
+        [
+            error
+            for method in ("relations_unscaled@300", "n2n", "crack", "relations_cosine@10000")
+            for error in screened(method, "contrast")
+        ],
+    ),
+    Claim(
+        PAGE,
         "that part of the embedding's error, from # to #, as much as the part within systems, from # to #.",
         [missed(method)[part] for part in (0, 1) for method in ("undistilled", "crack")],
     ),
