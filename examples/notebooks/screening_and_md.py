@@ -99,8 +99,8 @@ teacher = OCPCalculator(checkpoint_path=teacher_file, cpu=True)
 # is the adsorption energy. For EMT it is a difference of totals, of which the constants of an adsorbate do not matter
 # for a ranking.
 #
-# Surfaces of mainly Pd or Au are left out: the demo keeps them from its training data, as another domain. With them the
-# ranks of H are much worse: a screening is to be trusted where the student has seen data.
+# Surfaces of mainly Pd or Au are left out: the demo keeps them from its training data, as another domain. With them, a
+# student trained for less long ranked H the wrong way round: trust a screening where the student has seen data.
 
 # %%
 LATTICE_CONSTANTS = {"Al": 4.05, "Ni": 3.52, "Cu": 3.61, "Pd": 3.89, "Ag": 4.09, "Pt": 3.92, "Au": 4.08}  # Å

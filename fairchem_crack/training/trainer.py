@@ -34,10 +34,7 @@ from fairchem_crack.teacher.read_ahead import read_ahead
 from fairchem_crack.training.block_shuffle import BlockSampler
 from fairchem_crack.training.checked_trainer import CheckedTrainer, training_split
 from fairchem_crack.training.compiled import check_built_for_cuda
-from fairchem_crack.training.config_checks import (
-    check_no_graph_parallelism,
-    check_run_dir,
-)
+from fairchem_crack.training.config_checks import check_no_graph_parallelism, check_run_dir
 from fairchem_crack.training.continuation import compare
 from fairchem_crack.training.distillation import Distillation, Student, TeacherStep
 from fairchem_crack.training.guard import (
