@@ -54,6 +54,36 @@ def test_the_page_of_the_true_size_is_made_of_its_results():
     assert page == (PAGES / "true_size.md").read_text(encoding="utf-8")
 
 
+def test_gradient_forces_are_compared_seed_by_seed():
+    """Three seeds of direct forces, and two of gradients, of which the first one drifts less and has a larger error."""
+    module = module_of("gradient_forces")
+    rows = [
+        {"student": "painn", "forces": forces, "training": "distilled", "seed": seed, "energy_mae": 0.2, "forces_mae": error}
+        | {"drift": [drift, None], "ps": [0.5, ps]}
+        for forces, seed, error, drift, ps in (
+            *(("direct", 0, 0.1, -4.0, 0.3), ("direct", 1, 0.1, 2.0, 0.2), ("direct", 2, 0.1, None, 0.1)),
+            *(("gradient", 0, 0.13, 1.0, 0.4), ("gradient", 1, 0.11, 3.0, 0.1)),
+        )
+    ]
+    page = module.report({"drift_ps": 0.5, "temperatures": [300.0], "starts": 2, "rows": rows})
+    assert (
+        "| PaiNN | direct | distilled | 3 | 0.200 [0.200, 0.200] | 0.100 [0.100, 0.100] | 2 of 6 [10%, 70%] "
+        "| 0.400 [0.100, 0.500] | 3.00 [2.00, 4.00] |"
+    ) in page
+    assert (  # t of one degree of freedom: 0.02 -+ 12.7 x 0.01
+        "| PaiNN, gradient, distilled | PaiNN, direct, distilled | 2 | 0 [0, 0] | 0.0200 [-0.107, 0.147] "
+        "| 1, 1 of 4 | -1.00 [-3.00, 1.00] |"
+    ) in page
+
+
+def test_the_commands_of_gradient_forces_take_configs_that_exist():
+    module = module_of("gradient_forces")
+    commands = [dict(zip(command, command[1:])) for command in module.commands("runs", "data", seeds=2)]
+    configs = [command["--config-yml"] for command in commands if "--config-yml" in command]
+    assert len(configs) == 16 and len(set(configs)) == 8 and all((ROOT / config).is_file() for config in configs)
+    assert [command["--seed"] for command in commands if "stability" in command] == ["0", "1"]
+
+
 def test_ratios_and_medians_are_those_of_the_rounds():
     step, scaling = (json.loads((PAGES / f"{name}.json").read_text()) for name in ("step", "scaling"))
     report = module_of("step.report")
