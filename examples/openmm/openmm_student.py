@@ -14,6 +14,7 @@ import ase.io
 import numpy as np
 import openmm
 from ase import Atoms
+from ase.constraints import FixAtoms
 from openmm import unit
 
 from fairchem_crack.calculator import StudentCalculator
@@ -23,7 +24,14 @@ NM = 10.0  # A
 
 
 def student_system(atoms: Atoms, calculator: Any) -> openmm.System:
-    """An OpenMM system with the student's forces; atoms that the structure fixes have mass 0, which OpenMM does not move."""
+    """An OpenMM system with the student's forces; atoms of FixAtoms have mass 0, and so OpenMM does not move them.
+
+    Raises:
+        ValueError: another constraint.
+    """
+    others = [type(constraint).__name__ for constraint in atoms.constraints if not isinstance(constraint, FixAtoms)]
+    if others:
+        raise ValueError(f"{', '.join(others)}: only FixAtoms is taken over from the structure.")
     evaluated = atoms.copy()
     evaluated.set_constraint()
     evaluated.calc = calculator

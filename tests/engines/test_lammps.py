@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from ase import units
+from ase.constraints import FixBondLength
 from ase.md.verlet import VelocityVerlet
 from lammps_student import LammpsRun
 
@@ -40,6 +41,28 @@ def test_nve_follows_ase_with_fixed_atoms(calculator, slabs):
     np.testing.assert_allclose(there.positions[fixed], start[fixed], atol=1e-9)
     np.testing.assert_allclose(there.get_momenta().sum(0), slab.get_momenta().sum(0), atol=1e-3)
     assert run.total_energy == pytest.approx(slab.get_total_energy(), abs=1e-4)
+
+
+def test_atoms_out_of_the_cell_are_taken_where_it_is_not_periodic(calculator, slabs):
+    slab = slabs[0]
+    slab.pbc = (True, True, False)
+    slab.positions[:, 2] -= 9.0
+    run = LammpsRun(slab, calculator)
+    run.run(0)
+    assert run.energy == pytest.approx(calculator.get_potential_energy(slab), abs=1e-5)
+
+
+def test_an_error_of_the_student_is_that_of_the_run(calculator, slabs):
+    run = LammpsRun(slabs[0], calculator)
+    run._evaluated.numbers[0] = 92
+    with pytest.raises(ValueError, match="no atomic number 92"):
+        run.run(5)
+
+
+def test_what_lammps_would_leave_out_is_refused(calculator, slabs):
+    slabs[0].set_constraint(FixBondLength(0, 1))
+    with pytest.raises(ValueError, match="FixBondLengths: only FixAtoms is taken over"):
+        LammpsRun(slabs[0], calculator)
 
 
 def test_nvt_holds_the_temperature(calculator, slabs):
