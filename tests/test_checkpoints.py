@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 import tarfile
+import threading
 from collections import OrderedDict
 from fractions import Fraction
 from pathlib import Path
@@ -122,6 +123,17 @@ def test_reading_leaves_torch_as_it_was(write, monkeypatch):
     with reading_safely():
         assert torch.load(write(np.float64(0.5)))["entry"] == 0.5
     assert dict(os.environ) == before and torch.serialization.get_safe_globals() == allowed
+
+
+def test_what_is_allowed_is_set_for_one_thread_at_a_time(write):
+    path, values = write(np.float64(0.5)), []
+    reader = threading.Thread(target=lambda: values.append(read_checkpoint(path)["entry"]))
+    with reading_safely():
+        reader.start()
+        reader.join(0.1)
+        assert not values and read_checkpoint(path)["entry"] == 0.5
+    reader.join()
+    assert values == [0.5]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import pathlib
 import pickle
 import re
 import tarfile
+import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,6 +33,8 @@ ZIP, PICKLE = b"PK\x03\x04", b"\x80"  # what files of torch begin with, today's 
 ADVICE = (
     "Only if you trust where it comes from, give --trust (for the files of a training, task.distill.teacher.trust: True)."
 )
+
+_ONE_THREAD = threading.RLock()  # what is allowed is set for the whole process
 
 
 class UntrustedError(ValueError):
@@ -152,16 +155,16 @@ def reading_safely(*configs: Any, trust: bool = False) -> Iterator[None]:
         return
     for path in _files_in(configs):
         _refuse_untrusted(path)
-    before = {name: os.environ.pop(name) for name in (FORCED, UNRESTRICTED) if name in os.environ}
-    os.environ[FORCED] = "1"
-    try:
-        with _safe_globals():
+    with _safe_globals():
+        before = {name: os.environ.pop(name) for name in (FORCED, UNRESTRICTED) if name in os.environ}
+        os.environ[FORCED] = "1"
+        try:
             yield
-    except pickle.UnpicklingError as error:
-        raise UntrustedError(f"{error}\n{ADVICE}") from error
-    finally:
-        del os.environ[FORCED]
-        os.environ.update(before)
+        except pickle.UnpicklingError as error:
+            raise UntrustedError(f"{error}\n{ADVICE}") from error
+        finally:
+            del os.environ[FORCED]
+            os.environ.update(before)
 
 
 def _files_in(config: Any) -> Iterator[Path]:
@@ -195,13 +198,14 @@ def _refuse_names(checkpoint: dict, path: Path) -> None:
 
 @contextmanager
 def _safe_globals() -> Iterator[None]:
-    before = list(torch.serialization.get_safe_globals())
-    torch.serialization.add_safe_globals(SAFE)
-    try:
-        yield
-    finally:
-        torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(before)
+    with _ONE_THREAD:
+        before = list(torch.serialization.get_safe_globals())
+        torch.serialization.add_safe_globals(SAFE)
+        try:
+            yield
+        finally:
+            torch.serialization.clear_safe_globals()
+            torch.serialization.add_safe_globals(before)
 
 
 def _archive(path: Path) -> Optional[str]:
