@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
+import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +20,14 @@ from fairchem.core.datasets import data_list_collater
 from fairchem.core.preprocessing import AtomsToGraphs
 from tolerances import FLOAT32_SMALL, FLOAT64, PURE_ENERGY, PURE_FORCES
 
+from fairchem_crack.adapters.outputs import ModelOutputs
+from fairchem_crack.calculator import StudentCalculator
 from fairchem_crack.commands.cli import main
 from fairchem_crack.commands.export import FORMATS
 from fairchem_crack.export.batches import BatchPairs
 from fairchem_crack.export.checkpoint import forces_of, student_of
 from fairchem_crack.export.neighbors import GraphRule, Pairs
-from fairchem_crack.export.student import read_student
+from fairchem_crack.export.student import read_student, write_student
 from fairchem_crack.export.weights import painn_of
 from fairchem_crack.teacher.frozen import Teacher
 from fairchem_crack.testing import deviation
@@ -38,6 +43,7 @@ STUDENTS = {
     "bessel": ("painn", {"rbf": {"name": "spherical_bessel"}, "envelope": {"name": "exponential"}}),
     "bernstein": ("painn", {"rbf": {"name": "bernstein"}}),
     "few neighbors": ("painn", {"max_neighbors": 7}),
+    "scaled": ("painn", {"scale_file": {"upd_out_scalar_scale_0": 1.3, "upd_out_scalar_scale_1": 0.7}}),
 }
 # Without fairchem, torch-scatter, PyG, ASE, numpy lists or this package; the pairs by brute force.
 BARE = """
@@ -195,7 +201,8 @@ def test_lists_with_a_skin_give_the_pairs_of_a_new_search():
 @pytest.mark.parametrize("format_", FORMATS)
 def test_an_exported_file_runs_with_torch_alone(format_, checkpoint, tmp_path, capsys):
     file = tmp_path / "new" / "student.pt2"
-    main(["export", "--checkpoint", str(checkpoint), "--output", str(file), "--format", format_, "--elements", "Cu", "O"])
+    elements = ["--elements", "Cu", "O", "Cu"]
+    main(["export", "--checkpoint", str(checkpoint), "--output", str(file), "--format", format_, *elements])
     assert "2 elements, cutoff 5 A, the 12 nearest neighbors of an atom, direct forces" in capsys.readouterr().out
     assert list(file.parent.iterdir()) == [file]
     atoms = molecule("CH3OH", vacuum=2.0, pbc=True)  # no atom has more than 12 neighbors
@@ -215,6 +222,21 @@ def test_an_exported_file_runs_with_torch_alone(format_, checkpoint, tmp_path, c
     assert read_student(file, torch.device("cpu")).info.checkpoint == info.checkpoint
 
 
+@pytest.mark.parametrize("student", ["gradient", "conservative"])
+def test_an_exported_gradient_is_that_of_every_step(student, checkpoint, tmp_path):
+    (name, options), file = STUDENTS[student], tmp_path / "student.pt"
+    painn, rule = painn_and_rule(name, torch.float64, **options)
+    info = replace(student_of(checkpoint)[1], max_neighbors=rule.max_neighbors, forces=student, dtype="float64")
+    write_student(painn, info, file, "torchscript")
+    atoms, calculator = slab(), StudentCalculator(file)
+    for seed in range(3):  # the second step is compiled, by what the first one was
+        atoms.rattle(0.05, seed=seed)
+        energy, forces, atom_energies = pure(painn, rule, [atoms])
+        np.testing.assert_allclose(calculator.get_forces(atoms), forces, **FLOAT64)
+        np.testing.assert_allclose(calculator.get_potential_energies(atoms), atom_energies, **FLOAT64)
+        assert calculator.get_potential_energy(atoms) == pytest.approx(energy.item(), rel=1e-12)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -222,13 +244,17 @@ def test_an_exported_file_runs_with_torch_alone(format_, checkpoint, tmp_path, c
         ({"model": "schnet"}, "is a `schnet`; only PaiNN has a pure forward"),
         ({"use_pbc": False}, "was trained with use_pbc: False"),
         ({"regress_forces": False}, "was trained without forces"),
+        ({"outputs": {"energy": {}}}, "was trained without forces"),
+        ({"weight": math.nan}, "toy.pt: 1 weights are not finite: embedding.weight"),
     ],
 )
 def test_what_has_no_pure_forward_is_refused_with_the_reason(change, message):
-    change = dict(change)
-    name = change.pop("model", "painn")
-    options = change if name == "painn" else {}
-    student = Teacher(name, build(name, **options), Path("toy.pt"))
+    options = dict(change)
+    name, outputs, weight = (options.pop(key, None) for key in ("model", "outputs", "weight"))
+    model = build(name or "painn", **options)
+    if weight is not None:
+        model.atom_emb.embeddings.weight.data[5, 3] = weight
+    student = Teacher(name or "painn", model, Path("toy.pt"), ModelOutputs("toy.pt", outputs))
     with pytest.raises(ValueError) as error:
         painn_of(student)
     student.close()
@@ -239,6 +265,9 @@ def test_what_has_no_pure_forward_is_refused_with_the_reason(change, message):
     ("arguments", "message"),
     [
         (["--checkpoint", "none.pt"], "none.pt: no such file"),
+        (["--checkpoint", "{exported}"], "exported.pt is an exported student; expected the checkpoint"),
+        (["--checkpoint", "{unfit}"], "unfit.pt: its weights do not fit the `painn` its config describes"),
+        (["--output", "{checkpoint}"], "student.pt would replace the checkpoint"),
         (["--elements", "Xx"], "--elements: Xx: expected symbols"),
         (["--elements", "U"], "has embeddings of the atomic numbers 1-83, not of [92]"),
         (["--format", "pt2", "--gradient"], "--format pt2: forces that are a gradient need autograd"),
@@ -252,7 +281,16 @@ def test_an_export_that_cannot_be_is_one_message(arguments, message, checkpoint,
         monkeypatch.setattr("fairchem_crack.export.checkpoint.student_of", lambda *_, **__: (painn, info))
     monkeypatch.delitem(sys.modules, "fairchem_crack.export.metatomic", raising=False)
     monkeypatch.setitem(sys.modules, "metatensor", None)  # as where it is not installed
-    given = [] if "--checkpoint" in arguments else ["--checkpoint", str(checkpoint)]
+    exported = checkpoint.with_name("exported.pt")
+    with zipfile.ZipFile(exported, "w") as file:
+        file.writestr("exported/extra/student.json", "{}")
+    content = torch.load(checkpoint)
+    content["config"]["model_attributes"]["num_rbf"] = 4
+    unfit = checkpoint.with_name("unfit.pt")
+    torch.save(content, unfit)
+    arguments = [argument.format(checkpoint=checkpoint, exported=exported, unfit=unfit) for argument in arguments]
+    before, new = checkpoint.read_bytes(), tmp_path / "new" / "student.pt"
     with pytest.raises(SystemExit) as error:
-        main(["export", *given, "--output", str(tmp_path / "student.pt"), *arguments])
-    assert message in str(error.value) and not list(tmp_path.iterdir())
+        main(["export", "--checkpoint", str(checkpoint), "--output", str(new), *arguments])
+    assert message in str(error.value) and "Teacher" not in str(error.value)
+    assert not list(tmp_path.iterdir()) and checkpoint.read_bytes() == before

@@ -55,7 +55,8 @@ def export(arguments: list[str]) -> None:
         raise ValueError(f"--elements: {', '.join(unknown)}: expected symbols, for example H O Cu.")
     elements = [atomic_numbers[symbol] for symbol in options.elements]
     painn, info = student_of(options.checkpoint, elements=elements, trust=options.trust)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
+    if options.output.exists() and options.output.samefile(options.checkpoint):
+        raise ValueError(f"--output {options.output} would replace the checkpoint.")
     if options.format == METATOMIC:
         _write_metatomic(painn, info, options.output)
     else:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from fairchem_crack.export.painn import ConservativePaiNN, GradientPaiNN, PaiNN
-from fairchem_crack.export.student import Student, StudentInfo
+from fairchem_crack.export.student import Student, StudentInfo, frozen
 from fairchem_crack.export.weights import load_painn
 
 
@@ -31,7 +31,7 @@ def student_of(path: Path, *, elements: Collection[int] = (), trust: bool = Fals
     return painn, StudentInfo(
         cutoff=rule.cutoff,
         max_neighbors=max(rule.max_neighbors, 0),
-        elements=tuple(sorted(elements or known)),
+        elements=tuple(sorted(set(elements) or known)),
         forces=forces_of(painn),
         checkpoint=hashlib.sha256(path.read_bytes()).hexdigest(),
     )
@@ -48,4 +48,4 @@ def forces_of(painn: PaiNN) -> str:
 def scripted(path: Path, device: torch.device, *, trust: bool = False) -> Student:
     """A student that can be called, of a checkpoint."""
     painn, info = student_of(path, trust=trust)
-    return Student(torch.jit.freeze(torch.jit.script(painn.to(device))), info)
+    return Student(frozen(torch.jit.script(painn.to(device)), info), info)

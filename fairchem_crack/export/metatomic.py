@@ -111,7 +111,7 @@ def _map(name: str, values: Tensor, names: List[str], samples: Tensor, is_vector
 
 
 def write_metatomic(painn: PaiNN, info: StudentInfo, path: Path) -> None:
-    """Write one file, whole or not at all.
+    """Write one file, whole or not at all, and the directories that lead to it.
 
     Raises:
         ValueError: its forces are the gradient of something else than its energy.
@@ -133,6 +133,7 @@ def write_metatomic(painn: PaiNN, info: StudentInfo, path: Path) -> None:
     model = AtomisticModel(MetatomicStudent(painn, info).eval(), metadata, capabilities)
     others = {library for library in torch.ops.loaded_libraries if "metat" not in Path(library).name}
     torch.ops.loaded_libraries.difference_update(others)  # fairchem's, which the file would name as its own needs
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with whole(path) as partial:
             model.save(str(partial))

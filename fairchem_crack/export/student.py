@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import zipfile
 from dataclasses import asdict, dataclass, replace
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from fairchem_crack.export.neighbors import GraphRule
 from fairchem_crack.export.painn import GradientPaiNN, PaiNN
-from fairchem_crack.io.files import whole
+from fairchem_crack.io.files import write_bytes
 
 FORMAT = 1
 RECORD = "student.json"  # in the file, beside the program
@@ -62,13 +63,14 @@ class Student:
 
 
 def write_student(painn: PaiNN, info: StudentInfo, path: Path, format_: Format) -> None:
-    """Write one file, whole or not at all."""
+    """Write one file, whole or not at all, and the directories that lead to it."""
     record = json.dumps({"format": FORMAT, **asdict(info), "units": UNITS, "torch": torch.__version__}, indent=1)
-    with whole(path) as partial:
-        if format_ == "pt2":
-            torch.export.save(_program(painn), str(partial), extra_files={RECORD: record})
-        else:
-            torch.jit.save(torch.jit.script(painn), str(partial), _extra_files={RECORD: record})
+    content = io.BytesIO()
+    if format_ == "pt2":
+        torch.export.save(_program(painn), content, extra_files={RECORD: record})
+    else:
+        torch.jit.save(torch.jit.script(painn), content, _extra_files={RECORD: record})
+    write_bytes(path, content.getvalue())
 
 
 def _program(painn: PaiNN) -> torch.export.ExportedProgram:
@@ -94,6 +96,11 @@ def example() -> tuple[Tensor, ...]:
     return numbers, positions, 9 * torch.eye(3, dtype=torch.float64).repeat(2, 1, 1), pairs, shifts, system
 
 
+def is_exported(path: Path) -> bool:
+    """Whether a file is one that `write_student` wrote."""
+    return zipfile.is_zipfile(path) and any(name.endswith(RECORD) for name in zipfile.ZipFile(path).namelist())
+
+
 def read_student(path: Path, device: torch.device, dtype: torch.dtype | None = None) -> Student:
     """A student of a file that `write_student` wrote.
 
@@ -105,22 +112,26 @@ def read_student(path: Path, device: torch.device, dtype: torch.dtype | None = N
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file (looked in {Path.cwd()}).")
-    names = zipfile.ZipFile(path).namelist() if zipfile.is_zipfile(path) else []
-    if not any(name.endswith(RECORD) for name in names):
+    if not is_exported(path):
         raise ValueError(
             f"{path} is no exported student: `fairchem-crack export --checkpoint FILE --output {path}` makes one."
         )
     files = {RECORD: ""}
-    if any(name.endswith("/constants.pkl") for name in names):
+    if any(name.endswith("/constants.pkl") for name in zipfile.ZipFile(path).namelist()):
         module: Any = torch.jit.load(str(path), map_location=device, _extra_files=files)
     else:
         module = torch.export.load(str(path), extra_files=files).module().to(device)
     info = _info(json.loads(files[RECORD]), path)
     if dtype is not None and info.dtype != _name(dtype):  # of all buffers, some of which are float64 in any file
         module, info = module.to(dtype), replace(info, dtype=_name(dtype))
-    if isinstance(module, torch.jit.ScriptModule):
-        module = torch.jit.freeze(module.eval())
-    return Student(module, info)
+    return Student(frozen(module, info), info)
+
+
+def frozen(module: Any, info: StudentInfo) -> Any:
+    """TorchScript with its weights as constants. Not where forces are a gradient: freezing takes out `detach`."""
+    if info.forces != "direct" or not isinstance(module, torch.jit.ScriptModule):
+        return module
+    return torch.jit.freeze(module.eval())
 
 
 def _info(record: dict[str, Any], path: Path) -> StudentInfo:

@@ -26,6 +26,7 @@ from fairchem_crack.export.painn import (
     PaiNN,
     Radial,
 )
+from fairchem_crack.export.student import is_exported
 from fairchem_crack.heads import PaiNNEnergyGradient
 from fairchem_crack.teacher.frozen import Teacher, load_teacher
 
@@ -42,8 +43,13 @@ def load_painn(path: Path, *, trust: bool = False) -> tuple[PaiNN, GraphRule]:
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file (looked in {Path.cwd()}).")
+    if is_exported(path):
+        raise ValueError(f"{path} is an exported student; expected the checkpoint that it was made from.")
     setup_imports()
-    student = load_teacher(TeacherConfig(checkpoint=str(path), use_ema=False, trust=trust), torch.device("cpu"))
+    try:
+        student = load_teacher(TeacherConfig(checkpoint=str(path), use_ema=False, trust=trust), torch.device("cpu"))
+    except ValueError as error:
+        raise type(error)(str(error).removeprefix("Teacher ")) from error
     try:
         return painn_of(student), rule_of(student)
     finally:
@@ -86,6 +92,9 @@ def painn_of(student: Teacher) -> PaiNN:
             for source, gate in zip(of_forces.out_forces.output_network, painn.force_gates):
                 _copy_gate(source, gate)
         _copy_outputs(student, painn)
+    not_finite = [name for name, value in painn.state_dict().items() if not value.isfinite().all()]
+    if not_finite:
+        raise ValueError(f"{student.checkpoint}: {len(not_finite)} weights are not finite: {', '.join(not_finite[:3])}.")
     return painn.requires_grad_(False).eval()
 
 
@@ -110,8 +119,10 @@ def refuse_others(student: Teacher) -> None:
         )
     if name not in ARCHITECTURES:
         raise ValueError(f"{where} is a `{name}`; only PaiNN has a pure forward.")
-    if not getattr(backbone, "regress_forces", True):
-        raise ValueError(f"{where} was trained without forces (regress_forces: False).")
+    if not getattr(backbone, "regress_forces", True) or not student.outputs.names(keys.FORCES):
+        raise ValueError(
+            f"{where} was trained without forces: regress_forces is False, or no output is of property `forces`."
+        )
     if not getattr(backbone, "use_pbc", True):
         raise ValueError(
             f"{where} was trained with use_pbc: False, whose neighbors beyond max_neighbors fairchem leaves to chance. "
