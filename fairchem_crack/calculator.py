@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import zipfile
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -15,7 +16,7 @@ from ase.calculators.calculator import Calculator, all_changes
 from torch import Tensor
 
 from fairchem_crack.export.neighbors import SKIN, Pairs
-from fairchem_crack.export.student import RECORD, Student, read_student
+from fairchem_crack.export.student import Student, is_exported, read_student
 from fairchem_crack.export.systems import check_elements, check_positions, complete_cell
 
 
@@ -38,12 +39,17 @@ class StudentCalculator(Calculator):
         self, path: Union[str, Path], *, device: str = "cpu", skin: float = SKIN, trust: bool = False, **options: Any
     ) -> None:
         super().__init__(**options)
-        if not skin >= 0:
+        if not 0 <= skin < math.inf:
             raise ValueError(f"skin: expected a number of at least 0 A, not {skin}.")
+        self._again = partial(type(self), Path(path).resolve(), device=device, skin=skin, trust=trust, **options)
         self.device = torch.device(device)
         self.student = open_student(Path(path), self.device, trust=trust)
         self.pairs = Pairs(self.student.info.rule, skin)
         self._system: Optional[_System] = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and pickles read the file again: torch does not pickle a program."""
+        return self._again, ()
 
     def check_state(self, atoms: Atoms, tol: float = 0.0) -> list[str]:
         """What differs from the last step, compared bit by bit: ASE's comparison takes a tenth of a step."""
@@ -63,16 +69,17 @@ class StudentCalculator(Calculator):
             ValueError: an unknown element, positions that are not finite, or a periodic system without a cell.
         """
         given: Any = self.atoms if atoms is None else atoms
+        self.results, system, self._system = {}, self._system, None  # nothing is left where these atoms are refused
         positions = given.positions
         check_positions(positions)
-        if self._system is None or list(system_changes) != ["positions"]:
-            self._system = _System.of(given, self.student, self.device)
-        system = self._system
+        if system is None or list(system_changes) != ["positions"]:
+            system = _System.of(given, self.student, self.device)
         system.atoms.positions[:] = positions
         self.atoms = system.atoms
         pairs, shifts = (torch.from_numpy(array).to(self.device) for array in self.pairs(positions, system.cell, given.pbc))
         moved = torch.from_numpy(positions).to(self.device)
         energy, forces, energies = self.student(system.numbers, moved, system.cells, pairs, shifts, system.index)
+        self._system = system
         self.results = {
             "energy": energy.item(),
             "free_energy": energy.item(),
@@ -101,9 +108,13 @@ class _System:
 
 def open_student(path: Path, device: torch.device, *, trust: bool = False) -> Student:
     """A student of an exported file or of a checkpoint, whichever it is."""
-    is_exported = zipfile.is_zipfile(path) and any(name.endswith(RECORD) for name in zipfile.ZipFile(path).namelist())
-    if is_exported or not path.is_file():
+    if is_exported(path) or not path.is_file():
         return read_student(path, device)
-    from fairchem_crack.export.checkpoint import scripted
-
+    try:
+        from fairchem_crack.export.checkpoint import scripted
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"{path} is no exported student, and a checkpoint needs fairchem ({error}): `fairchem-crack export` writes a "
+            "file that does not."
+        ) from error
     return scripted(path, device, trust=trust)

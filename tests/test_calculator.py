@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +36,10 @@ from fairchem_crack.calculator import StudentCalculator
 atoms = molecule("H2O")
 atoms.calc = StudentCalculator(sys.argv[1])
 print(repr(atoms.get_potential_energy()))
+try:
+    StudentCalculator(sys.argv[2])
+except ValueError as error:
+    print(error)
 """
 
 
@@ -122,8 +128,13 @@ def test_atoms_without_neighbors_have_their_own_energy(checkpoint, ocp):
         (lambda atoms: atoms.set_atomic_numbers([8, 92] + [29] * (len(atoms) - 2)), "knows no atomic number 92; it knows 3"),
         (lambda atoms: atoms.set_cell(None), "periodic along a, b, c, where its cell is 0"),
         (lambda atoms: atoms.set_cell([[4, 0, 0], [4, 0, 0], [0, 0, 9]]), "The cell has no volume"),
+        (lambda atoms: (atoms.set_pbc(False), atoms.set_cell([[4, 0, 0], [4, 0, 0], [0, 0, 0]])), "The cell has no volume"),
         (lambda atoms: atoms.set_cell([np.nan] * 3), "The cell is not finite"),
-        (lambda atoms: atoms.positions.__setitem__((3, 1), np.nan), "The positions of 1 atoms are not finite: atoms 3."),
+        (lambda atoms: atoms.__delitem__(slice(None)), "The system has no atoms"),
+        (
+            lambda atoms: atoms.positions.__setitem__((3, 1), np.nan),
+            "Positions must be finite, and those of these atoms are not: 3.",
+        ),
     ],
 )
 def test_what_a_student_cannot_compute_is_an_error(edit, message, exported):
@@ -140,6 +151,7 @@ def test_what_a_student_cannot_compute_is_an_error(edit, message, exported):
     [
         ("none.pt", {}, "none.pt: no such file"),
         ("student.pt", {"skin": -1.0}, "skin: expected a number of at least 0 A, not -1.0"),
+        ("student.pt", {"skin": np.inf}, "skin: expected a number of at least 0 A, not inf"),
     ],
 )
 def test_a_calculator_that_cannot_be_made_is_an_error(name, options, message, checkpoint):
@@ -148,11 +160,35 @@ def test_a_calculator_that_cannot_be_made_is_an_error(name, options, message, ch
     assert message in str(error.value)
 
 
-def test_an_exported_file_needs_no_fairchem(exported, ocp):
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_FAIRCHEM, exported], capture_output=True, text=True, cwd=Path(__file__).parents[1]
-    )
+def test_an_exported_file_needs_no_fairchem(exported, checkpoint, ocp):
+    command = [sys.executable, "-c", WITHOUT_FAIRCHEM, exported, checkpoint]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
     assert done.returncode == 0, done.stderr
-    atoms = molecule("H2O")
-    atoms.calc = ocp
-    assert float(done.stdout) == pytest.approx(atoms.get_potential_energy(), rel=REORDERED)
+    energy, refusal = done.stdout.splitlines()
+    assert float(energy) == pytest.approx(ocp.get_potential_energy(molecule("H2O")), rel=REORDERED)
+    assert refusal.startswith(f"{checkpoint} is no exported student, and a checkpoint needs fairchem (fairchem")
+
+
+def test_after_an_error_nothing_of_the_atoms_before_is_left(exported):
+    student, atoms = StudentCalculator(exported), slab()
+    student.get_forces(atoms)
+    atoms.numbers[1], atoms.positions[0, 0] = 8, np.nan
+    with pytest.raises(ValueError, match="must be finite"):
+        student.get_forces(atoms)
+    atoms.positions[0] = slab().positions[0]
+    assert student.get_potential_energy(atoms) == StudentCalculator(exported).get_potential_energy(atoms)
+    atoms.numbers[1] = 92
+    for _ in range(2):
+        with pytest.raises(ValueError, match="no atomic number 92"):
+            student.get_forces(atoms)
+        atoms.positions += 0.1
+
+
+def test_a_copy_is_a_calculator_of_its_own(exported):
+    student, moved = StudentCalculator(exported, skin=0.3), slab()
+    moved.rattle(0.1, seed=1)
+    expected = StudentCalculator(exported).get_potential_energy(moved)
+    for copied in (copy.copy(student), copy.deepcopy(student), pickle.loads(pickle.dumps(student))):
+        student.get_potential_energy(slab())
+        assert copied.get_potential_energy(moved) == student.get_potential_energy(moved) == expected
+        assert copied.pairs.skin == 0.3

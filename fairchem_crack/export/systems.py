@@ -11,7 +11,9 @@ NAMED = 5  # atoms that a message lists
 
 
 def check_elements(numbers: np.ndarray, info: StudentInfo) -> None:
-    """Raise ValueError for an element that the student does not know."""
+    """Raise ValueError for no atoms, or an element that the student does not know."""
+    if not len(numbers):
+        raise ValueError("The system has no atoms.")
     unknown = sorted(set(np.asarray(numbers).tolist()) - set(info.elements))
     if unknown:
         raise ValueError(
@@ -24,7 +26,7 @@ def check_positions(positions: np.ndarray) -> None:
     """Raise ValueError for positions that are not finite."""
     if not np.isfinite(positions).all():
         atoms = np.flatnonzero(~np.isfinite(positions).all(axis=1)).tolist()
-        raise ValueError(f"The positions of {len(atoms)} atoms are not finite: atoms {_listed(atoms)}.")
+        raise ValueError(f"Positions must be finite, and those of these atoms are not: {_listed(atoms)}.")
 
 
 def complete_cell(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
@@ -33,19 +35,21 @@ def complete_cell(cell: np.ndarray, pbc: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: a periodic direction has no vector, or the cell no volume.
     """
-    cell = np.array(cell, dtype=np.float64)
+    given = cell = np.array(cell, dtype=np.float64)
     if not np.isfinite(cell).all():
         raise ValueError(f"The cell is not finite: {cell.tolist()}.")
     is_missing = ~cell.any(axis=1)
     if (is_missing & pbc).any():
         directions = ", ".join("abc"[axis] for axis in np.flatnonzero(is_missing & pbc))
         raise ValueError(f"The system is periodic along {directions}, where its cell is 0. Set the cell, or pbc to False.")
-    if is_missing.any():
-        from ase.cell import Cell
+    with np.errstate(invalid="ignore"):  # ASE completes parallel vectors by NaN
+        if is_missing.any():
+            from ase.cell import Cell
 
-        cell = np.array(Cell(cell).complete())
-    if abs(np.linalg.det(cell)) < SMALLEST_VOLUME:
-        raise ValueError(f"The cell has no volume: {cell.tolist()}.")
+            cell = np.array(Cell(cell).complete())
+        volume = abs(np.linalg.det(cell))
+    if not volume >= SMALLEST_VOLUME:
+        raise ValueError(f"The cell has no volume: {given.tolist()}.")
     return cell
 
 
