@@ -12,6 +12,7 @@ from ase import Atoms
 from ase.build import add_adsorbate, fcc111, molecule
 from ase.constraints import FixAtoms
 from ase.data import covalent_radii
+from ase.neighborlist import neighbor_list
 from tolerances import CELL_FLOAT64, LENGTH_FLOAT64
 from torch_geometric.data import Data
 
@@ -25,9 +26,9 @@ from fairchem_crack.teacher.cache import Record
 SETTINGS = Settings({"rattle": 1})
 
 
-def slab(adsorbate: str = "CO") -> Atoms:
-    """Three layers of copper, the lowest fixed, and an adsorbate that the cell's faces cut."""
-    atoms = fcc111("Cu", (3, 3, 3), vacuum=8.0, periodic=True)
+def slab(adsorbate: str = "CO", size: tuple[int, int, int] = (3, 3, 3)) -> Atoms:
+    """Layers of copper, the lowest fixed, and an adsorbate that the cell's faces cut."""
+    atoms = fcc111("Cu", size, vacuum=8.0, periodic=True)
     is_bottom = atoms.get_tags() == 3
     atoms.set_tags(np.where(is_bottom, 0, 1))
     gas = molecule(adsorbate) if len(adsorbate) > 1 else Atoms(adsorbate)
@@ -76,6 +77,15 @@ def test_displace_keeps_the_molecule_and_touches_the_surface(adsorbate):
     below.positions[is_adsorbate, 2] -= 12
     after, _ = moved(displace, below)
     assert after.positions[is_adsorbate, 2].max() < atoms.positions[:, 2].min() + 0.5  # on the side where it was
+
+
+def test_displace_touches_images_of_a_small_cell():
+    for seed in range(20):
+        after, drawn = moved(displace, slab(size=(1, 2, 3)), seed=seed)
+        first, second, distances = neighbor_list("ijd", after, 3.0)
+        touch = covalent_radii[after.numbers[first]] + covalent_radii[after.numbers[second]]
+        is_contact = (after.get_tags()[first] == 2) & (after.get_tags()[second] != 2)
+        assert (distances / touch)[is_contact].min() == pytest.approx(drawn["touch"])
 
 
 @pytest.mark.parametrize(
