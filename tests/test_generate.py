@@ -16,7 +16,7 @@ from ase.neighborlist import neighbor_list
 from tolerances import CELL_FLOAT64, LENGTH_FLOAT64
 from torch_geometric.data import Data
 
-from fairchem_crack.commands.generate import yaml_of
+from fairchem_crack.commands.generate import keep_order, yaml_of
 from fairchem_crack.generate.limits import check_geometry, check_outputs
 from fairchem_crack.generate.moves import displace, free_mask, rattle, strain
 from fairchem_crack.generate.records import bare, own_labels, to_bytes
@@ -205,10 +205,37 @@ def test_settings_out_of_bounds_are_refused_by_option(given, message):
         Settings(**{"strategies": {"rattle": 1}, **given})
 
 
+def test_the_order_of_parents_is_no_option_of_other_splits():
+    """fairchem refuses `no_shuffle` beside `first_n`."""
+    config = {"dataset": {"train": {"src": "a"}, "val": {"src": "b", "first_n": 9}}}
+    keep_order(config)
+    assert config["dataset"] == {
+        "train": {"src": "a", "train_split_settings": {"no_shuffle": True}},
+        "val": {"src": "b", "first_n": 9},
+    }
+    for options in ({"src": "a", "first_n": 3}, {"src": "a", "train_split_settings": {"sample_n": 3}}):
+        config = {"dataset": {"train": dict(options)}}
+        keep_order(config)
+        assert config["dataset"]["train"] == options
+
+
 def test_the_printed_yaml_leaves_other_splits_as_they_were():
-    before = {"train": {"src": "a.db", "format": "ase_db"}, "val": {"src": "b.db"}, "test": {"src": "c", "format": "lmdb"}}
-    printed = yaml_of(before, {"format": "lmdb", "src": "made/data"}, Path("made/cache")).partition("\n\n")[2]
+    """And takes back what holds for the parents only."""
+    settings = {"sample_n": 3, "subset_to": [{"op": "in"}], "no_shuffle": True}
+    train = {"src": "a.db", "format": "ase_db", "lin_ref": "x.npz", "first_n": None, "train_split_settings": settings}
+    before = {
+        "train": train,
+        "val": {"src": "b.db", "first_n": 9},
+        "test": {"src": "c", "format": "lmdb", "lin_ref": "y.npz"},
+    }
+    made = {"format": "lmdb", "src": "made/data", "atoms_transform_args": {"skip_always": True}}
+    printed = yaml_of(before, made, Path("made/cache")).partition("\n\n")[2]
+    none = {"lin_ref": None, "first_n": None, "train_split_settings": {"sample_n": None, "subset_to": []}}
     assert yaml.safe_load(printed) == {
-        "dataset": {"train": {"format": "lmdb", "src": "made/data"}, "val": {"format": "ase_db"}},
+        "dataset": {
+            "train": {**made, **none},
+            "val": {"format": "ase_db", "atoms_transform_args": {}, "lin_ref": "x.npz"},
+            "test": {"atoms_transform_args": {}},
+        },
         "task": {"distill": {"labels": "teacher", "teacher": {"cache": "made/cache"}}},
     }

@@ -21,6 +21,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 from ase.db import connect
 from conftest import DATASET, distill_config, with_terms, write_edited
+from fairchem.core.common.utils import merge_dicts
 from killing import kill_at_call
 from stub_labeller import DIES, outputs_of
 
@@ -119,17 +120,16 @@ def test_data_cache_and_manifest_are_of_the_same_systems(whole, data):
 
 def test_training_and_verification_take_what_was_made(config, run, tmp_path, capsys):
     summary = generate(config, tmp_path / "out", "--strategies", "rattle=2")
-    config["dataset"]["train"] = summary["dataset"]
-    config["task"]["distill"]["teacher"]["cache"] = str(tmp_path / "out" / CACHE)
-    config["task"]["distill"]["labels"] = "teacher"
-    assert len(run(config).steps) == 5  # 9 systems
+    printed = capsys.readouterr().out.partition("Train with\n\n")[2]
+    config, _ = merge_dicts(config, yaml.safe_load(printed))
+    assert len(run(config).steps) == 5  # 9 systems, not the first_n of the parents
     file = tmp_path / "verify.yml"
     file.write_text(yaml.safe_dump(config))
     gc.collect()
     main(["cache-teacher", "--config-yml", str(file), "--cpu", "--verify", "9"])
     assert "9 records recomputed" in capsys.readouterr().out
     del config["task"], config["loss_functions"][2:]
-    config["trainer"] = "ocp"
+    config["trainer"], config["dataset"]["train"] = "ocp", summary["dataset"]
     assert len(run(config, name="plain").steps) == 5  # plain distillation, by fairchem alone
 
 
