@@ -19,8 +19,11 @@ from torch_geometric.data import Data
 from fairchem_crack.commands.generate import keep_order, yaml_of
 from fairchem_crack.generate.limits import check_geometry, check_outputs
 from fairchem_crack.generate.moves import displace, free_mask, rattle, strain
-from fairchem_crack.generate.records import bare, own_labels, to_bytes
+from fairchem_crack.generate.outcome import dataset_options, write_dataset
+from fairchem_crack.generate.records import bare, label_names, own_labels, to_bytes
 from fairchem_crack.generate.settings import Settings, ThrownOut
+from fairchem_crack.generate.unit import Kept
+from fairchem_crack.io.datasets import Records
 from fairchem_crack.teacher.cache import Record
 
 SETTINGS = Settings({"rattle": 1})
@@ -171,13 +174,40 @@ def test_outputs_out_of_bounds_are_thrown_out(energy, force, reason):
 
 def test_own_labels_are_those_that_are_there_and_finite():
     system = Data(pos=torch.zeros(2, 3), energy=1.5, forces=torch.ones(2, 3), edge_index=torch.zeros(2, 0), sid="a-1")
-    labels = own_labels(system)
+    names = {"energy": "energy", "forces": "forces"}
+    labels = own_labels(system, names)
     assert labels["energy"] == 1.5 and torch.equal(labels["forces"], torch.ones(2, 3))
     assert set(bare(system, 3).keys()) == {"pos", "sid", "parent", "copy_number"}
     system.forces[0, 0] = torch.nan
     system.energy = torch.tensor([2.5])
-    assert own_labels(system) == {"energy": 2.5}
-    assert own_labels(Data(pos=torch.zeros(2, 3))) == {}
+    assert own_labels(system, names) == {"energy": 2.5}
+    assert own_labels(Data(pos=torch.zeros(2, 3)), names) == {}
+
+
+OC20 = {"oc20_energy": {"property": "energy"}, "oc20_forces": {"property": "forces"}}
+
+
+def test_labels_go_by_the_names_of_the_outputs(tmp_path):
+    """In a record, in an LMDB by its `key_mapping`, and in an ASE database, which calls them energy and forces."""
+    names = label_names({"outputs": OC20})
+    assert names == {"energy": "oc20_energy", "forces": "oc20_forces"}
+    assert label_names({}) == {"energy": "energy", "forces": "forces"}
+    system = Data(pos=torch.zeros(2, 3), atomic_numbers=torch.tensor([8, 1]), fixed=torch.zeros(2), charge=1, energy=5.0)
+    system.oc20_energy, system.oc20_forces = torch.tensor([1.5]), torch.full((2, 3), 0.25)
+    own = own_labels(system, names)
+    row = {"strategy": "parent", "labels": {"energy": "data", "forces": "data"}}
+    kept = Kept(bare(system, 0), own, Record(b"", 2, {}, np.zeros((2, 0))), row)
+    parents = {"key_mapping": {"y": "oc20_energy"}, "a2g_args": {"r_data_keys": ["charge", "mine"]}, "lin_ref": "x.npz"}
+    for output_format in ("lmdb", "ase_db"):
+        options = dataset_options(parents, tmp_path / output_format, output_format, names)
+        write_dataset(tmp_path / output_format, [kept], options, names)
+        with Records(options) as records:
+            (read,) = records.first(2)
+        assert float(read.oc20_energy) == 1.5 and (read.oc20_forces == 0.25).all() and "energy" not in read
+        assert int(read.charge) == 1 and not read.energy_of_teacher and not read.get("tags", torch.zeros(2)).any()
+    two = {**OC20, "energy": {}}
+    with pytest.raises(ValueError, match="outputs: expected one output of property `energy`, found `oc20_energy`, `energy`"):
+        label_names({"outputs": two})
 
 
 def test_equal_records_have_equal_bytes():
