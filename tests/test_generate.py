@@ -17,6 +17,7 @@ from tolerances import CELL_FLOAT64, LENGTH_FLOAT64
 from torch_geometric.data import Data
 
 from fairchem_crack.commands.generate import keep_order, yaml_of
+from fairchem_crack.generate.energies import Energies
 from fairchem_crack.generate.limits import check_geometry, check_outputs
 from fairchem_crack.generate.moves import displace, free_mask, rattle, strain
 from fairchem_crack.generate.outcome import dataset_options, write_dataset
@@ -208,6 +209,23 @@ def test_labels_go_by_the_names_of_the_outputs(tmp_path):
     two = {**OC20, "energy": {}}
     with pytest.raises(ValueError, match="outputs: expected one output of property `energy`, found `oc20_energy`, `energy`"):
         label_names({"outputs": two})
+
+
+@pytest.mark.parametrize(("offset", "is_warned"), [(0.0, False), (30.0, True)])
+def test_energies_of_two_zeros_are_warned_of(caplog, offset, is_warned):
+    energies, rng = Energies(), np.random.default_rng(0)
+    for index in range(12):
+        own = float(rng.normal())
+        system = Data(pos=torch.zeros(2, 3), atomic_numbers=torch.tensor([8, 1]))
+        origin = "data" if index % 3 == 0 else "teacher"  # a copy has the teacher's energy
+        energy = own if origin == "data" else own + offset
+        row = {"labels": {"energy": origin}, "teacher_energy": own + offset + 0.01}
+        energies.add(Kept(system, {"energy": energy}, Record(b"", 2, {}, np.zeros((2, 0))), row))
+    energies.warn_of_another_zero()
+    expected = (
+        "The parents keep their energies of the data, and all other systems have the teacher's: the teacher's energies"
+    )
+    assert (f"{expected} are off by 30 eV from the labels" in caplog.text) == is_warned == bool(caplog.records)
 
 
 def test_equal_records_have_equal_bytes():

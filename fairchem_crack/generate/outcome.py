@@ -21,6 +21,7 @@ from torch_geometric.data import Data
 from tqdm import tqdm
 
 from fairchem_crack import keys
+from fairchem_crack.generate.energies import Energies
 from fairchem_crack.generate.records import COPY, LABELS, PARENT, label_names, labelled, origins, to_bytes
 from fairchem_crack.generate.staging import MAP_SIZE
 from fairchem_crack.generate.unit import Kept, with_digest
@@ -151,8 +152,13 @@ def write_outcome(
     options = dataset_options(config["dataset"]["train"], unfinished / DATA, output_format, names)
     write_dataset(unfinished / DATA, tqdm(systems, desc="data", unit=" systems"), options, names)
     write_cache(unfinished / CACHE, systems, {**config, "dataset": {"train": copy.deepcopy(options)}}, plan)
+    energies = Energies()
     with whole(directory / MANIFEST) as partial, partial.open("w", encoding="utf-8") as file:
-        file.writelines(manifest_line(index, kept) for index, kept in enumerate(systems))
+        for index, kept in enumerate(systems):
+            file.write(manifest_line(index, kept))
+            energies.add(kept)
+    if config["task"]["distill"].get("labels") != "teacher":
+        energies.warn_of_another_zero()
     for name in (DATA, CACHE):
         os.replace(unfinished / name, directory / name)
     return {**options, "src": str(directory / DATA)}
