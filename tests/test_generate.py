@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from fairchem_crack.generate.moves import displace, free_mask, rattle, strain
 from fairchem_crack.generate.outcome import dataset_options, write_dataset
 from fairchem_crack.generate.records import bare, label_names, own_labels, to_bytes
 from fairchem_crack.generate.settings import Settings, ThrownOut
-from fairchem_crack.generate.unit import Kept
+from fairchem_crack.generate.unit import Kept, Unit, Workshop, judged
 from fairchem_crack.io.datasets import Records
 from fairchem_crack.teacher.cache import Record
 
@@ -226,6 +227,30 @@ def test_energies_of_two_zeros_are_warned_of(caplog, offset, is_warned):
         "The parents keep their energies of the data, and all other systems have the teacher's: the teacher's energies"
     )
     assert (f"{expected} are off by 30 eV from the labels" in caplog.text) == is_warned == bool(caplog.records)
+
+
+def lone(**fields) -> Data:
+    system = Data(pos=torch.zeros(1, 3), atomic_numbers=torch.tensor([8]), natoms=1, fixed=torch.zeros(1), **fields)
+    system.cell = torch.eye(3)[None] * fields.get("edge", 20.0)
+    return system
+
+
+@pytest.mark.parametrize(
+    ("system", "reason"),
+    [
+        (lone(pbc=torch.tensor([True, True, False]), edge=0.0), "a cell without volume"),
+        (lone(edge=0.0), "a cell without volume"),  # to fairchem, it is periodic
+        (lone(pbc=torch.zeros(3, dtype=torch.bool)), "no two atoms within the teacher's cutoff"),
+        (lone(edge=5.0), None),  # its images are its neighbors
+    ],
+)
+def test_a_parent_that_models_fail_on_costs_its_copies(system, reason):
+    teacher = SimpleNamespace(cutoff=6.0, use_pbc=True)
+    drawn = Workshop(teacher, None, torch.device("cpu"), SETTINGS).draw(0, system)
+    assert len(drawn.candidates) == (0 if reason else 2)
+    assert {counted.partition(", and ")[2] or counted for _, counted in drawn.thrown_out} == ({reason} if reason else set())
+    if reason:
+        assert sum(drawn.thrown_out.values()) == 2 and judged(drawn, [], {}, SETTINGS) == Unit([], drawn.thrown_out)
 
 
 def test_equal_records_have_equal_bytes():

@@ -44,7 +44,7 @@ class MadeElsewhere:
         self._names = label_names(job.config)
         on_cpu = job.cpu or not torch.cuda.is_available()
         device = torch.device("cpu" if on_cpu else f"cuda:{rank}")
-        self._workshop = Workshop(model_of(job, settings, device), device, settings)
+        self._workshop = Workshop(None, model_of(job, settings, device), device, settings)
 
     def made_with(self) -> dict[str, Any]:
         """See `Making`; which weights the command has, its records say."""

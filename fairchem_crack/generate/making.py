@@ -77,7 +77,7 @@ class MadeHere:
         assert isinstance(source, TeacherSource)
         self._source = source
         own = model_of(job, settings, source.device)
-        self._workshop = Workshop(source.teacher if own is None else own, source.device, settings)
+        self._workshop = Workshop(source.teacher, source.teacher if own is None else own, source.device, settings)
 
     def made_with(self) -> dict[str, Any]:
         """See `Making`."""
