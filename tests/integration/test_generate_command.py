@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import shutil
+import sqlite3
 import sys
 from collections import Counter
 from pathlib import Path
@@ -190,6 +191,10 @@ def test_another_outcome_and_other_files_are_refused(config, whole, tmp_path):
     before = content(whole)
     generate(config, whole, *MIXED)  # complete
     assert content(whole) == before
+    shutil.copytree(whole, tmp_path / "moved")
+    shutil.rmtree(tmp_path / "moved" / CACHE)
+    with pytest.raises(SystemExit, match=r"moved: cache of a finished run is missing\. Delete"):
+        generate(config, tmp_path / "moved", *MIXED)
     with pytest.raises(SystemExit, match=r"made with other settings: max_gap None, now 3.0; select 9, now 8"):
         generate(config, whole, *MIXED, "--max-gap", "3", "--select", "8")
     (tmp_path / "mine").mkdir()
@@ -203,6 +208,9 @@ def test_another_outcome_and_other_files_are_refused(config, whole, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+FULL = r"cannot write \((.*No space left on device|database or disk is full)\)\. Put that right"
+
+
 def test_a_full_disk_is_named_and_what_is_made_is_kept(config, tmp_path, monkeypatch):
     """Full while systems are made, while the data are written, while the cache is; each kept system is made once."""
     draw, made = Workshop.draw, []
@@ -214,13 +222,17 @@ def test_a_full_disk_is_named_and_what_is_made_is_kept(config, tmp_path, monkeyp
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
+    def full_for_sqlite(*_):
+        raise sqlite3.OperationalError("database or disk is full")
+
     monkeypatch.setattr(Workshop, "draw", counted)
-    for owner, name in ((Staging, "put"), (outcome, "write_dataset"), (outcome, "write_cache")):
-        with (
-            monkeypatch.context() as patch,
-            pytest.raises(SystemExit, match=r"No space left on device\)\. Put that right"),
-        ):
-            patch.setattr(owner, name, full)
+    for owner, name, fault in (
+        (Staging, "put", full),
+        (outcome, "write_dataset", full_for_sqlite),
+        (outcome, "write_cache", full),
+    ):
+        with monkeypatch.context() as patch, pytest.raises(SystemExit, match=FULL):
+            patch.setattr(owner, name, fault)
             generate(config, tmp_path / "out", "--strategies", "rattle=1")
     assert generate(config, tmp_path / "out", "--strategies", "rattle=1")["systems"] == 6
     assert made == [0, 0, 1, 2]
