@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,22 +13,27 @@ from ase import Atoms
 from ase.build import add_adsorbate, fcc111, molecule
 from ase.constraints import FixAtoms
 from ase.data import covalent_radii
+from ase.neighborlist import neighbor_list
 from tolerances import CELL_FLOAT64, LENGTH_FLOAT64
 from torch_geometric.data import Data
 
-from fairchem_crack.commands.generate import yaml_of
+from fairchem_crack.commands.generate import keep_order, yaml_of
+from fairchem_crack.generate.energies import Energies
 from fairchem_crack.generate.limits import check_geometry, check_outputs
 from fairchem_crack.generate.moves import displace, free_mask, rattle, strain
-from fairchem_crack.generate.records import bare, own_labels, to_bytes
+from fairchem_crack.generate.outcome import dataset_options, write_dataset
+from fairchem_crack.generate.records import bare, label_names, own_labels, to_bytes
 from fairchem_crack.generate.settings import Settings, ThrownOut
+from fairchem_crack.generate.unit import Kept, Unit, Workshop, judged
+from fairchem_crack.io.datasets import Records
 from fairchem_crack.teacher.cache import Record
 
 SETTINGS = Settings({"rattle": 1})
 
 
-def slab(adsorbate: str = "CO") -> Atoms:
-    """Three layers of copper, the lowest fixed, and an adsorbate that the cell's faces cut."""
-    atoms = fcc111("Cu", (3, 3, 3), vacuum=8.0, periodic=True)
+def slab(adsorbate: str = "CO", size: tuple[int, int, int] = (3, 3, 3)) -> Atoms:
+    """Layers of copper, the lowest fixed, and an adsorbate that the cell's faces cut."""
+    atoms = fcc111("Cu", size, vacuum=8.0, periodic=True)
     is_bottom = atoms.get_tags() == 3
     atoms.set_tags(np.where(is_bottom, 0, 1))
     gas = molecule(adsorbate) if len(adsorbate) > 1 else Atoms(adsorbate)
@@ -76,6 +82,15 @@ def test_displace_keeps_the_molecule_and_touches_the_surface(adsorbate):
     below.positions[is_adsorbate, 2] -= 12
     after, _ = moved(displace, below)
     assert after.positions[is_adsorbate, 2].max() < atoms.positions[:, 2].min() + 0.5  # on the side where it was
+
+
+def test_displace_touches_images_of_a_small_cell():
+    for seed in range(20):
+        after, drawn = moved(displace, slab(size=(1, 2, 3)), seed=seed)
+        first, second, distances = neighbor_list("ijd", after, 3.0)
+        touch = covalent_radii[after.numbers[first]] + covalent_radii[after.numbers[second]]
+        is_contact = (after.get_tags()[first] == 2) & (after.get_tags()[second] != 2)
+        assert (distances / touch)[is_contact].min() == pytest.approx(drawn["touch"])
 
 
 @pytest.mark.parametrize(
@@ -161,13 +176,81 @@ def test_outputs_out_of_bounds_are_thrown_out(energy, force, reason):
 
 def test_own_labels_are_those_that_are_there_and_finite():
     system = Data(pos=torch.zeros(2, 3), energy=1.5, forces=torch.ones(2, 3), edge_index=torch.zeros(2, 0), sid="a-1")
-    labels = own_labels(system)
+    names = {"energy": "energy", "forces": "forces"}
+    labels = own_labels(system, names)
     assert labels["energy"] == 1.5 and torch.equal(labels["forces"], torch.ones(2, 3))
     assert set(bare(system, 3).keys()) == {"pos", "sid", "parent", "copy_number"}
     system.forces[0, 0] = torch.nan
     system.energy = torch.tensor([2.5])
-    assert own_labels(system) == {"energy": 2.5}
-    assert own_labels(Data(pos=torch.zeros(2, 3))) == {}
+    assert own_labels(system, names) == {"energy": 2.5}
+    assert own_labels(Data(pos=torch.zeros(2, 3)), names) == {}
+
+
+OC20 = {"oc20_energy": {"property": "energy"}, "oc20_forces": {"property": "forces"}}
+
+
+def test_labels_go_by_the_names_of_the_outputs(tmp_path):
+    """In a record, in an LMDB by its `key_mapping`, and in an ASE database, which calls them energy and forces."""
+    names = label_names({"outputs": OC20})
+    assert names == {"energy": "oc20_energy", "forces": "oc20_forces"}
+    assert label_names({}) == {"energy": "energy", "forces": "forces"}
+    system = Data(pos=torch.zeros(2, 3), atomic_numbers=torch.tensor([8, 1]), fixed=torch.zeros(2), charge=1, energy=5.0)
+    system.oc20_energy, system.oc20_forces = torch.tensor([1.5]), torch.full((2, 3), 0.25)
+    own = own_labels(system, names)
+    row = {"strategy": "parent", "labels": {"energy": "data", "forces": "data"}}
+    kept = Kept(bare(system, 0), own, Record(b"", 2, {}, np.zeros((2, 0))), row)
+    parents = {"key_mapping": {"y": "oc20_energy"}, "a2g_args": {"r_data_keys": ["charge", "mine"]}, "lin_ref": "x.npz"}
+    for output_format in ("lmdb", "ase_db"):
+        options = dataset_options(parents, tmp_path / output_format, output_format, names)
+        write_dataset(tmp_path / output_format, [kept], options, names)
+        with Records(options) as records:
+            (read,) = records.first(2)
+        assert float(read.oc20_energy) == 1.5 and (read.oc20_forces == 0.25).all() and "energy" not in read
+        assert int(read.charge) == 1 and not read.energy_of_teacher and not read.get("tags", torch.zeros(2)).any()
+    two = {**OC20, "energy": {}}
+    with pytest.raises(ValueError, match="outputs: expected one output of property `energy`, found `oc20_energy`, `energy`"):
+        label_names({"outputs": two})
+
+
+@pytest.mark.parametrize(("offset", "is_warned"), [(0.0, False), (30.0, True)])
+def test_energies_of_two_zeros_are_warned_of(caplog, offset, is_warned):
+    energies, rng = Energies(), np.random.default_rng(0)
+    for index in range(12):
+        own = float(rng.normal())
+        system = Data(pos=torch.zeros(2, 3), atomic_numbers=torch.tensor([8, 1]))
+        origin = "data" if index % 3 == 0 else "teacher"  # a copy has the teacher's energy
+        energy = own if origin == "data" else own + offset
+        row = {"labels": {"energy": origin}, "teacher_energy": own + offset + 0.01}
+        energies.add(Kept(system, {"energy": energy}, Record(b"", 2, {}, np.zeros((2, 0))), row))
+    energies.warn_of_another_zero()
+    expected = (
+        "The parents keep their energies of the data, and all other systems have the teacher's: the teacher's energies"
+    )
+    assert (f"{expected} are off by 30 eV from the labels" in caplog.text) == is_warned == bool(caplog.records)
+
+
+def lone(**fields) -> Data:
+    system = Data(pos=torch.zeros(1, 3), atomic_numbers=torch.tensor([8]), natoms=1, fixed=torch.zeros(1), **fields)
+    system.cell = torch.eye(3)[None] * fields.get("edge", 20.0)
+    return system
+
+
+@pytest.mark.parametrize(
+    ("system", "reason"),
+    [
+        (lone(pbc=torch.tensor([True, True, False]), edge=0.0), "a cell without volume"),
+        (lone(edge=0.0), "a cell without volume"),  # to fairchem, it is periodic
+        (lone(pbc=torch.zeros(3, dtype=torch.bool)), "no two atoms within the teacher's cutoff"),
+        (lone(edge=5.0), None),  # its images are its neighbors
+    ],
+)
+def test_a_parent_that_models_fail_on_costs_its_copies(system, reason):
+    teacher = SimpleNamespace(cutoff=6.0, use_pbc=True)
+    drawn = Workshop(teacher, None, torch.device("cpu"), SETTINGS).draw(0, system)
+    assert len(drawn.candidates) == (0 if reason else 2)
+    assert {counted.partition(", and ")[2] or counted for _, counted in drawn.thrown_out} == ({reason} if reason else set())
+    if reason:
+        assert sum(drawn.thrown_out.values()) == 2 and judged(drawn, [], {}, SETTINGS) == Unit([], drawn.thrown_out)
 
 
 def test_equal_records_have_equal_bytes():
@@ -195,10 +278,37 @@ def test_settings_out_of_bounds_are_refused_by_option(given, message):
         Settings(**{"strategies": {"rattle": 1}, **given})
 
 
+def test_the_order_of_parents_is_no_option_of_other_splits():
+    """fairchem refuses `no_shuffle` beside `first_n`."""
+    config = {"dataset": {"train": {"src": "a"}, "val": {"src": "b", "first_n": 9}}}
+    keep_order(config)
+    assert config["dataset"] == {
+        "train": {"src": "a", "train_split_settings": {"no_shuffle": True}},
+        "val": {"src": "b", "first_n": 9},
+    }
+    for options in ({"src": "a", "first_n": 3}, {"src": "a", "train_split_settings": {"sample_n": 3}}):
+        config = {"dataset": {"train": dict(options)}}
+        keep_order(config)
+        assert config["dataset"]["train"] == options
+
+
 def test_the_printed_yaml_leaves_other_splits_as_they_were():
-    before = {"train": {"src": "a.db", "format": "ase_db"}, "val": {"src": "b.db"}, "test": {"src": "c", "format": "lmdb"}}
-    printed = yaml_of(before, {"format": "lmdb", "src": "made/data"}, Path("made/cache")).partition("\n\n")[2]
+    """And takes back what holds for the parents only."""
+    settings = {"sample_n": 3, "subset_to": [{"op": "in"}], "no_shuffle": True}
+    train = {"src": "a.db", "format": "ase_db", "lin_ref": "x.npz", "first_n": None, "train_split_settings": settings}
+    before = {
+        "train": train,
+        "val": {"src": "b.db", "first_n": 9},
+        "test": {"src": "c", "format": "lmdb", "lin_ref": "y.npz"},
+    }
+    made = {"format": "lmdb", "src": "made/data", "atoms_transform_args": {"skip_always": True}}
+    printed = yaml_of(before, made, Path("made/cache")).partition("\n\n")[2]
+    none = {"lin_ref": None, "first_n": None, "train_split_settings": {"sample_n": None, "subset_to": []}}
     assert yaml.safe_load(printed) == {
-        "dataset": {"train": {"format": "lmdb", "src": "made/data"}, "val": {"format": "ase_db"}},
+        "dataset": {
+            "train": {**made, **none},
+            "val": {"format": "ase_db", "atoms_transform_args": {}, "lin_ref": "x.npz"},
+            "test": {"atoms_transform_args": {}},
+        },
         "task": {"distill": {"labels": "teacher", "teacher": {"cache": "made/cache"}}},
     }

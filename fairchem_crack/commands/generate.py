@@ -23,6 +23,16 @@ STRATEGIES = """strategies, each with the number of systems of every parent:
   displace+rattle=3, strain+md=4: one after the other; relax and md can only be the last"""
 
 
+# fairchem's options that hold for the parents only: which of them, whose metadata, by what their energies are shifted. The
+# values have no effect; fairchem does not take None for all of them.
+OF_PARENTS: dict[str, Any] = {
+    **dict.fromkeys(("first_n", "sample_n", "max_atoms", "metadata_path", "lin_ref", "connect_args", "select_args")),
+    **{"subset_to": [], "shard": 0, "total_shards": 1},
+}
+ABSENT: dict[str, Any] = {"atoms_transform_args": {}}  # what fairchem takes for an option that is absent, where not None
+TRAIN_SETTINGS = "train_split_settings"
+
+
 def parser() -> argparse.ArgumentParser:
     """fairchem's flags, and those of the command."""
     own = parser_of("generate", "New systems from those of dataset.train, labelled by the teacher, and their teacher cache.")
@@ -82,6 +92,8 @@ def generate(arguments: list[str]) -> None:
 def keep_order(config: dict[str, Any]) -> None:
     """Have the parents read in the order of their files, unless options choose among them.
 
+    By the settings of this split only: the others, which may choose among their own systems, take the options of `train`.
+
     Raises:
         ValueError: the config has no `dataset.train`.
     """
@@ -91,8 +103,9 @@ def keep_order(config: dict[str, Any]) -> None:
     options = datasets.get("train") if isinstance(datasets, dict) else None
     if not isinstance(options, dict):
         raise ValueError("dataset.train: missing; it holds the systems from which others are made.")
-    if not CHOOSING & {*options, *(options.get("train_split_settings") or {})}:
-        options["no_shuffle"] = True
+    own = options.get(TRAIN_SETTINGS) or {}
+    if not CHOOSING & {*options, *own}:
+        options[TRAIN_SETTINGS] = {**own, "no_shuffle": True}
 
 
 def settings_of(given: Given) -> Settings:
@@ -129,13 +142,18 @@ def counts_of(entries: list[str]) -> dict[str, int]:
 def yaml_of(before: dict[str, Any], train: dict[str, Any], cache: Path) -> str:
     """What a training's YAML needs, to be laid over the one that was given.
 
-    fairchem reads every split by the options of `train` where it has none of its own: the other splits keep those of before.
+    It takes back what chooses among the parents, or shifts their energies once more. fairchem reads every split by the
+    options of `train` where it has none of its own: the other splits keep those of before.
     """
     import yaml
 
-    options = {name: value for name, value in train.items() if name != "transforms"}
     were = {"format": "lmdb", **before["train"]}  # fairchem's default
-    changed = {name: value for name, value in were.items() if name != "src" and options.get(name, value) != value}
+    options = {name: value for name, value in train.items() if name != "transforms"}
+    options |= {name: value for name, value in OF_PARENTS.items() if name in were}
+    differing = (name for name, value in options.items() if name != "src" and value != were.get(name))
+    changed = {name: were.get(name, ABSENT.get(name)) for name in differing}
+    if chosen := {name: OF_PARENTS[name] for name in were.get(TRAIN_SETTINGS) or () if name in OF_PARENTS}:
+        options[TRAIN_SETTINGS] = chosen
     datasets: dict[str, Any] = {"train": options}
     for split, own in before.items():
         takes_those = split != "train" and isinstance(own, dict) and own.get("src") and own.get("use_train_settings", True)

@@ -63,9 +63,14 @@ def _explore(tools: Tools, place: Path, number: int) -> Explored:
     todo = [start for start in starts if not _file(place, start).is_file()]
     _in_ranks(draw, tools, place, number, todo, len(starts))
     runs = [_read(place, start) for start in starts]
-    if all(run.ending.ps is None for run in runs):
+    movable = sum(run.ending.ps is not None for run in runs)
+    if not movable:
         raise ValueError(
             f"nothing can move: all atoms of the {len(starts)} starts are fixed. Give another --output, and more --starts."
+        )
+    if (settings.stable_starts or 0) > movable:
+        raise ValueError(
+            f"--stable-starts {settings.stable_starts}: {movable} of the {len(starts)} starts have free atoms. Give fewer."
         )
     if settings.select is not None and not (place / TRAJECTORIES / SELECTED).is_file():
         chosen = select([run.candidates for run in runs], _present(tools, place, number), settings.select, tools.student)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch_geometric.data import Data
@@ -16,18 +16,22 @@ from fairchem_crack.teacher.cached import record_of
 
 
 class Known(Sequence[Kept]):
-    """All of them, in the order of the dataset; each is read when it is needed. They keep their own labels."""
+    """All of them, in the order of the dataset; each is read when it is needed. They keep their own labels.
 
-    def __init__(self, dataset: NamedRecords, cache: TeacherCache) -> None:
-        self.dataset, self.plan, self._cache = dataset, cache.plan, cache
+    Args:
+        names: of the labels in a record, by property.
+    """
+
+    def __init__(self, dataset: NamedRecords, cache: TeacherCache, names: Mapping[str, str]) -> None:
+        self.dataset, self.plan, self._cache, self._names = dataset, cache.plan, cache, names
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: Any) -> Any:
         system = self.dataset[index]
-        record = record_of(self._cache, system, index, self.dataset.name)
-        return kept_of(Candidate(bare(system, index), {"strategy": PARENTS}), record, own_labels(system))
+        record = record_of(self._cache, system, index, self.dataset.name, dataset=self.dataset)
+        return kept_of(Candidate(bare(system, index), {"strategy": PARENTS}), record, own_labels(system, self._names))
 
     def start(self, index: int) -> Data:
         """System `index`, as trajectories begin from it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import nn
 from fairchem_crack import keys
 from fairchem_crack.config import TeacherConfig, split_loss_functions
 from fairchem_crack.io.checkpoints import read_checkpoint, reading_safely
-from fairchem_crack.io.files import whole
+from fairchem_crack.io.files import write_bytes
 from fairchem_crack.io.progress import trained_progress
 from fairchem_crack.io.trust import trusts
 from fairchem_crack.teacher.cache import TeacherCache, differences
@@ -59,8 +60,9 @@ def write_student(source: Path, destination: Path, config: dict[str, Any], cache
     else:
         content[keys.CHECKPOINT_KEY] = {keys.STEP: progress.step, keys.EPOCH: progress.epoch}
         logging.info(f"{source}: the projections start anew; it has none of these terms and this teacher.")
-    with whole(destination) as partial:
-        torch.save(content, partial)
+    file = io.BytesIO()  # to a file, torch would hide in a RuntimeError that a disk is full
+    torch.save(content, file)
+    write_bytes(destination, file.getvalue())
 
 
 def _new_average(weights: Mapping[str, torch.Tensor], config: dict[str, Any], source: Path) -> dict[str, Any] | None:

@@ -25,7 +25,7 @@ class Explored:
     Attributes:
         round: its number, from 1; its student has been through one training less.
         student: fingerprint of its weights.
-        starts: number of the parent in dataset.train, its sid, ps that its dynamics lasted, and why they ended.
+        starts: number of the parent in dataset.train, ps that its dynamics lasted, and why they ended.
         kept: frames by strategy.
         thrown_out: frames by strategy and reason.
         teacher_labels: frames that the teacher was run on.

@@ -17,6 +17,7 @@ from fairchem_crack.explore.known import Known
 from fairchem_crack.explore.labelling import student_plan
 from fairchem_crack.explore.settings import OF_THE_END, Settings
 from fairchem_crack.explore.student import load_student
+from fairchem_crack.generate.records import label_names
 from fairchem_crack.generate.unit import outputs_of
 from fairchem_crack.io.datasets import close_unused, load_split
 from fairchem_crack.io.labels import read_unlabelled
@@ -82,7 +83,7 @@ class Job:
         """The systems of dataset.train."""
         dataset = NamedRecords(load_split(self.config, "train"), "dataset.train")
         read_unlabelled(dataset)
-        return Known(dataset, self.cache())
+        return Known(dataset, self.cache(), label_names(self.config))
 
     @property
     def process(self) -> Optional[TeacherProcess]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,7 +52,7 @@ def explained(directory: Path) -> Iterator[None]:
     """Raise what the system refuses as a ValueError that says what to do."""
     try:
         yield
-    except (lmdb.Error, OSError) as error:
+    except (lmdb.Error, sqlite3.Error, OSError) as error:
         raise ValueError(
             f"--output {directory}: cannot write ({error}). Put that right, a full disk for example, and run the same "
             "command again: what is written is kept and resumed."

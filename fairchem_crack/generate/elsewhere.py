@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from fairchem_crack.generate.making import TeacherJob, in_ranks, model_of
-from fairchem_crack.generate.records import own_labels
+from fairchem_crack.generate.records import label_names, own_labels
 from fairchem_crack.generate.settings import Settings
 from fairchem_crack.generate.staging import Drawings, Staging
 from fairchem_crack.generate.unit import Workshop, judged
@@ -41,9 +41,10 @@ class MadeElsewhere:
                 "a student that moves the atoms, --with CHECKPOINT."
             )
         self._job, self._settings, self._parents, self._process = job, settings, parents, process
+        self._names = label_names(job.config)
         on_cpu = job.cpu or not torch.cuda.is_available()
         device = torch.device("cpu" if on_cpu else f"cuda:{rank}")
-        self._workshop = Workshop(model_of(job, settings, device), device, settings)
+        self._workshop = Workshop(None, model_of(job, settings, device), device, settings)
 
     def made_with(self) -> dict[str, Any]:
         """See `Making`; which weights the command has, its records say."""
@@ -61,7 +62,7 @@ class MadeElsewhere:
             labelled = self._process.label(chain.from_iterable(every), unfinished / LABELLING)
             for number in numbers:
                 drawn = drawings[number]
-                records, own = labelled(drawn.systems), own_labels(self._parents[number])
+                records, own = labelled(drawn.systems), own_labels(self._parents[number], self._names)
                 staging.put(number, judged(drawn, records, own, self._settings))
                 yield number
 

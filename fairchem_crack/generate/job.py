@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from fairchem_crack.generate.counts import describe, nested
 from fairchem_crack.generate.directory import LOCK, SETTINGS, STAGING, begin, check_same, explained
 from fairchem_crack.generate.elsewhere import MadeElsewhere
 from fairchem_crack.generate.making import MadeHere, Making, TeacherJob
-from fairchem_crack.generate.outcome import write_outcome
+from fairchem_crack.generate.outcome import CACHE, DATA, MANIFEST, write_outcome
 from fairchem_crack.generate.selection import check_installed
 from fairchem_crack.generate.settings import Settings
 from fairchem_crack.generate.staging import Staging, Systems
@@ -78,8 +78,9 @@ def generate(job: TeacherJob, settings: Settings, directory: Path, *, ranks: int
             if (directory / SUMMARY).is_file():
                 summary = Summary(**json.loads((directory / SUMMARY).read_text()))
                 check_same(directory, summary.settings, made_with)
+                _check_written(directory)
                 shutil.rmtree(unfinished, ignore_errors=True)
-                return summary
+                return replace(summary, dataset={**summary.dataset, "src": str(directory / DATA)})  # moved since, perhaps
             begin(directory, unfinished / SETTINGS, _of_systems(made_with))
             todo = _missing(unfinished, count)
             for _ in tqdm(making.make(unfinished, todo, ranks), total=count, initial=count - len(todo), unit=" parents"):
@@ -97,6 +98,14 @@ def _making(job: TeacherJob, settings: Settings, parents: NamedRecords) -> Makin
     if job.process is None:
         return MadeHere(job, settings, parents)
     return MadeElsewhere(job, settings, parents, job.process)
+
+
+def _check_written(directory: Path) -> None:
+    missing = [name for name in (DATA, CACHE, MANIFEST) if not (directory / name).exists()]
+    if missing:
+        raise ValueError(
+            f"--output {directory}: {', '.join(missing)} of a finished run is missing. Delete the directory to make it anew."
+        )
 
 
 def _missing(unfinished: Path, parents: int) -> list[int]:

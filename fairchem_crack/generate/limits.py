@@ -2,20 +2,48 @@
 
 from __future__ import annotations
 
+from typing import Optional
+
 import numpy as np
 from ase import Atoms
 from ase.data import covalent_radii
 from ase.geometry import get_distances
 from ase.neighborlist import neighbor_list
+from fairchem.core.datasets import data_list_collater
+from scipy.spatial.distance import pdist
+from torch_geometric.data import Data
 
 from fairchem_crack import keys
 from fairchem_crack.generate.moves import ADSORBATE, free_mask
 from fairchem_crack.generate.settings import Settings, ThrownOut
+from fairchem_crack.io.atoms import to_atoms
+from fairchem_crack.io.boundaries import count_edges, without_volume
 from fairchem_crack.teacher.cache import Record
+from fairchem_crack.teacher.frozen import Teacher
 
 NOT_FINITE = "numbers that are not finite"
 FAILED = "the teacher fails"
 TOO_STRONG = "a force above the limit"
+FLAT = "periodic, and a cell without volume"
+ISOLATED = "no two atoms within the teacher's cutoff"
+
+
+def check_parent(system: Data, teacher: Optional[Teacher]) -> None:
+    """Raise ThrownOut for a system on which models fail: periodic in a flat cell, or without two neighbors.
+
+    Args:
+        teacher: None where it runs in another environment; its cutoff is not known then.
+    """
+    atoms, batch = to_atoms(system), data_list_collater([system], otf_graph=True)
+    periodic = atoms.cell.array[atoms.pbc]
+    if len(periodic) and np.linalg.matrix_rank(periodic) < len(periodic):
+        raise ThrownOut(FLAT)
+    if teacher is not None and teacher.use_pbc and without_volume(batch).any():
+        raise ThrownOut(FLAT)
+    if teacher is None or teacher.cutoff is None or pdist(atoms.positions).min(initial=np.inf) <= teacher.cutoff:
+        return
+    if not count_edges(batch, teacher.cutoff, use_pbc=teacher.use_pbc).any():
+        raise ThrownOut(ISOLATED)
 
 
 def check_geometry(atoms: Atoms, settings: Settings) -> None:

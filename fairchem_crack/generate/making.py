@@ -12,7 +12,7 @@ import torch
 
 from fairchem_crack.config import TeacherConfig, parse
 from fairchem_crack.generate.directory import explained
-from fairchem_crack.generate.records import own_labels
+from fairchem_crack.generate.records import label_names, own_labels
 from fairchem_crack.generate.settings import Settings
 from fairchem_crack.generate.staging import Staging
 from fairchem_crack.generate.unit import Unit, Workshop, judged, outputs_of
@@ -72,12 +72,12 @@ class MadeHere:
     """
 
     def __init__(self, job: TeacherJob, settings: Settings, parents: NamedRecords, rank: int = 0) -> None:
-        self._job, self._settings, self._parents = job, settings, parents
+        self._job, self._settings, self._parents, self._names = job, settings, parents, label_names(job.config)
         source, self._plan = job.source(rank, parents)
         assert isinstance(source, TeacherSource)
         self._source = source
         own = model_of(job, settings, source.device)
-        self._workshop = Workshop(source.teacher if own is None else own, source.device, settings)
+        self._workshop = Workshop(source.teacher, source.teacher if own is None else own, source.device, settings)
 
     def made_with(self) -> dict[str, Any]:
         """See `Making`."""
@@ -104,7 +104,8 @@ class MadeHere:
     def _made(self, number: int) -> Unit:
         parent = self._parents[number]
         drawn = self._workshop.draw(number, parent)
-        return judged(drawn, outputs_of(self._source, drawn.systems), own_labels(parent), self._settings)
+        own = own_labels(parent, self._names)
+        return judged(drawn, outputs_of(self._source, drawn.systems), own, self._settings)
 
     def plan(self, unfinished: Path) -> Plan:
         """See `Making`."""

@@ -73,10 +73,18 @@ def _lift(molecule: np.ndarray, surface: np.ndarray, lateral: np.ndarray, normal
     """A, how far along the normal (A, 3) atoms must go to be at least `touch` (A, S) above the (S, 3) atoms, and touch one.
 
     h = max over a, s of (r_s - r_a) . n + sqrt(touch^2 - d^2), d their distance across the normal, over the pairs with
-    d < touch; the top atom's height where there is none.
+    d < touch, periodic images among them; the top atom's height where there is none.
+
+    Args:
+        lateral: (2, 3) the cell's vectors along the surface.
     """
-    shifts = np.array([[i, j] for i in (-1, 0, 1) for j in (-1, 0, 1)]) @ np.asarray(lateral)  # (9, 3)
-    away = surface[None, :, None] + shifts - molecule[:, None, None]  # (A, S, 9, 3)
+    first, second = lateral
+    inverse = np.stack([np.cross(second, normal), np.cross(normal, first)]).T / (np.cross(first, second) @ normal)  # (3, 2)
+    away = surface - molecule[:, None]  # (A, S, 3)
+    away = away - np.round(away @ inverse) @ lateral
+    reach = np.ceil(0.5 + touch.max() * np.linalg.norm(inverse, axis=0)).astype(int)  # images, in either direction
+    shifts = np.stack(np.meshgrid(*(np.arange(-each, each + 1) for each in reach)), axis=-1).reshape(-1, 2) @ lateral
+    away = away[:, :, None] + shifts  # (A, S, I, 3)
     along = away @ normal
     room = touch[..., None] ** 2 - ((away**2).sum(-1) - along**2)
     contacts = (along + np.sqrt(np.clip(room, 0, None)))[room > 0]

@@ -21,7 +21,8 @@ from torch_geometric.data import Data
 from tqdm import tqdm
 
 from fairchem_crack import keys
-from fairchem_crack.generate.records import COPY, LABELS, PARENT, labelled, origins, to_bytes
+from fairchem_crack.generate.energies import Energies
+from fairchem_crack.generate.records import COPY, LABELS, PARENT, label_names, labelled, origins, to_bytes
 from fairchem_crack.generate.staging import MAP_SIZE
 from fairchem_crack.generate.unit import Kept, with_digest
 from fairchem_crack.io.atoms import INFO, to_atoms
@@ -38,19 +39,31 @@ METADATA = "metadata.npz"
 COMMIT = 200  # systems between two commits
 
 
-def dataset_options(parents: Mapping[str, Any], source: Path, output_format: str) -> dict[str, Any]:
-    """fairchem's options of the dataset that is written, from those of the parents."""
-    kept = {name: parents[name] for name in ("key_mapping", "transforms") if parents.get(name)}
-    options = {"format": output_format, "src": str(source), **kept}
+def dataset_options(
+    parents: Mapping[str, Any], source: Path, output_format: str, names: Mapping[str, str]
+) -> dict[str, Any]:
+    """fairchem's options of the dataset that is written, from those of the parents.
+
+    Args:
+        names: of the labels in a training, by property.
+    """
+    options = {name: parents[name] for name in ("key_mapping", "transforms") if parents.get(name)}
     if output_format == "ase_db":
-        options["a2g_args"] = {"r_energy": True, "r_forces": True, "r_data_keys": list(keys.OF_TEACHER.values())}
-    return options
+        others = [name for name in (parents.get("a2g_args") or {}).get("r_data_keys") or () if name in INFO]
+        options["a2g_args"] = {"r_energy": True, "r_forces": True, "r_data_keys": [*keys.OF_TEACHER.values(), *others]}
+        options["atoms_transform_args"] = {"skip_always": True}  # the tags are the parents', also where all are 0
+        options["key_mapping"] = dict(names)
+    return {"format": output_format, "src": str(source), **options}
 
 
-def write_dataset(directory: Path, systems: Iterable[Kept], options: Mapping[str, Any]) -> None:
-    """Write the dataset that `options` read, of the systems in their order."""
+def write_dataset(directory: Path, systems: Iterable[Kept], options: Mapping[str, Any], names: Mapping[str, str]) -> None:
+    """Write the dataset that `options` read, of the systems in their order.
+
+    Args:
+        names: of the labels in a training, by property.
+    """
     directory.mkdir()
-    names = _names_in_file(options.get("key_mapping") or {})
+    names = _names_in_file(options.get("key_mapping") or {}, names)
     natoms = []
     with _WRITERS[options["format"]](directory / FILES[options["format"]], names) as write:
         for kept in systems:
@@ -59,14 +72,12 @@ def write_dataset(directory: Path, systems: Iterable[Kept], options: Mapping[str
     np.savez(directory / METADATA, natoms=np.array(natoms))
 
 
-def _names_in_file(key_mapping: Mapping[str, Any]) -> dict[str, str]:
-    """Name of a label in the file, by its name in a training."""
-    return {
-        name: before
-        for before, after in key_mapping.items()
-        for name in ([after] if isinstance(after, str) else after)
-        if name in LABELS
+def _names_in_file(key_mapping: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, str]:
+    """Name of each label in the file, by property."""
+    before = {
+        name: in_file for in_file, after in key_mapping.items() for name in ([after] if isinstance(after, str) else after)
     }
+    return {property_: before.get(name, name) for property_, name in names.items()}
 
 
 Write = Callable[[Kept], None]
@@ -103,7 +114,7 @@ def _lmdb_writer(file: Path, names: Mapping[str, str]) -> Iterator[Write]:
 
 
 @contextmanager
-def _ase_writer(file: Path, names: Mapping[str, str]) -> Iterator[Write]:
+def _ase_writer(file: Path, _: Mapping[str, str]) -> Iterator[Write]:
     """Labels are a calculator's results, as in any ASE database; the rest is in each row's `data`."""
     with connect(file) as database:
 
@@ -137,11 +148,17 @@ def write_outcome(
     for name in (DATA, CACHE):
         for place in (unfinished / name, directory / name):  # of a run that was killed here
             shutil.rmtree(place, ignore_errors=True)
-    options = dataset_options(config["dataset"]["train"], unfinished / DATA, output_format)
-    write_dataset(unfinished / DATA, tqdm(systems, desc="data", unit=" systems"), options)
+    names = label_names(config)
+    options = dataset_options(config["dataset"]["train"], unfinished / DATA, output_format, names)
+    write_dataset(unfinished / DATA, tqdm(systems, desc="data", unit=" systems"), options, names)
     write_cache(unfinished / CACHE, systems, {**config, "dataset": {"train": copy.deepcopy(options)}}, plan)
+    energies = Energies()
     with whole(directory / MANIFEST) as partial, partial.open("w", encoding="utf-8") as file:
-        file.writelines(manifest_line(index, kept) for index, kept in enumerate(systems))
+        for index, kept in enumerate(systems):
+            file.write(manifest_line(index, kept))
+            energies.add(kept)
+    if config["task"]["distill"].get("labels") != "teacher":
+        energies.warn_of_another_zero()
     for name in (DATA, CACHE):
         os.replace(unfinished / name, directory / name)
     return {**options, "src": str(directory / DATA)}

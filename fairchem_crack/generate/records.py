@@ -13,8 +13,10 @@ from ase import Atoms
 from torch_geometric.data import Data
 
 from fairchem_crack import keys
+from fairchem_crack.adapters.outputs import ModelOutputs
 from fairchem_crack.io.atoms import INFO
 from fairchem_crack.teacher.cache import Record
+from fairchem_crack.training.labels import labelled_outputs
 
 # Of a parent, what holds for its copies as well: no edges, no labels, nothing of its relaxation.
 KEPT = (
@@ -49,17 +51,29 @@ def at(system: Data, atoms: Atoms) -> Data:
     return moved
 
 
-def own_labels(system: Data) -> dict[str, Any]:
-    """Energy (eV, float) and forces (N, 3) (eV/A) of a parent's record, those that it has and that are finite."""
+def label_names(config: Mapping[str, Any]) -> dict[str, str]:
+    """Name of each label in the records of a training, by property: that of the student's output.
+
+    Raises:
+        ValueError: the student has several outputs of a property.
+    """
+    return {**{name: name for name in LABELS}, **labelled_outputs(ModelOutputs("outputs", config.get("outputs")))}
+
+
+def own_labels(system: Data, names: Mapping[str, str]) -> dict[str, Any]:
+    """Energy (eV, float) and forces (N, 3) (eV/A) of a parent's record, those that it has and that are finite.
+
+    Args:
+        names: of the record's fields, by property.
+    """
     labels: dict[str, Any] = {}
-    for name in LABELS:
-        value = torch.as_tensor(system[name]).detach().float() if system.get(name) is not None else None
-        if (
-            value is not None
-            and torch.isfinite(value).all()
-            and value.numel() == (1 if name == keys.ENERGY else system.pos.numel())
-        ):
-            labels[name] = float(system[name]) if name == keys.ENERGY else value.view(-1, 3)
+    for property_, name in names.items():
+        if system.get(name) is None:
+            continue
+        value = torch.as_tensor(system[name]).detach().float()
+        numbers = 1 if property_ == keys.ENERGY else system.pos.numel()
+        if torch.isfinite(value).all() and value.numel() == numbers:
+            labels[property_] = float(system[name]) if property_ == keys.ENERGY else value.view(-1, 3)
     return labels
 
 
@@ -75,10 +89,14 @@ def origins(labels: Mapping[str, str]) -> dict[str, bool]:
 
 
 def labelled(system: Data, labels: Mapping[str, Any], names: Mapping[str, str]) -> Data:
-    """A record with labels, under the names that the dataset's `key_mapping` reads."""
+    """A record with labels.
+
+    Args:
+        names: of the record's fields, by property.
+    """
     record = system.clone()
-    for name, value in labels.items():
-        record[names.get(name, name)] = value
+    for property_, value in labels.items():
+        record[names[property_]] = value
     return record
 
 

@@ -13,7 +13,7 @@ from torch_geometric.data import Data
 
 from fairchem_crack import keys
 from fairchem_crack.generate import moves, trajectories
-from fairchem_crack.generate.limits import check_finite, check_geometry, check_outputs, largest_force
+from fairchem_crack.generate.limits import check_finite, check_geometry, check_outputs, check_parent, largest_force
 from fairchem_crack.generate.records import COPY, LABELS, at, bare, labels_of
 from fairchem_crack.generate.settings import Settings, ThrownOut
 from fairchem_crack.io.atoms import to_atoms
@@ -58,7 +58,7 @@ class Drawn:
     """What is made of one parent before the teacher has seen it.
 
     Attributes:
-        candidates: the parent, then the systems whose geometry is accepted.
+        candidates: the parent, then the systems whose geometry is accepted; none of a parent that models cannot be run on.
         thrown_out: how many others, by strategy and reason.
     """
 
@@ -76,7 +76,7 @@ class Unit:
     """What one parent has led to.
 
     Attributes:
-        kept: the parent and the systems within the limits; empty where the teacher's outputs for the parent are not finite.
+        kept: the parent and the systems within the limits; empty where the parent is thrown out.
         thrown_out: how many systems, by strategy and reason.
     """
 
@@ -88,15 +88,23 @@ class Workshop:
     """Draws the systems of a parent; those of one parent depend on it, the settings and the model only.
 
     Args:
+        teacher: None where it runs in another environment.
         model: moves atoms in trajectories; the teacher itself, or a student; None where there are none.
     """
 
-    def __init__(self, model: Optional[Teacher], device: torch.device, settings: Settings) -> None:
-        self.model, self._device, self._settings = model, device, settings
+    def __init__(
+        self, teacher: Optional[Teacher], model: Optional[Teacher], device: torch.device, settings: Settings
+    ) -> None:
+        self._teacher, self.model, self._device, self._settings = teacher, model, device, settings
 
     def draw(self, number: int, parent: Data) -> Drawn:
         """The systems of parent `number`."""
         system, thrown_out = bare(parent, number), Counter[tuple[str, str]]()
+        try:
+            check_parent(system, self._teacher)
+        except ThrownOut as thrown:
+            counts = {PARENTS: 1, **self._settings.strategies}
+            return Drawn([], Counter({(strategy, thrown.reason): count for strategy, count in counts.items()}))
         return Drawn([Candidate(system, {"strategy": PARENTS}), *self._candidates(system, thrown_out)], thrown_out)
 
     def _candidates(self, parent: Data, thrown_out: Counter[tuple[str, str]]) -> Iterator[Candidate]:
@@ -152,6 +160,8 @@ def judged(drawn: Drawn, records: Sequence[Record], own: dict[str, Any], setting
         own: labels of the parent.
     """
     thrown_out = drawn.thrown_out.copy()
+    if not drawn.candidates:
+        return Unit([], thrown_out)
     try:
         check_finite(records[0])
     except ThrownOut as thrown:

@@ -18,6 +18,7 @@ from fairchem_crack.adapters import architecture, attach_features
 from fairchem_crack.adapters.outputs import ModelOutputs
 from fairchem_crack.config import DistillConfig, TermConfig
 from fairchem_crack.io.boundaries import pbc_of
+from fairchem_crack.io.labels import is_of_teacher
 from fairchem_crack.io.named_records import NAMED
 from fairchem_crack.loss.alike import groups_of_pairs
 from fairchem_crack.loss.gather import Gathering
@@ -238,8 +239,8 @@ class Distillation:
         preflight.check_embeddings(outputs, batch, self.teacher)
         if self.config.data_label_weight != 1:
             check_origins(batch, self.outputs)
-        fills = self.config.labels == "fill"
-        preflight.warn_of_another_zero(self.terms, self._energy_label(batch), outputs, batch, fills=fills)
+        mixes = self.config.labels == "fill" or bool(is_of_teacher(batch, keys.ENERGY).any())
+        preflight.warn_of_another_zero(self.terms, self._energy_label(batch), outputs, batch, mixes=mixes)
         self._run_student(batch)
         self.projection_training.measure(outputs, self.student_features)
         pairs = self._pairs(outputs.edge_index, batch.num_nodes).shape[1]
@@ -250,10 +251,12 @@ class Distillation:
         return pairs
 
     def _energy_label(self, batch: Batch) -> Tensor | None:
-        """The energies of the data on which the student trains, NaN where there are none; None without any."""
+        """The energies of the data on which the student trains, NaN where they are the teacher's; None without any."""
         names = self.outputs.names(keys.ENERGY) if self.config.labels != "teacher" else []
-        label = batch[names[0]] if len(names) == 1 and names[0] in batch else None
-        return None if label is None or label.isnan().all() else label
+        if len(names) != 1 or names[0] not in batch:
+            return None
+        label = batch[names[0]].view(-1).masked_fill(is_of_teacher(batch, keys.ENERGY), math.nan)
+        return None if label.isnan().all() else label
 
     @torch.no_grad()
     def _run_student(self, batch: Batch) -> None:

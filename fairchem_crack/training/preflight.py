@@ -141,17 +141,17 @@ def check_embeddings(outputs: TeacherOutputs, batch: Batch, teacher: AnyTeacher)
 
 
 def warn_of_another_zero(
-    terms: Iterable[TermConfig], label: Optional[Tensor], outputs: TeacherOutputs, batch: Batch, *, fills: bool
+    terms: Iterable[TermConfig], label: Optional[Tensor], outputs: TeacherOutputs, batch: Batch, *, mixes: bool
 ) -> None:
     """Warn where a term and the label of the same energy, or the labels of two systems, would pull the student apart.
 
     Args:
         label: (B,) eV, energies of the data on which the student trains, NaN where there are none; None where all are the
             teacher's, or none.
-        fills: whether the student trains on the teacher's energies where the data have none.
+        mixes: whether the student trains on the teacher's energies of other systems.
     """
     compared = [term.key for term in terms if keys.ENERGY in teacher_fields(term)]
-    if label is None or not (compared or fills):
+    if label is None or not (compared or mixes):
         return
     agreement = energy_agreement(label, outputs[keys.ENERGY], batch)
     if not agreement.is_plausible and distutils.is_master():

@@ -184,7 +184,7 @@ def test_other_options_and_a_second_command_are_refused(out, config, checkpoint)
 
 
 MOMENTS = [  # of the first round, but for the last
-    (student, "whole", 2),
+    (student, "write_bytes", 2),
     (exploration, "run_from", 2),
     (exploration, "write_json", 1),  # of what is selected
     (Staging, "put", 2),
@@ -268,6 +268,9 @@ def test_bad_input_is_refused_before_anything_runs(config, checkpoint, teacher_c
     monkeypatch.setattr(exploration, "run_from", lambda *_: Run(Ending(None, "all atoms are fixed"), [], Counter()))
     with pytest.raises(ValueError, match=r"nothing can move: all atoms of the 2 starts are fixed"):
         explored(config, checkpoint, tmp_path / "out")
+    monkeypatch.setattr(exploration, "run_from", lambda start, *_: Run(Ending(None if start.parent else 0.006)))
+    with pytest.raises(ValueError, match=r"--stable-starts 2: 1 of the 2 starts have free atoms\. Give fewer"):
+        explored(config, checkpoint, tmp_path / "few", stable_ps=0.006, stable_starts=2)
 
 
 def test_a_teacher_that_returns_nan_and_a_full_disk(config, checkpoint, tmp_path, monkeypatch):

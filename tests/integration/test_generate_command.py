@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import shutil
+import sqlite3
 import sys
 from collections import Counter
 from pathlib import Path
@@ -21,6 +22,7 @@ from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 from ase.db import connect
 from conftest import DATASET, distill_config, with_terms, write_edited
+from fairchem.core.common.utils import merge_dicts
 from killing import kill_at_call
 from stub_labeller import DIES, outputs_of
 
@@ -119,17 +121,16 @@ def test_data_cache_and_manifest_are_of_the_same_systems(whole, data):
 
 def test_training_and_verification_take_what_was_made(config, run, tmp_path, capsys):
     summary = generate(config, tmp_path / "out", "--strategies", "rattle=2")
-    config["dataset"]["train"] = summary["dataset"]
-    config["task"]["distill"]["teacher"]["cache"] = str(tmp_path / "out" / CACHE)
-    config["task"]["distill"]["labels"] = "teacher"
-    assert len(run(config).steps) == 5  # 9 systems
+    printed = capsys.readouterr().out.partition("Train with\n\n")[2]
+    config, _ = merge_dicts(config, yaml.safe_load(printed))
+    assert len(run(config).steps) == 5  # 9 systems, not the first_n of the parents
     file = tmp_path / "verify.yml"
     file.write_text(yaml.safe_dump(config))
     gc.collect()
     main(["cache-teacher", "--config-yml", str(file), "--cpu", "--verify", "9"])
     assert "9 records recomputed" in capsys.readouterr().out
     del config["task"], config["loss_functions"][2:]
-    config["trainer"] = "ocp"
+    config["trainer"], config["dataset"]["train"] = "ocp", summary["dataset"]
     assert len(run(config, name="plain").steps) == 5  # plain distillation, by fairchem alone
 
 
@@ -190,6 +191,10 @@ def test_another_outcome_and_other_files_are_refused(config, whole, tmp_path):
     before = content(whole)
     generate(config, whole, *MIXED)  # complete
     assert content(whole) == before
+    shutil.copytree(whole, tmp_path / "moved")
+    shutil.rmtree(tmp_path / "moved" / CACHE)
+    with pytest.raises(SystemExit, match=r"moved: cache of a finished run is missing\. Delete"):
+        generate(config, tmp_path / "moved", *MIXED)
     with pytest.raises(SystemExit, match=r"made with other settings: max_gap None, now 3.0; select 9, now 8"):
         generate(config, whole, *MIXED, "--max-gap", "3", "--select", "8")
     (tmp_path / "mine").mkdir()
@@ -203,6 +208,9 @@ def test_another_outcome_and_other_files_are_refused(config, whole, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+FULL = r"cannot write \((.*No space left on device|database or disk is full)\)\. Put that right"
+
+
 def test_a_full_disk_is_named_and_what_is_made_is_kept(config, tmp_path, monkeypatch):
     """Full while systems are made, while the data are written, while the cache is; each kept system is made once."""
     draw, made = Workshop.draw, []
@@ -214,13 +222,17 @@ def test_a_full_disk_is_named_and_what_is_made_is_kept(config, tmp_path, monkeyp
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
+    def full_for_sqlite(*_):
+        raise sqlite3.OperationalError("database or disk is full")
+
     monkeypatch.setattr(Workshop, "draw", counted)
-    for owner, name in ((Staging, "put"), (outcome, "write_dataset"), (outcome, "write_cache")):
-        with (
-            monkeypatch.context() as patch,
-            pytest.raises(SystemExit, match=r"No space left on device\)\. Put that right"),
-        ):
-            patch.setattr(owner, name, full)
+    for owner, name, fault in (
+        (Staging, "put", full),
+        (outcome, "write_dataset", full_for_sqlite),
+        (outcome, "write_cache", full),
+    ):
+        with monkeypatch.context() as patch, pytest.raises(SystemExit, match=FULL):
+            patch.setattr(owner, name, fault)
             generate(config, tmp_path / "out", "--strategies", "rattle=1")
     assert generate(config, tmp_path / "out", "--strategies", "rattle=1")["systems"] == 6
     assert made == [0, 0, 1, 2]

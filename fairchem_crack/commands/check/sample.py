@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch_geometric.data import Batch
@@ -9,7 +11,7 @@ from torch_geometric.data import Batch
 from fairchem_crack import keys
 from fairchem_crack.commands.check.context import Check, LeftOut, TrainerParts
 from fairchem_crack.evaluation.time_and_memory import REPEATS, loss_bytes, megabytes, peak_growth, seconds
-from fairchem_crack.io.labels import is_missing
+from fairchem_crack.io.labels import is_missing, is_of_teacher
 from fairchem_crack.io.named_records import free_atoms
 from fairchem_crack.loss import partition
 from fairchem_crack.teacher.cached import CachedTeacher
@@ -49,7 +51,7 @@ def examine_agreement(check: Check) -> str:
     teacher, batch, outputs = check.need("teacher"), check.batch(), check.need("trainer").model_outputs()
     labels = {property_: outputs.names(property_) for property_ in (keys.ENERGY, keys.FORCES)}
     known = {
-        property_: ~is_missing(batch, names[0], property_)  # (B,)
+        property_: ~(is_missing(batch, names[0], property_) | is_of_teacher(batch, property_))  # (B,)
         for property_, names in labels.items()
         if len(names) == 1 and names[0] in batch
     }
@@ -61,7 +63,8 @@ def examine_agreement(check: Check) -> str:
     is_compared = free_atoms(batch) & known[keys.FORCES][batch.batch]  # (N,)
     forces = batch[labels[keys.FORCES][0]][is_compared]
     error, size = (predictions[keys.FORCES][is_compared] - forces).abs().mean().item(), forces.abs().mean().item()
-    energies = energy_agreement(batch[labels[keys.ENERGY][0]], predictions[keys.ENERGY], batch)
+    energy = batch[labels[keys.ENERGY][0]].view(-1).masked_fill(~known[keys.ENERGY], math.nan)
+    energies = energy_agreement(energy, predictions[keys.ENERGY], batch)
     line = f"teacher on the labels of the sample: energy MAE {energies.error:.3g} eV, force MAE {error:.3g} eV/A"
     if error < size:
         line += f" (zero forces have {size:.3g})"
