@@ -32,7 +32,7 @@ class TeacherCache:
         except FileNotFoundError as error:
             is_begun = (directory / PLAN).is_file()
             state = "is unfinished" if is_begun else f"does not exist (looked in {Path.cwd()})"
-            others = ", or what else wrote it, again" if is_begun else ""
+            others = ", or what else wrote it, again" if is_begun else ", or label where the teacher is (docs/teachers.md)"
             raise CacheError(
                 f"Teacher cache {directory} {state}. Run `fairchem-crack cache-teacher --config-yml ...`{others}."
             ) from error
