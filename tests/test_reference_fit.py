@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from tolerances import REFERENCE
 from torch_geometric.data import Data
 
 from fairchem_crack.training.reference_fit import fit_references
-from fairchem_crack.training.references import has_direct_forces
+from fairchem_crack.training.references import References, has_direct_forces
 
 ELEMENTS = np.array([1, 8, 29, 46])
 TRUE = np.array([-3.4, -4.9, -3.7, -5.2])  # eV
@@ -93,3 +95,13 @@ def test_direct_forces_are_told_from_gradients(model, is_direct):
 def test_a_student_that_cannot_be_made_is_named():
     with pytest.raises(ValueError, match=r"model: cannot be made \(TypeError: .*layers.*`fairchem-crack check`"):
         has_direct_forces({"model": {"name": "painn", "layers": 3}})
+
+
+@pytest.mark.parametrize(
+    "size, is_direct, expected", [(1.1, True, 1.1), (1.1, False, 2.0), (1e-17, True, 2.0), (None, True, 2.0)]
+)
+def test_forces_are_divided_by_their_own_size_if_any(size, is_direct, expected):
+    fit = fit_references(np.ones((4, 1), int), ELEMENTS[:1], np.array([-2.0, 2.0, -2.0, 2.0]))
+    names = {"energy": "energy", "forces": "forces"}
+    made = References(fit, names, "", "", size, has_direct_forces=is_direct)
+    assert made.transforms(Path("references.npz"))["normalizer"]["forces"]["stdev"] == pytest.approx(expected)

@@ -50,11 +50,11 @@ def summary(fitted: References) -> str:
         f"Ridge regression towards the {fitted.prior}; mean {fitted.mean:.3g} eV, standard deviation {fitted.stdev:.3g} eV.",
     ]
     if fitted.force_size is not None:
-        scale = (
-            "it, since the student predicts them"
-            if fitted.has_direct_forces
-            else "the energies' standard deviation, since a gradient has its energy's scale"
-        )
+        if fitted.has_own_force_scale:
+            scale = "it, since the student predicts them"
+        else:
+            reason = "they vanish" if fitted.has_direct_forces else "a gradient has its energy's scale"
+            scale = f"the energies' standard deviation, since {reason}"
         lines.append(f"Force components on free atoms: root mean square {fitted.force_size:.3g} eV/A.")
         lines.append(f"Forces are divided by {scale}.")
     if fit.undetermined.any():

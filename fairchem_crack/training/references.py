@@ -33,6 +33,7 @@ from fairchem_crack.teacher.labels import TeacherLabels
 from fairchem_crack.training.labels import labelled_outputs
 from fairchem_crack.training.reference_fit import ReferenceFit, fit_references
 
+SMALLEST_FORCE = 1e-6  # eV/A: below, forces are those of atoms by themselves or of rounding
 LARGEST = 118  # atomic number; fairchem's LinearReferences have one number for each up to it
 
 
@@ -66,6 +67,11 @@ class References:
         return float(self.fit.residuals.std())
 
     @property
+    def has_own_force_scale(self) -> bool:
+        """Whether forces are divided by their own size: direct ones are, unless all of them vanish."""
+        return self.has_direct_forces and self.force_size is not None and self.force_size > SMALLEST_FORCE
+
+    @property
     def force_scale(self) -> float:
         """By which forces are divided, eV/A.
 
@@ -73,7 +79,7 @@ class References:
         standardised, as in any other data. Forces that are the gradient of the energy have the energy's stdev: with another,
         they would be the gradient of another energy.
         """
-        return self.force_size if self.has_direct_forces and self.force_size else self.stdev
+        return self.force_size if self.has_own_force_scale and self.force_size else self.stdev
 
     def transforms(self, file: Path) -> dict[str, Any]:
         """What `dataset.train.transforms` takes."""
