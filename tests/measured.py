@@ -8,6 +8,8 @@ from pathlib import Path
 from statistics import mean, median
 from typing import NamedTuple
 
+import yaml
+
 from benchmarks.accuracy.plan import EXPERIMENTS, Run, read_plan
 from benchmarks.accuracy.summary import GAPS, GROUP, MEAN, Results
 from benchmarks.accuracy.training import Workspace
@@ -240,6 +242,32 @@ def screened(method: str, question: str = "weights", student: str = "painn") -> 
 def missed(method: str) -> list[float]:
     """What the best affine map from PaiNN's embedding leaves of the teacher's variance, between and within systems."""
     return [EMBEDDED[method][f"{part}_fitted"] for part in ("system", "within")]
+
+
+# Students of SevenNet-0
+
+FOUNDATION = load("foundation")
+
+
+def of_sevennet(student: str, method: str, split: str = "val_id") -> list[list[float]]:
+    """Of the students on most systems: the gap closed in energy and forces, each with the ends of its interval."""
+    rows = [row for row in FOUNDATION["rows"] if (row["student"], row["method"], row["split"]) == (student, method, split)]
+    row = max(rows, key=lambda row: row["train_systems"])
+    return [row["gap_energy"], row["gap_forces"]]
+
+
+def relaxed_by_students(column: str) -> list[float]:
+    """Of the medians of the students of SevenNet-0, the lowest and the highest; `seconds` are medians already."""
+    values = [row[column] for row in FOUNDATION["relaxations"] if row["student"]]
+    medians = [median(value) if isinstance(value, list) else value for value in values]
+    return [min(medians), max(medians)]
+
+
+def demo_normalizers() -> list[float]:
+    """By which energies (eV) and forces (eV/A) of the demo are divided."""
+    train = yaml.safe_load((ROOT / "configs/oc20/demo/data.yml").read_text())["dataset"]["train"]
+    options = train["transforms"]["normalizer"]
+    return [options[name]["stdev"] for name in ("energy", "forces")]
 
 
 # Speed, memory, screening

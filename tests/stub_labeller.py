@@ -128,6 +128,34 @@ def misshapen() -> Wrong:
     return Wrong("node_embedding", np.zeros((3, 4)))
 
 
+def fails_to_load():
+    raise OSError("no weights")
+
+
+def without_list():
+    return lambda systems: None
+
+
+def tuples():
+    return lambda systems: [(0.0, np.zeros((len(atoms), 3))) for atoms in systems]
+
+
+def words():
+    return lambda systems: [Outputs("low", np.zeros((len(atoms), 3))) for atoms in systems]
+
+
+def no_array():
+    class Tensor:
+        def __array__(self, *args, **kwargs):
+            raise RuntimeError("requires grad")
+
+    return lambda systems: [Outputs(Tensor(), np.zeros((len(atoms), 3))) for atoms in systems]
+
+
+def with_edges():
+    return lambda systems: [Outputs(0.0, np.zeros((len(atoms), 3)), pairs=np.array([[0, 1], [1, 0]])) for atoms in systems]
+
+
 def emt() -> EMT:
     return EMT()
 

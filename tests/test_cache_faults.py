@@ -397,6 +397,8 @@ def test_flipped_bits_are_refused_or_harmless(cache, name):
 
 def test_no_directory(tmp_path):
     refused(tmp_path / "gone", r"does not exist \(looked in .*cache-teacher --config-yml")
+    (tmp_path / "file").touch()
+    refused(tmp_path / "file", "is a file, no directory")
 
 
 @pytest.mark.parametrize("name", [HEADER, PLAN])

@@ -8,13 +8,17 @@ from itertools import islice
 import numpy as np
 import pytest
 from ase import Atoms
+from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.constraints import FixAtoms
 from ase.data import covalent_radii
 
 from benchmarks.accuracy.plan import Run, read_plan
-from benchmarks.foundation import EXPERIMENTS, NAME, dft, page
+from benchmarks.accuracy.training import Workspace
+from benchmarks.foundation import EXPERIMENTS, NAME, dft, page, side_by_side, simulations
+from benchmarks.foundation.starts import draw_starts
 from benchmarks.foundation.systems import LIMITS, VOLUMES, draw_split, held_out_compositions, surfaces
+from fairchem_crack.evaluation.stability.measure import Settings
 from fairchem_crack.io.atoms import free_mask
 
 SURFACES = surfaces()
@@ -100,3 +104,38 @@ def test_only_the_largest_students_meet_dft():
         ("gemnet_dT", "all_without_vectors"),
     }
     assert not dft.is_compared(Run(student="painn", method="all", train_systems=900), plan)
+
+
+def test_a_student_that_is_the_teacher_ends_where_it_does(tmp_path, monkeypatch):
+    monkeypatch.setattr(simulations, "SETTINGS", Settings(ps=0.02, every=2))
+    monkeypatch.setattr(simulations, "STEPS", 3)
+    workspace, starts = Workspace(tmp_path), list(islice(draw_starts(), 3))
+    assert {start.info["group"] for start in starts} == {"Pt 111, O"}
+    assert all((start.cell == starts[0].cell).all() for start in starts)  # else energies of sites are not comparable
+    student = {"student": "painn", "method": "all", "seed": 0}
+    for model in (student, simulations.TEACHERS):
+        simulations.simulate(workspace, starts, EMT(), model)
+    simulations.judge(workspace, starts, EMT())
+    simulations.simulate(workspace, starts, None, student)  # which has all rows
+    assert len(workspace.table("relaxations").rows()) == 6
+    content = side_by_side.figures(workspace)
+    teachers, ours = content["relaxations"]
+    assert ours["excess"] == pytest.approx([0, 0, 0], abs=1e-4) and ours["displacement"] == pytest.approx(
+        [0, 0, 0], abs=1e-5
+    )
+    assert ours["steps"] == teachers["steps"] == [3, 3, 3] and teachers["excess"] == []
+    assert [len(row["ps"]) for row in content["dynamics"]] == [1, 1]  # from the first start of the group
+    assert content["dynamics"][1]["rdf"] == [0.0] and content["dynamics"][0]["rdf"][0] > 0  # its two halves
+    (sites,) = content["sites"]
+    assert sites["ordered"] == sites["pairs"] and sites["regret"] == pytest.approx(0, abs=1e-4)
+    assert "painn all" in "\n".join(side_by_side.section(content))
+
+
+def test_sites_are_compared_pair_by_pair():
+    """The teacher: 0 < 1 < 2 eV, and a fourth start at the first place; the student orders 0, 1 wrongly, and ties 1, 2."""
+    rows = [{**dict(student="s", method="m", seed=0, start=n), "energy": e} for n, e in enumerate((0.5, 0.2, 0.202, 9.0))]
+    teachers = {number: {"energy": energy} for number, energy in enumerate((0.0, 1.0, 2.0, 0.01))}
+    views = {simulations.name(row): {"energy": row["start"] + 0.25} for row in rows}
+    found = side_by_side.preferences(rows, views, teachers)
+    assert (found["pairs"], found["ordered"]) == (5, 0.5)  # 0-1, 0-2 wrong, 1-2 tied, 1-3, 2-3 wrong; 0-3 is one place
+    assert found["regret"] == 1.25 and found["spread"] == 2.0

@@ -225,6 +225,15 @@ def test_any_calculator_or_function_is_a_teacher(tmp_path, teacher, width):
         ("stub_labeller:misshapen", r"node_embedding of shape \(3, 4\), expected \(N, D\) with N = 2"),
         ("sevennet:7net-0", r"--teacher sevennet:7net-0: No module named 'sevenn'.* Run it where `sevenn` is installed"),
         ("sevennet", r"expected a model, for example sevennet:7net-0"),
+        (
+            "stub_labeller:fails_to_load",
+            r"--teacher .*: `fails_to_load` fails; OSError: no weights",
+        ),
+        ("stub_labeller:without_list", r"The teacher returned NoneType, expected a list of .*label\.Outputs"),
+        ("stub_labeller:tuples", r"The teacher returned a list with tuple, expected a list of .*label\.Outputs"),
+        ("stub_labeller:words", r"row 1 .*: the teacher returned energy of type <U3, expected numbers"),
+        ("stub_labeller:no_array", r"row 1 .*: the teacher returned what is no array \(RuntimeError: requires grad\)"),
+        ("stub_labeller:with_edges", r"row 1 .*: the teacher returned pairs that are not .* 0 <= i < j < 8, each pair once"),
         ("stub_labeller:nothing", r"--teacher stub_labeller:nothing: expected .* AttributeError"),
         ("emt", r"--teacher emt: expected sevennet:7net-0, .* or package\.module:function"),
     ],
@@ -244,6 +253,22 @@ def test_data_that_cannot_be_read_are_named(tmp_path, name, message):
         del opened[opened.write(bulk("Cu"))]
     with pytest.raises(SystemExit, match=rf"label: --data {tmp_path}/{name}: .*{message}"):
         label(tmp_path / name, tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    "atoms, message",
+    [
+        (Atoms(), "no atoms"),
+        (Atoms("Cu", [[np.nan, 0, 0]]), "positions or a cell that are not finite"),
+        (Atoms("Cu2", [[0, 0, 0], [0, 0, 2.2]], cell=[9, 9, 0], pbc=True), "periodic, and its cell has no volume"),
+        (Atoms("Cu", cell=[[3, 0, 0], [6, 0, 0], [0, 0, 3]], pbc=True), "periodic, and its cell has no volume"),
+    ],
+    ids=["no_atoms", "nan", "no_vector", "flat"],
+)
+def test_systems_that_no_teacher_should_see_are_named(tmp_path, atoms, message):
+    data = database(tmp_path / "data.db", [slab(), atoms])
+    with pytest.raises(SystemExit, match=rf"label: row 2 of data\.db.*: {message}.*\. Leave the system out of the data"):
+        label(data, tmp_path / "cache")
 
 
 def test_a_half_written_cache_is_refused_and_then_finished(tmp_path, slabs):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from tolerances import REFERENCE
 from torch_geometric.data import Data
 
 from fairchem_crack.training.reference_fit import fit_references
+from fairchem_crack.training.references import References, has_direct_forces
 
 ELEMENTS = np.array([1, 8, 29, 46])
 TRUE = np.array([-3.4, -4.9, -3.7, -5.2])  # eV
@@ -64,3 +67,41 @@ def test_the_error_left_out_is_that_of_a_fit_of_the_others():
     assert fit.left_out == pytest.approx(np.mean(errors), rel=0.05)  # without a ridge
     assert fit.compositions == 9
     assert fit_references(counts[:3], ELEMENTS, energies[:3]).left_out is None
+
+
+PAINN = {"hidden_channels": 8, "num_layers": 1, "num_rbf": 4}
+GEMNET = {f"emb_size_{part}": 2 for part in ("atom", "edge", "trip", "rbf", "cbf", "bil_trip")} | {
+    f"num_{part}": 2 for part in ("spherical", "radial", "blocks", "before_skip", "after_skip", "concat", "atom")
+}
+HEADS = {"energy": {"module": "painn_energy_head"}, "forces": {"module": "painn_force_head"}}
+
+
+@pytest.mark.parametrize(
+    "model, is_direct",
+    [
+        ({"name": "painn", **PAINN, "scale_file": "fitted_later.json"}, True),
+        ({"name": "painn", **PAINN, "direct_forces": False}, False),
+        ({"name": "gemnet_t", **GEMNET}, False),
+        ({"name": "schnet", "hidden_channels": 8}, False),
+        ({"name": "hydra", "backbone": {"model": "painn_backbone", **PAINN, "scale_file": None}, "heads": HEADS}, True),
+        ({"name": "hydra", "backbone": {"model": "painn_backbone", **PAINN, "direct_forces": False}, "heads": HEADS}, False),
+    ],
+    ids=lambda value: value["name"] if isinstance(value, dict) else None,
+)
+def test_direct_forces_are_told_from_gradients(model, is_direct):
+    assert has_direct_forces({"model": model}) is is_direct
+
+
+def test_a_student_that_cannot_be_made_is_named():
+    with pytest.raises(ValueError, match=r"model: cannot be made \(TypeError: .*layers.*`fairchem-crack check`"):
+        has_direct_forces({"model": {"name": "painn", "layers": 3}})
+
+
+@pytest.mark.parametrize(
+    "size, is_direct, expected", [(1.1, True, 1.1), (1.1, False, 2.0), (1e-17, True, 2.0), (None, True, 2.0)]
+)
+def test_forces_are_divided_by_their_own_size_if_any(size, is_direct, expected):
+    fit = fit_references(np.ones((4, 1), int), ELEMENTS[:1], np.array([-2.0, 2.0, -2.0, 2.0]))
+    names = {"energy": "energy", "forces": "forces"}
+    made = References(fit, names, "", "", size, has_direct_forces=is_direct)
+    assert made.transforms(Path("references.npz"))["normalizer"]["forces"]["stdev"] == pytest.approx(expected)

@@ -12,6 +12,7 @@ Here again:
 
     python -m benchmarks.foundation collect runs/foundation     # data of the systems within the limits
     python -m benchmarks.foundation run runs/foundation         # what is missing; as often as there are cores
+    python -m benchmarks.foundation simulate runs/foundation    # relaxations and dynamics; the teacher's: see simulations.py
     python -m benchmarks.foundation report runs/foundation      # docs/benchmarks/foundation.*
 
 The rows in the directory's CSVs are the only record of what is done, as in benchmarks.accuracy.
@@ -33,6 +34,7 @@ from benchmarks.accuracy.plan import read_plan
 from benchmarks.foundation import EXPERIMENTS, NAME
 from benchmarks.foundation.data import collect
 from benchmarks.foundation.dft import evaluate_dft
+from benchmarks.foundation.starts import simulate_students
 from benchmarks.foundation.systems import CANDIDATES, write_candidates
 from benchmarks.foundation.training import Foundation, work
 
@@ -46,6 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
         ("collect", "write data and references from the teacher's caches"),
         ("run", "train and evaluate what is missing"),
         ("dft", "compare teacher and students with DFT"),
+        ("simulate", "relaxations and dynamics by the students, see simulations.py"),
         ("report", "write the page from the rows"),
     ):
         command = commands.add_parser(name, help=text)
@@ -56,8 +59,9 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_argument("--experiments", type=Path, default=EXPERIMENTS, help="default: experiments.yml")
         if name == "dft":
             command.add_argument("relaxations", type=Path, help="extxyz with the frames of relaxations, see dft.py")
-        if name == "run":
+        if name in ("run", "simulate"):
             command.add_argument("--only", nargs="+", default=[], metavar="NAME=VALUE", help="of a run: method=all seed=0,1")
+        if name == "run":
             command.add_argument("--table", default=NAME, help="of experiments.yml (default: %(default)s)")
             command.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     options = parser.parse_args(arguments)
@@ -77,6 +81,9 @@ def main(arguments: list[str] | None = None) -> int:
             return run_missing(plan, workspace, options, work)
         if options.command == "collect":
             collect(plan, workspace)
+            return 0
+        if options.command == "simulate":
+            simulate_students(plan, workspace, fields(options.only))
             return 0
         if options.command == "dft":
             evaluate_dft(plan, workspace, options.relaxations)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import lmdb
@@ -27,6 +28,7 @@ from fairchem_crack.teacher.label.systems import Systems
 from fairchem_crack.training.references import fit_training_references
 
 TRANSFORMS = "transforms.yml"  # beside the data to train on: its element references and normalizer
+LABELS = "labels"  # table: eV, what the references leave; eV/A, root mean square of the components on free atoms
 MAP_SIZE = 1 << 30  # upper limit of an LMDB in bytes
 
 
@@ -84,9 +86,13 @@ def collect(plan: Plan, workspace: Workspace) -> None:
 
 
 def write_references(plan: Plan, workspace: Workspace, data: Path) -> None:
-    """What `fairchem-crack references` does: fit element references to the data, and write what the YAML takes."""
+    """Fit element references to the data, as `fairchem-crack references` does, and write what the YAML takes."""
     config = dict(student_options(ROOT / next(iter(plan.students.values()))))
     config["dataset"] = {"train": {**config["dataset"]["train"], "src": str(data)}}
     fitted, file = fit_training_references(config, 1_000_000), data / "references.npz"
     fitted.write(file)
-    write_text(data / TRANSFORMS, yaml.safe_dump(fitted.transforms(Path(workspace.relative(file)))))
+    row = {"data": workspace.relative(data), "energy_stdev": fitted.stdev, "force_size": fitted.force_size}
+    workspace.table(LABELS).append([row])
+    # The published rows were made when direct forces, too, were divided by the energies' deviation.
+    former = replace(fitted, has_direct_forces=False)
+    write_text(data / TRANSFORMS, yaml.safe_dump(former.transforms(Path(workspace.relative(file)))))

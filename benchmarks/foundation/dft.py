@@ -8,6 +8,7 @@ The first time, the command writes the chosen frames for the teacher to label; t
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -75,11 +76,8 @@ def evaluate_dft(plan: Plan, workspace: Workspace, file: Path) -> None:
             table.append(rows_of(relaxations, cached_predictions(candidates, labelled), student="", method=name, seed=""))
     from fairchem.core import OCPCalculator
 
-    trained = set(map(Run.of, workspace.table(NAME).rows()))  # a checkpoint may be of a training that was cut off
-    for run in plan.runs(NAME, {}):
-        checkpoint = workspace.checkpoint(run, "best_checkpoint.pt")
-        is_new = run in trained and checkpoint.exists() and (run.student, run.method, run.seed) not in done
-        if not is_new or not is_compared(run, plan):
+    for run, checkpoint in compared(plan, workspace, {}):
+        if (run.student, run.method, run.seed) in done:
             continue
         calculator = OCPCalculator(checkpoint_path=str(checkpoint), cpu=True)
         predictions = [(float(energy), forces) for energy, forces in (energy_and_forces(calculator, one) for one in frames)]
@@ -95,6 +93,19 @@ def cached_predictions(candidates: Path, directory: Path) -> list[tuple[float, n
             f"{directory}: it was made of other frames than those of {candidates}; remove and label them again."
         )
     return [(float(record.values[keys.ENERGY]), record.values[keys.FORCES]) for record in records if record]
+
+
+def compared(plan: Plan, workspace: Workspace, only: dict[str, list]) -> Iterator[tuple[Run, Path]]:
+    """The runs of `is_compared` that are trained, and their checkpoints, where these are there.
+
+    Args:
+        only: see `Plan.runs`.
+    """
+    trained = set(map(Run.of, workspace.table(NAME).rows()))  # a checkpoint may be of a training that was cut off
+    for run in plan.runs(NAME, only):
+        checkpoint = workspace.checkpoint(run, "best_checkpoint.pt")
+        if run in trained and checkpoint.exists() and is_compared(run, plan):
+            yield run, checkpoint
 
 
 def is_compared(run: Run, plan: Plan) -> bool:

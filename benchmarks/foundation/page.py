@@ -25,7 +25,8 @@ from benchmarks.accuracy.page import (
 from benchmarks.accuracy.plan import TEACHER, UNDISTILLED, Run, read_plan
 from benchmarks.accuracy.summary import DECIMALS, GAPS, MEAN, Results, choices, hours
 from benchmarks.accuracy.training import SPLITS, Workspace
-from benchmarks.foundation import EXPERIMENTS, NAME
+from benchmarks.foundation import EXPERIMENTS, NAME, side_by_side
+from benchmarks.foundation.data import LABELS
 from benchmarks.foundation.systems import ADSORBATES, HELD_OUT_ADSORBATES, HELD_OUT_COMPOSITIONS, VOLUMES
 
 SHOWN = ("val_id", MEAN)
@@ -44,15 +45,17 @@ that the elements of some relaxations of the table against DFT are among them; n
 **These are small-budget numbers**: the systems were labelled in minutes of one CPU core, and a training takes minutes.
 They compare methods; they are not the accuracy that a student of this teacher can reach.
 `benchmarks/foundation/experiments.yml` says what each method is. `undistilled` is trained on the teacher's energies and
-forces only. All errors but those of the last table are against the teacher, whose own are 0: gap closed is the part of
+forces only. All errors but those against DFT are against the teacher, whose own are 0: gap closed is the part of
 the undistilled student's error that a method removes. What the brackets mean, how the best weights are chosen, and how
 the data are split is as in the accuracy benchmark. **Most methods have one seed**: differences as small as those
 between the seeds of `undistilled` mean nothing.
 
 **The coefficients are those that the [accuracy benchmark](accuracy.md) found on the demo's data.** There energies are
-divided by 1 eV and forces by 0.65 eV/Å before they are compared; here both are divided by what the element references
-leave of the energies, some eV. So the labels weigh several times less in the loss than there, which may be why n2n by
-itself, with the largest coefficient, raises PaiNN's errors. Smaller coefficients were not tried.
+divided by 1 eV and forces by 0.65 eV/Å before they are compared; these rows were made with both divided by what the
+element references leave of the energies, {energy_stdev:.1f} eV. So the labels weigh several times less in the loss than
+there, which may be why n2n by itself, with the largest coefficient, raises PaiNN's errors. Smaller coefficients were not
+tried. `fairchem-crack references` now divides direct forces by their own root mean square, here {force_size:.2f} eV/Å;
+`collect` keeps to the former rule, so that more rows can be compared with these.
 
 ![gap closed](foundation.png)
 """
@@ -62,7 +65,7 @@ def figures(workspace: Workspace) -> dict[str, Any]:
     """All figures of the page.
 
     Raises:
-        ValueError: there are no rows of the teacher, or none of a student.
+        ValueError: there are no rows of the teacher, none of a student, or none of the labels.
     """
     results, plan, rows = Results(workspace, NAME), read_plan(EXPERIMENTS), []
     if Run(teacher=next(iter(plan.teachers)), method=TEACHER) not in results.rows:
@@ -74,6 +77,9 @@ def figures(workspace: Workspace) -> dict[str, Any]:
                 rows += [results.figures(group, method, split) for split in (*SPLITS, MEAN)]
     if not rows:
         raise ValueError(f"{workspace.directory}: no row of a distilled student in {NAME}.csv.")
+    labels = workspace.table(LABELS).rows()
+    if not labels:
+        raise ValueError(f"{workspace.directory}: no {LABELS}.csv; run collect.")
     systems = {row["split"]: 0 for row in rows if row["split"] != MEAN}
     teacher = [run for run in results.rows if run.method == TEACHER]
     return {
@@ -83,6 +89,8 @@ def figures(workspace: Workspace) -> dict[str, Any]:
         "tuning": choices(workspace.table("tuning").rows()),
         "speed": speeds(workspace.table("speed").rows()),
         "dft": against_dft(workspace.table("dft").rows()),
+        "labels": labels[-1],  # of most systems
+        **side_by_side.figures(workspace),
     }
 
 
@@ -189,6 +197,7 @@ def page(content: dict[str, Any]) -> str:
         adsorbates=", ".join(ADSORBATES),
         new_adsorbates=", ".join(HELD_OUT_ADSORBATES),
         held_out=HELD_OUT_COMPOSITIONS,
+        **content["labels"],
     )
     lines = [intro]
     for group in groups_of(rows):
@@ -205,6 +214,8 @@ def page(content: dict[str, Any]) -> str:
     if content["speed"]:
         atoms = content["speed"][0]["atoms"]
         lines += ["## Speed", "", SPEED.format(atoms=atoms), "", *speed_section(content["speed"]), ""]
+    if content["relaxations"]:
+        lines += side_by_side.section(content)
     if content["dft"]:
         lines += ["## Against DFT", "", DFT.format(error=ERROR), "", *dft_section(content["dft"])]
     runs, spent = content["cost"]

@@ -102,8 +102,14 @@ def held_out_compositions() -> set[str]:
     return set(np.random.default_rng(HELD_OUT_SEED).choice(alloys, HELD_OUT_COMPOSITIONS, replace=False).tolist())
 
 
-def draw_system(rng: np.random.Generator, choices: list[Surface], adsorbates: tuple[str, ...]) -> Atoms:
-    """A random system within the limits on distances; in `info` its composition, prototype, facet and adsorbate."""
+def draw_system(
+    rng: np.random.Generator, choices: list[Surface], adsorbates: tuple[str, ...], changes: tuple[str, ...] = MOVES
+) -> Atoms:
+    """A random system within the limits on distances; in `info` its composition, prototype, facet and adsorbate.
+
+    Args:
+        changes: the moves that make it of its ideal surface.
+    """
     while True:
         surface, name = choices[rng.integers(len(choices))], adsorbates[rng.integers(len(adsorbates))]
         system, adsorbate = surface.slab(), Atoms(name) if len(name) == 1 else molecule(G2_NAMES.get(name, name))
@@ -111,7 +117,7 @@ def draw_system(rng: np.random.Generator, choices: list[Surface], adsorbates: tu
         adsorbate.translate([0, 0, system.positions[:, 2].max() + ABOVE - adsorbate.positions[:, 2].min()])
         system += adsorbate
         try:
-            for move in MOVES:
+            for move in changes:
                 moves.BY_NAME[move](system, LIMITS, rng)
             check_geometry(system, LIMITS)
         except ThrownOut:

@@ -50,7 +50,13 @@ def summary(fitted: References) -> str:
         f"Ridge regression towards the {fitted.prior}; mean {fitted.mean:.3g} eV, standard deviation {fitted.stdev:.3g} eV.",
     ]
     if fitted.force_size is not None:
-        lines.append(f"Force components: root mean square {fitted.force_size:.3g} eV/A.")
+        if fitted.has_own_force_scale:
+            scale = "it, since the student predicts them"
+        else:
+            reason = "they vanish" if fitted.has_direct_forces else "a gradient has its energy's scale"
+            scale = f"the energies' standard deviation, since {reason}"
+        lines.append(f"Force components on free atoms: root mean square {fitted.force_size:.3g} eV/A.")
+        lines.append(f"Forces are divided by {scale}.")
     if fit.undetermined.any():
         lines.append(f"WARNING: {undetermined(fitted)}")
     return "\n".join(lines)

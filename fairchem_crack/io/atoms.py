@@ -15,7 +15,6 @@ from ase.constraints import FixAtoms
 from torch.utils.data import Dataset
 from torch_geometric.data import Data
 
-from fairchem_crack.io.boundaries import as_pbc
 from fairchem_crack.io.wrapping import wrapped
 
 SURFACE, ADSORBATE = 1, 2  # tags, in OC20's data; 0 is below the surface
@@ -27,6 +26,8 @@ def to_atoms(system: Data) -> Atoms:
 
     Without `pbc` it is periodic in all directions, as OC20's records are; a record without a cell in none.
     """
+    from fairchem_crack.io.boundaries import as_pbc  # with fairchem, which the rest of the module runs without
+
     cell = np.zeros((3, 3)) if "cell" not in system else _array(system.cell).reshape(3, 3)
     pbc = as_pbc(_array(system.pbc)).numpy() if "pbc" in system else np.full(3, cell.any())
     atoms = Atoms(

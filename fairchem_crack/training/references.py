@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -10,6 +11,8 @@ from typing import Any, Optional
 
 import numpy as np
 import torch
+from fairchem.core.common.registry import registry
+from fairchem.core.common.utils import setup_imports
 from torch import Tensor
 from torch.utils.data import Dataset
 from torch_geometric.data import Data
@@ -18,16 +21,19 @@ from tqdm import tqdm
 from fairchem_crack import keys
 from fairchem_crack.adapters.outputs import ModelOutputs
 from fairchem_crack.config import DistillConfig, read_options, refuse
+from fairchem_crack.io.checkpoints import reading_safely
 from fairchem_crack.io.datasets import load_split
 from fairchem_crack.io.files import whole
 from fairchem_crack.io.named_records import NamedRecords
 from fairchem_crack.io.samples import evenly_spaced
+from fairchem_crack.io.trust import trusts
 from fairchem_crack.teacher.cache import TeacherCache
 from fairchem_crack.teacher.cached import open_cache, record_of
 from fairchem_crack.teacher.labels import TeacherLabels
 from fairchem_crack.training.labels import labelled_outputs
 from fairchem_crack.training.reference_fit import ReferenceFit, fit_references
 
+SMALLEST_FORCE = 1e-6  # eV/A: below, forces are those of atoms by themselves or of rounding
 LARGEST = 118  # atomic number; fairchem's LinearReferences have one number for each up to it
 
 
@@ -39,7 +45,8 @@ class References:
         names: of the outputs, by property.
         source: whose labels they were fitted to.
         prior: what a reference is, as far as the labels do not determine it.
-        force_size: eV/A, root mean square of the components of the forces; None without forces.
+        force_size: eV/A, root mean square of the components of the forces on free atoms; None without forces.
+        has_direct_forces: the student predicts forces beside the energy, and not as its gradient.
     """
 
     fit: ReferenceFit
@@ -47,6 +54,7 @@ class References:
     source: str
     prior: str
     force_size: Optional[float]
+    has_direct_forces: bool = False
 
     @property
     def mean(self) -> float:
@@ -58,16 +66,27 @@ class References:
         """Of the energies minus references, eV."""
         return float(self.fit.residuals.std())
 
-    def transforms(self, file: Path) -> dict[str, Any]:
-        """What `dataset.train.transforms` takes.
+    @property
+    def has_own_force_scale(self) -> bool:
+        """Whether forces are divided by their own size: direct ones are, unless all of them vanish."""
+        return self.has_direct_forces and self.force_size is not None and self.force_size > SMALLEST_FORCE
 
-        Forces have the energy's stdev, as in OC20's configs: with another, forces that a model computes as the gradient of
-        its energy would be those of another energy.
+    @property
+    def force_scale(self) -> float:
+        """By which forces are divided, eV/A.
+
+        Direct forces have their own root mean square: the labels then weigh as much beside distillation terms, which are
+        standardised, as in any other data. Forces that are the gradient of the energy have the energy's stdev: with another,
+        they would be the gradient of another energy.
         """
+        return self.force_size if self.has_own_force_scale and self.force_size else self.stdev
+
+    def transforms(self, file: Path) -> dict[str, Any]:
+        """What `dataset.train.transforms` takes."""
         energy, forces = (self.names.get(property_) for property_ in (keys.ENERGY, keys.FORCES))
         normalizer: dict[str, Any] = {str(energy): {"file": str(file)}}
         if forces is not None:
-            normalizer[forces] = {"mean": 0.0, "stdev": float(f"{self.stdev:.6g}")}
+            normalizer[forces] = {"mean": 0.0, "stdev": float(f"{self.force_scale:.6g}")}
         return {"element_references": {str(energy): {"file": str(file)}}, "normalizer": normalizer}
 
     def write(self, file: Path) -> None:
@@ -86,13 +105,14 @@ def fit_training_references(config: dict[str, Any], systems: int) -> References:
         systems: at most so many, evenly spaced.
 
     Raises:
-        ValueError: an option has a fault, a system has no label, or the labels do not differ.
+        ValueError: an option has a fault, the student cannot be made, a system has no label, or the labels do not differ.
     """
     options = read_options(config.get("task") or {}, config.get("loss_functions"))
     refuse(options.faults)
     names = labelled_outputs(ModelOutputs("outputs", config.get("outputs") or {}))
     if keys.ENERGY not in names:
         raise ValueError("outputs: no output has the property `energy`; element references are those of an energy.")
+    is_direct = keys.FORCES in names and has_direct_forces(config)
     dataset: Dataset = NamedRecords(load_split(config, "train"), "dataset.train")
     cache, source = None, "of dataset.train"
     if options.distill is not None and options.distill.labels != "data":
@@ -100,7 +120,31 @@ def fit_training_references(config: dict[str, Any], systems: int) -> References:
         dataset = TeacherLabels(dataset, cache, names, "dataset.train", options.distill.labels)
         source = f"of the teacher cache {cache.directory}"
         source = source if options.distill.labels == "teacher" else f"of dataset.train, filled from {source[3:]}"
-    return _fit(dataset, names, source, cache, systems)
+    return replace(_fit(dataset, names, source, cache, systems), has_direct_forces=is_direct)
+
+
+def has_direct_forces(config: Mapping[str, Any]) -> bool:
+    """Whether the student has `direct_forces`, by its options, its class's default, or a head; it is made to see that.
+
+    False too for architectures without the option, SchNet for example.
+
+    Raises:
+        ValueError: it cannot be made.
+    """
+    attributes = copy.deepcopy(dict(config.get("model") or {}))
+    for part in (attributes, attributes.get("backbone") or {}):
+        part.pop("scale_file", None)  # which may be fitted later
+    setup_imports()
+    try:
+        name = attributes.pop("name")
+        with torch.random.fork_rng([]), reading_safely(attributes, trust=trusts(config.get("task"))):
+            model = registry.get_model_class(name)(**attributes)
+    except Exception as error:  # fairchem's, of options that it cannot use
+        raise ValueError(
+            f"model: cannot be made ({type(error).__name__}: {error}). `fairchem-crack check` says what is wrong with the "
+            "config."
+        ) from error
+    return bool(getattr(getattr(model, "backbone", model), "direct_forces", False))
 
 
 def cache_of_labels(config: DistillConfig) -> TeacherCache:
@@ -128,7 +172,7 @@ def _fit(dataset: Dataset, names: Mapping[str, str], source: str, cache: Optiona
         counts[row] = np.bincount(numbers, minlength=LARGEST + 1)
         energies[row] = _label(system, names[keys.ENERGY], index)
         if keys.FORCES in names and isinstance(system.get(names[keys.FORCES]), Tensor):
-            squares = np.square(system[names[keys.FORCES]].double().numpy())
+            squares = np.square(system[names[keys.FORCES]][system.fixed == 0].double().numpy())
             forces += squares.sum(), squares.size
         if has_atom_energies:
             assert cache is not None

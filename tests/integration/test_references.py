@@ -111,16 +111,25 @@ def test_references_are_fitted_to_a_teacher_cache(totals, tmp_path, capsys):
     totals["dataset"]["train"]["transforms"] = yaml.safe_load(printed.partition("\n\n")[2])["dataset"]["train"]["transforms"]
     references, normalizer = create_element_references(file), create_normalizer(file)
     cache = TeacherCache(Path(totals["task"]["distill"]["teacher"]["cache"]))
-    left = []
+    left, forces = [], []
     gc.collect()
     with Records({"src": totals["dataset"]["train"]["src"]}) as systems:
         for system in (systems[index] for index in range(12)):
             of_atoms = references.element_references[system.atomic_numbers.long()]
-            left.append(cache[digest_of(system)].values["energy"] - float(of_atoms.double().sum()))
+            values = cache[digest_of(system)].values
+            left.append(values["energy"] - float(of_atoms.double().sum()))
+            forces.append(values["forces"][system.fixed.numpy() == 0])
     assert float(normalizer.mean) == pytest.approx(np.mean(left), abs=TOTAL_ENERGY)
     assert float(normalizer.rmsd) == pytest.approx(np.std(left), abs=TOTAL_ENERGY)
     line = f"standard deviation {np.std(left):.3g} eV"
     assert line in printed
+    size = np.sqrt(np.square(np.concatenate(forces)).mean())
+    scale = totals["dataset"]["train"]["transforms"]["normalizer"]["forces"]["stdev"]
+    assert scale == pytest.approx(size, rel=1e-4) and "divided by it, since the student predicts them" in printed
+    gradient = ["references", *flags, "--output", str(file), "--model.direct_forces=False"]
+    printed = call(capsys, *gradient)
+    assert "divided by the energies' standard deviation" in printed
+    assert re.search(rf"forces:\n *mean: 0.0\n *stdev: {np.std(left):.3g}", printed)
     output = call(capsys, "check", *file_of(totals, tmp_path))
     assert missing not in output and "far from 0" not in output
     assert "transforms.normalizer" not in output and "No problem found." in output

@@ -172,5 +172,6 @@ def _references(sample: Sequence[Data], energies: np.ndarray, force_size: float)
     counts = np.array([[np.count_nonzero(of_system == element) for element in elements] for of_system in numbers])
     fit = fit_references(counts, elements, energies)
     is_needed = len(sample) >= FEWEST and fit.left_out is not None and fit.deviation > FAR * fit.left_out
-    names = {name: name for name in LABELS}
-    return elements, References(fit, names, "of a sample", "mean energy per atom", force_size) if is_needed else None
+    names, prior = {name: name for name in LABELS}, "mean energy per atom"
+    references = References(fit, names, "of a sample", prior, force_size, has_direct_forces=True)  # as `recipe` has them
+    return elements, references if is_needed else None

@@ -29,10 +29,11 @@ class TeacherCache:
         try:
             self.plan, self._plan_bytes = read_plan(directory)
             header = read_header(directory, self.plan, self._plan_bytes)
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             is_begun = (directory / PLAN).is_file()
-            state = "is unfinished" if is_begun else f"does not exist (looked in {Path.cwd()})"
-            others = ", or what else wrote it, again" if is_begun else ""
+            missing = "is a file, no directory" if directory.is_file() else f"does not exist (looked in {Path.cwd()})"
+            state = "is unfinished" if is_begun else missing
+            others = ", or what else wrote it, again" if is_begun else ", or label where the teacher is (docs/teachers.md)"
             raise CacheError(
                 f"Teacher cache {directory} {state}. Run `fairchem-crack cache-teacher --config-yml ...`{others}."
             ) from error
@@ -48,8 +49,8 @@ class TeacherCache:
 
     def _error(self, problem: str) -> CacheError:
         return CacheError(
-            f"Teacher cache {self.directory} {problem}. `fairchem-crack cache-teacher --config-yml ... --repair` writes "
-            "anew what is damaged or missing, and that only."
+            f"Teacher cache {self.directory} {problem}. `fairchem-crack cache-teacher --config-yml ... --repair`, or what "
+            "else wrote it with --repair, writes anew what is damaged or missing, and that only."
         )
 
     def _file(self, name: str) -> int:

@@ -201,7 +201,8 @@ def _field_bytes(name: str, value: np.ndarray, plan: Plan, atoms: int) -> bytes:
     with np.errstate(over="ignore"):
         value = value.astype(dtype)
     if not np.isfinite(value).all():
-        raise ValueError(f"{name} is not finite in {dtype.name}.")
+        advice = " Give --dtype float32." if dtype == np.float16 else ""
+        raise ValueError(f"{name} is not finite in {dtype.name}.{advice}")
     return value.tobytes()
 
 

@@ -133,7 +133,8 @@ def start(directory: Path, plan: Plan) -> None:
     changed = differences(json.loads(plan_text(begun)), json.loads(plan_text(plan)))
     if changed:
         name, before, now = changed[0]
-        others = f" ({', '.join(name for name, _, _ in changed[1:4])} differ, too)" if changed[1:] else ""
+        names = [name for name, _, _ in changed[1:4]]
+        others = f" ({', '.join(names)} differ{'s' * (len(names) == 1)}, too)" if names else ""
         raise CacheError(
             f"Teacher cache {directory} was begun with {name} {before}, and is now requested with {now}{others}. "
             "Give another directory, or delete this one."

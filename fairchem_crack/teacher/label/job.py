@@ -205,13 +205,26 @@ def outputs_of(labeller: Labeller, systems: Sequence[System]) -> list[Outputs]:
                 f"({type(error).__name__}: {error}). Give a smaller --chunk, and another directory."
             ) from error
         raise CacheError(f"{systems[0].name}: the teacher fails ({type(error).__name__}: {error}). {LEAVE_OUT}") from error
-    if len(outputs) != len(systems):
-        raise CacheError(f"The teacher returned {len(outputs)} outputs for {len(systems)} systems.")
+    _check_kind(outputs, len(systems))
     for system, each in zip(systems, outputs):
-        fault = fault_of(each, system.atoms)
+        try:
+            fault = fault_of(each, system.atoms)
+        except (TypeError, ValueError, RuntimeError) as error:  # of a tensor that requires a gradient, for example
+            fault = f"what is no array ({type(error).__name__}: {error})"
         if fault:
             raise CacheError(f"{system.name}: the teacher returned {fault}. {LEAVE_OUT}")
     return list(outputs)
+
+
+def _check_kind(outputs: object, count: int) -> None:
+    """Raise CacheError unless a teacher returned so many `Outputs`."""
+    parts = outputs if isinstance(outputs, (list, tuple)) else []
+    strange = [type(each).__name__ for each in parts if not isinstance(each, Outputs)]
+    if strange or outputs is not parts:
+        kind = f"a list with {strange[0]}" if strange else type(outputs).__name__
+        raise CacheError(f"The teacher returned {kind}, expected a list of fairchem_crack.teacher.label.Outputs.")
+    if len(parts) != count:
+        raise CacheError(f"The teacher returned {len(parts)} outputs for {count} systems.")
 
 
 def attempted(labeller: Labeller, systems: Sequence[System]) -> list[Optional[Outputs]]:

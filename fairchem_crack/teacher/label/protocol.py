@@ -76,17 +76,29 @@ def fault_of(outputs: Outputs, atoms: Atoms) -> str:
     """What is wrong with outputs for a system; empty where nothing is."""
     count = len(atoms)
     for name, value in outputs.fields.items():
+        if value.dtype.kind not in "fiu":
+            return f"{name} of type {value.dtype}, expected numbers"
         shape = {"energy": (), "forces": (count, 3), "atom_energies": (count,)}.get(name)
         if shape is not None and value.shape != shape:
             return f"{name} of shape {value.shape}, expected {shape}"
-        if shape is None and (value.ndim != (2 if name == "node_embedding" else 3) or len(value) != count):
+        if shape is None and (value.ndim != (2 if name == "node_embedding" else 3) or len(value) != count or not value.size):
             expected = "(N, D)" if name == "node_embedding" else "(N, 3, D_v)"
             return f"{name} of shape {value.shape}, expected {expected} with N = {count}"
         if not np.isfinite(value).all():
             return f"{name} not finite"
+    if outputs.pairs is not None and not _are_pairs(np.asarray(outputs.pairs), count):
+        return f"pairs that are not whole numbers (2, P) with 0 <= i < j < {count}, each pair once: see pairs_of"
     if outputs.atom_energies is not None:
         energies = outputs.atom_energies.astype(np.float64)
         difference = abs(float(energies.sum()) - float(outputs.energy))
         if difference > SUM * max(1.0, float(np.abs(energies).sum())):
             return f"atom_energies whose sum is {energies.sum():.6g} eV, and the energy is {outputs.energy:.6g} eV"
     return ""
+
+
+def _are_pairs(pairs: np.ndarray, count: int) -> bool:
+    if pairs.ndim != 2 or len(pairs) != 2 or pairs.dtype.kind not in "iu":
+        return False
+    first, second = pairs.astype(np.int64)
+    is_ordered = bool((first < second).all()) and first.min(initial=0) >= 0 and second.max(initial=0) < max(count, 1)
+    return is_ordered and len(np.unique(first * count + second)) == len(first)

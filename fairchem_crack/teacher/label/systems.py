@@ -18,6 +18,7 @@ from fairchem_crack.teacher.cache import system_digest
 DATABASES = (".db", ".json")
 DATA_KEYS = ("charge", "spin", "initial_charges", "initial_magmoms")  # of `info`, that a training can read
 NAMES = ("sid", "parent", "copy_number")  # of `info`, for messages
+SMALLEST_VOLUME = 1e-6  # A^3: with less, a cell's vectors lie in a plane
 EXPORTED, EXPORTED_AS = "crack_digest", "crack_exported_as"  # in `info`: of the record, and of the Atoms beside it
 
 
@@ -44,7 +45,7 @@ class Systems:
         is_untagged: the dataset has `atoms_transform_args: {skip_always: True}`, which keeps systems without tags so.
 
     Raises:
-        ValueError: a file cannot be read, or they hold no system.
+        ValueError: a file cannot be read, or they hold no system; a system, when it is read, has a fault.
     """
 
     def __init__(self, files: Sequence[Path], data_keys: Sequence[str] = (), *, is_untagged: bool = False) -> None:
@@ -90,9 +91,13 @@ class Systems:
             atoms.info.update(row.data if isinstance(row.data, dict) else {})
             atoms.calc = None
         ids = ", ".join(f"{key} {atoms.info[key]}" for key in NAMES if key in atoms.info)
-        return self._read(f"{name}{f' ({ids})' if ids else ''}, {atoms.get_chemical_formula()}", atoms)
+        formula = f", {atoms.get_chemical_formula()}" if len(atoms) else ""
+        return self._read(f"{name}{f' ({ids})' if ids else ''}{formula}", atoms)
 
     def _read(self, name: str, atoms: Atoms) -> System:
+        fault = fault_of(atoms)
+        if fault:
+            raise ValueError(f"{name}: {fault}. Leave the system out of the data and of the training.")
         if EXPORTED in atoms.info:
             if atoms.info.get(EXPORTED_AS) != digest_as_it_is(atoms).hex():
                 raise ValueError(
@@ -107,6 +112,18 @@ class Systems:
             digest = _digest(atoms, cell, others)
         atoms.set_constraint()
         return System(name, atoms, digest)
+
+
+def fault_of(atoms: Atoms) -> str:
+    """Of a system that cannot be labelled; empty where nothing is wrong."""
+    if not len(atoms):
+        return "no atoms"
+    if not (np.isfinite(atoms.positions).all() and np.isfinite(atoms.cell.array).all()):
+        return "positions or a cell that are not finite"
+    has_vector, volume = atoms.cell.array.any(axis=1), abs(np.linalg.det(atoms.get_cell(complete=True)))
+    if (atoms.pbc & ~has_vector).any() or (atoms.pbc.any() and volume < SMALLEST_VOLUME):
+        return "periodic, and its cell has no volume"
+    return ""
 
 
 def as_fairchem_reads(atoms: Atoms, *, is_untagged: bool = False) -> Atoms:

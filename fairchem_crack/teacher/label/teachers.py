@@ -82,9 +82,12 @@ def labeller_of(teacher: str, device: Optional[str] = None) -> Labeller:
         raise ValueError(f"--teacher {teacher}: expected {EXPECTED}.")
     try:
         make: Any = functools.reduce(getattr, model.split("."), importlib.import_module(framework))
-        made = make()
     except (Exception, SystemExit) as error:  # what it runs is the user's
         raise ValueError(f"--teacher {teacher}: expected {EXPECTED}; {type(error).__name__}: {error}") from error
+    try:
+        made = make()
+    except (Exception, SystemExit) as error:
+        raise ValueError(f"--teacher {teacher}: `{model}` fails; {type(error).__name__}: {error}") from error
     if isinstance(made, Labeller):
         return made
     if is_calculator(made):
