@@ -169,10 +169,6 @@ class Line(NamedTuple):
         """Its errors less those of the recipe on nine rattled copies, with the same seeds."""
         return [self.row(split)[f"less_recipe_{name}"][0] for name in ("energy", "forces")]
 
-    def seeds(self) -> int:
-        """How many it has."""
-        return self.row()["seeds"]
-
     def row(self, split: str = "val_id") -> dict:
         """Of the JSON."""
         return GENERATED[(*self, split)]
@@ -193,6 +189,7 @@ def changed(line: Line, other: Line, split: str = "val_id") -> list[float]:
 
 ON_GENERATED = Results(Workspace(ROOT / "docs/benchmarks/accuracy"), "generated")
 GENERATED = {tuple(row[name] for name in (*Line._fields, "split")): row for row in load("generated")["rows"]}
+SEEDS_OF_LINES = {row["seeds"] for row in GENERATED.values() if row["student"]}
 LABELS = {(row["structures"], row["jacobian_rows"]): row for row in load("generated")["labels"]}
 _BUDGETS = {"steps": "", "double": ", twice the steps", "triple": ", three times the steps"}
 _STRUCTURES = {
@@ -231,6 +228,8 @@ GENERATED_ROWS = [line.printed(_label(line)) for line in dict.fromkeys(Line(*key
 # When relations help
 
 SCREENED = {(row["question"], row["student"], row["method"]): row for row in load("relations")["rows"]}
+TRIED = {(row["method"], row["steps"]): row for row in load("relations")["rows"] if row["question"] == "recipe"}
+FIFTH_HESSIAN = "n2n_v2v_atoms_100_fifth_hessian"
 EMBEDDED = {row["method"]: row for row in load("relations")["embeddings"] if row["train_systems"] == 300}
 
 

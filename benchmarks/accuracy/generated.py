@@ -22,7 +22,7 @@ NAMES = {
     "filled_crack_n2n_v2v_atoms": "`labels: fill`",
     "weighted_crack_n2n_v2v_atoms": "`labels: fill`, `data_label_weight` 9",
     "labelled_crack_n2n_v2v_atoms_300": "recipe with `atom_energies` 300",
-    "recipe_atoms_100": "with the Hessian, the data's labels",
+    **dict.fromkeys(("recipe_atoms_100", "hessian_100_without_vectors_atoms"), "with the Hessian, the data's labels"),
     **dict.fromkeys(RECIPES.values(), "recipe"),
     **dict.fromkeys(("crack_n2n_v2v_atoms", "crack_n2n_atoms"), "recipe, the data's labels"),
 }
