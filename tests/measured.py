@@ -238,6 +238,12 @@ def screened(method: str, question: str = "weights", student: str = "painn") -> 
     return [SCREENED[question, student, method][name][0] for name in ("energy_mae", "forces_mae")]
 
 
+def best_screened(method: str, question: str) -> list[float]:
+    """`screened` of that coefficient of the method with the smallest energy MAE."""
+    candidates = [name for asked, _, name in SCREENED if asked == question and name.startswith(f"{method}@")]
+    return min(screened(name, question) for name in candidates)
+
+
 def missed(method: str) -> list[float]:
     """What the best affine map from PaiNN's embedding leaves of the teacher's variance, between and within systems."""
     return [EMBEDDED[method][f"{part}_fitted"] for part in ("system", "within")]

@@ -47,6 +47,7 @@ from measured import (
     Line,
     absolute_drift,
     at_500_k,
+    best_screened,
     cached_over_undistilled,
     changed,
     coefficients,
@@ -164,6 +165,11 @@ CLAIMS = [
             respa("none", 1)["drift"],
             *(load("respa")[name] for name in ("starts", "temperature", "ps")),
         ],
+    ),
+    Claim(
+        README,
+        "five seeds close # % and # % of the gaps in the mean of the four",
+        SHORT.gaps(MEAN),
     ),
     Claim(
         README,
@@ -469,6 +475,31 @@ CLAIMS = [
     ),
     Claim(
         PAGE,
+        "has at best # eV and # eV/Å, and RKD, distances of the student's own embedding, # eV and # eV/Å: neither is ahead",
+        [error for method in ("crack_soft_targets", "rkd") for error in best_screened(method, "contrast")],
+    ),
+    Claim(
+        PAGE,
+        "the errors of the teacher's labels, # eV and # eV/Å, to # eV and # eV/Å (relations), # eV and # eV/Å (n2n), # eV "
+        "and # eV/Å (v2v) and # eV and # eV/Å (atom energies), all four together to # eV and # eV/Å. Without relations that "
+        "is # eV and # eV/Å, without n2n # eV and # eV/Å.",
+        [
+            error
+            for terms in (
+                "",
+                "_crack",
+                "_n2n",
+                "_v2v",
+                "_atoms",
+                "_crack_n2n_v2v_atoms",
+                "_n2n_v2v_atoms",
+                "_crack_v2v_atoms",
+            )
+            for error in screened(f"labelled{terms}", "generated")
+        ],
+    ),
+    Claim(
+        PAGE,
         "that part of the embedding's error, from # to #, as much as the part within systems, from # to #.",
         [missed(method)[part] for part in (0, 1) for method in ("undistilled", "crack")],
     ),
@@ -738,6 +769,16 @@ STATEMENTS = [
         [respa("distilled", every)["ended"] for every in (4, 8)] == [1, 2],
     ),
     (GENERATE, "Every line has five seeds.", {5} == SEEDS_OF_LINES),
+    (
+        PAGE,
+        "In three times the steps, on rattled copies and with five seeds, nothing of the relations could be seen",
+        RATTLED.row()["steps"] == 3 * SCREENED["generated", "painn", "labelled"]["steps"]
+        and all(
+            low < 0 < high
+            for split in ("val_id", MEAN)
+            for _, low, high in zip(*[iter(changed(WITHOUT_RELATIONS, RATTLED, split))] * 3)
+        ),
+    ),
     (
         GENERATE,
         "To the forces it is nothing that could be seen in three times the steps.",

@@ -34,9 +34,10 @@ the demo's EquiformerV2. `benchmarks/accuracy/experiments.yml` says what each me
 PaiNN takes `relations` 40, `node_embeddings` 300, `vector_embeddings` 300, `atom_energies` 100; GemNet-dT has no vectors.
 On generated structures all labels are the teacher's, those of the parents too (`labels: teacher`); with `fill` the parents
 keep the data's. The number of steps is the same for every number of systems, but for whole epochs. Training,
-validation and metrics are those of [the accuracy benchmark](accuracy.md).
+validation and metrics are those of [the accuracy benchmark](accuracy.md). A correction of `displace`, made since, moves
+2 % of the displaced systems.
 
-In brackets: the 95 % t-interval of a mean over seeds, which is wide with two or three; of a gap, a 95 % paired bootstrap
+In brackets: the 95 % t-interval of a mean over seeds; of a gap, a 95 % paired bootstrap
 interval over seeds and systems. Gap closed: compared with the student that is trained on the parents' labels only, **for as
 many steps**. Less recipe: the error less that of the recipe on {structures}, of the same budget and paired over the shared
 seeds. CPU: minutes of a training on one thread of a shared machine, start and validations included, the teacher's labels
