@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from itertools import cycle, product
+from itertools import product
 from pathlib import Path
 
 from benchmarks.accuracy.plan import TEACHER, UNDISTILLED
@@ -13,7 +13,20 @@ from fairchem_crack.io.files import whole
 
 SPLITS = {"val_id": ("#1d3557", "o"), "val_ood_both": ("#d1495b", "s")}  # and their colour and marker
 ERRORS = {"energy_mae": "energy MAE [eV]", "forces_mae": "force MAE [eV/Å]"}
-RATTLED = re.compile(r"(rattle\d+)?")  # structures whose number is varied; none, too
+# Of PaiNN on structures that the teacher labelled, the lines: methods, structures as a regular expression, budgets
+CURVES = {
+    "recipe, on the 300 systems and on 1, 3, 9, 30 rattled copies": (
+        ("crack_n2n_v2v_atoms", "labelled_crack_n2n_v2v_atoms"),
+        r"(rattle\d+)?",
+        ("steps",),
+    ),
+    "recipe with the Hessian": (("recipe_atoms_100",), "", ("steps",)),
+    "rattled copies, the teacher's labels only": (("labelled",), r"rattle\d+", ("steps",)),
+    "mixed structures, the teacher's labels only": (("labelled",), "mixed9", ("steps", "double", "triple")),
+    "mixed structures, the demo's recipe": (("labelled_crack_n2n_v2v_atoms_300",), "mixed9", ("steps", "double", "triple")),
+}
+MARKER_SIZES = {"steps": 5, "double": 8, "triple": 11}
+LEVELS = {TEACHER: ("teacher", "-"), UNDISTILLED: ("labels only, 300 systems", ":")}
 QUANTITIES = {"gap_energy": "energy MAE", "gap_forces": "force MAE"}
 
 
@@ -64,39 +77,44 @@ def draw(groups: dict[str, list[dict]], file: Path) -> None:
         figure.savefig(partial, dpi=150)
 
 
-def draw_by_size(rows: list[dict], names: dict[str, str], file: Path) -> None:
+def draw_by_size(rows: list[dict], file: Path) -> None:
     """PaiNN's errors against the number of systems with the teacher's outputs, a panel for each split and error.
 
     Args:
-        rows: of `generated.figures`; lines through the numbers of rattled copies, single points for all else.
-        names: of the methods.
+        rows: of `generated.figures`; the lines of `CURVES` are drawn, with larger markers for longer trainings.
         file: the PNG.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 8), layout="constrained")
     axes = figure.subplots(2, len(ERRORS), sharex=True)
+    shown = [row for row in rows if row["student"] in ("painn", "")]
     for axis, (split, column) in zip(axes.flat, product(("val_id", MEAN), ERRORS)):
-        curves: dict[str, list[tuple[float, float]]] = {}
-        for row in (row for row in rows if row["split"] == split and row["student"] in ("painn", "")):
-            name, error = names[row["method"]], row[column][0]
-            if row["budget"] not in ("", "steps"):
-                name += f", {row['steps']} steps"
-            if row["method"] in (TEACHER, UNDISTILLED):
-                axis.axhline(error, color="#9aa5b1", linestyle="-:"[row["method"] == UNDISTILLED], label=name)
+        of_split = [row for row in shown if row["split"] == split]
+        for row in of_split:
+            if row["method"] in LEVELS and row["budget"] in ("", "steps"):
+                label, style = LEVELS[row["method"]]
+                axis.axhline(row[column][0], color="#9aa5b1", linestyle=style, label=label)
+        for (name, (methods, structures, budgets)), marker in zip(CURVES.items(), "osD^v"):
+            line = [
+                row
+                for row in of_split
+                if row["method"] in methods and row["budget"] in budgets and re.fullmatch(structures, row["structures"])
+            ]
+            if not line:
                 continue
-            if not RATTLED.fullmatch(row["structures"]) or row["budget"] != "steps":
-                name += f", {row['structures']}"
-            curves.setdefault(name, []).append((row["systems"], error))
-        for (name, points), marker in zip(curves.items(), cycle("osD^v<>phX*P")):
-            axis.plot(*zip(*sorted(points)), label=name, marker=marker, markersize=5)
+            line.sort(key=lambda row: (row["systems"], row["steps"]))
+            systems, errors = [row["systems"] for row in line], [row[column][0] for row in line]
+            (drawn,) = axis.plot(systems, errors, label=name, marker=marker, markersize=5)
+            sizes = [MARKER_SIZES[row["budget"]] ** 2 for row in line]
+            axis.scatter(systems, errors, s=sizes, marker=marker, color=drawn.get_color())
         axis.set(xscale="log", yscale="log", xlabel="systems", ylabel=ERRORS[column])
-        sizes = sorted({row["systems"] for row in rows if row["seeds"] and RATTLED.fullmatch(row["structures"])})
-        axis.set_xticks(sizes, sizes)
+        ticks = sorted({row["systems"] for row in rows if row["seeds"] and re.fullmatch(r"(rattle\d+)?", row["structures"])})
+        axis.set_xticks(ticks, ticks)
         axis.tick_params(axis="x", which="minor", labelbottom=False)
         axis.set_title(split, loc="left", fontsize=10)
         axis.grid(color="#e5e9ee", linewidth=0.6)
         axis.spines[["top", "right"]].set_visible(False)
-    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     with whole(file) as partial:
         figure.savefig(partial, dpi=150)

@@ -44,6 +44,8 @@ seeds. CPU: minutes of a training on one thread of a shared machine, start and v
 not; the mean of those that were trained on a CPU.
 
 ![errors by the number of structures](generated.png)
+
+Larger markers: two and three times the steps. All other lines are in the tables.
 """
 
 

@@ -36,7 +36,7 @@ def write_report(workspace: Workspace, out: Path) -> None:
     if has_generated:
         content = generated.figures(workspace)
         write_page(out / generated.TABLE, content, generated.page(content))
-        figure.draw_by_size(content["rows"], generated.NAMES, out / f"{generated.TABLE}.png")
+        figure.draw_by_size(content["rows"], out / f"{generated.TABLE}.png")
     if has_relations:
         content = relations.figures(workspace)
         write_page(out / relations.TABLE, content, relations.page(content))
