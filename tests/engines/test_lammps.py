@@ -43,7 +43,7 @@ def test_nve_follows_ase_with_fixed_atoms(calculator, slabs):
     assert run.total_energy == pytest.approx(slab.get_total_energy(), abs=1e-4)
 
 
-def test_atoms_out_of_the_cell_are_taken_where_it_is_not_periodic(calculator, slabs):
+def test_atoms_out_of_a_cell_that_is_not_periodic_are_kept(calculator, slabs):
     slab = slabs[0]
     slab.pbc = (True, True, False)
     slab.positions[:, 2] -= 9.0
