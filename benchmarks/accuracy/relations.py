@@ -86,8 +86,8 @@ QUESTIONS = {
         "All terms together, on the 300 systems: OC20's recipe (`crack_n2n_v2v_atoms`), changes of it, the Hessian in a "
         "fifth of the steps (`fifth_hessian`), and in every step (`recipe_atoms_100`). A step with a fifth of the Hessian "
         "was not timed: from those with and without it, it is (2.35 + 4 * 1.14) / 5 = 1.38 undistilled ones in the mean. "
-        "Chosen in 380 steps with a seed that nothing else uses. Undistilled, OC20's recipe and that with the Hessian have in "
-        "1140 steps the rows of the table `generated`: the same trainings.",
+        "Chosen in 380 steps with a seed that nothing else uses. Undistilled, OC20's recipe and that with the Hessian have "
+        "in 1140 steps the rows of the table `generated`: the same trainings.",
         "crack_n2n_v2v_atoms",
     ),
 }
