@@ -107,6 +107,8 @@ def test_only_some_of_the_runs_are_chosen():
     assert len(PLAN.runs("accuracy", only)) == 4
     with pytest.raises(ValueError, match="--only seeds: expected one of student, teacher, method"):
         PLAN.runs("accuracy", command.fields(["seeds=1"]))
+    with pytest.raises(ValueError, match="--only seed=5: no run of table accuracy has it; there are 1, 2\\."):
+        PLAN.runs("accuracy", command.fields(["seed=5,1"]))
     with pytest.raises(ValueError, match="--only seed: expected NAME=VALUE"):
         command.fields(["seed"])
 

@@ -72,7 +72,7 @@ class Plan:
             only: what of the fields of `Run` is run; empty for all.
 
         Raises:
-            ValueError: a grid or `only` has an unknown name.
+            ValueError: a grid or `only` has an unknown name, or `only` a value that no run has.
         """
         if unknown := only.keys() - {field.name for field in fields(Run)}:
             raise ValueError(f"--only {', '.join(sorted(unknown))}: expected one of {', '.join(asdict(Run()))}.")
@@ -86,6 +86,11 @@ class Plan:
                     raise ValueError(
                         f"experiments.yml, table {table}: {kind} `{name}` is unknown; known: {', '.join(known)}."
                     )
+        for name, values in only.items():
+            known_values = dict.fromkeys(getattr(run, name) for run in runs)
+            if absent := [str(value) for value in values if value not in known_values]:
+                expected = ", ".join(str(value) for value in known_values if value not in (None, ""))
+                raise ValueError(f"--only {name}={','.join(absent)}: no run of table {table} has it; there are {expected}.")
         chosen = [run for run in runs if all(getattr(run, name) in values for name, values in only.items())]
         return sorted(chosen, key=lambda run: -1 if run.seed is None else run.seed)
 
