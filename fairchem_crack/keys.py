@@ -19,12 +19,13 @@ NODE_CONTRAST: Final = "node_contrast"  # (N, D) unit node embeddings, each amon
 ATOM_ENERGIES: Final = "atom_energies"  # (N, 1) contributions to the energy, in the student's normalised unit
 TEACHER_ENERGY: Final = "teacher_energy"  # (B, 1) energy, in the student's normalised unit
 TEACHER_FORCES: Final = "teacher_forces"  # (N_free, 3) forces, in the student's normalised unit
+ENERGY_GRADIENT: Final = "energy_gradient"  # (N_free, 3) minus d E / d x, in the student's normalised unit of forces
 FORCE_JACOBIAN: Final = "force_jacobian"  # (N, 3) a random row of d F / d x of each system, in that unit per A
 EMBEDDING_RESPONSE: Final = "embedding_response"  # (N, D) change of the node embedding along a displacement, per A
 OF_PAIRS: Final = (RELATIONS, RELATION_VECTORS, RELATION_LENGTHS)  # terms of the atom pairs of the relation graph
 DISTILLATION_TERMS: Final = [  # and those that `terms.register_term` adds
     *(RELATIONS, NODE_EMBEDDINGS, VECTOR_EMBEDDINGS, NODE_CONTRAST, RELATION_VECTORS, RELATION_LENGTHS, SYSTEM_EMBEDDING),
-    *(ATOM_ENERGIES, TEACHER_ENERGY, TEACHER_FORCES, FORCE_JACOBIAN, EMBEDDING_RESPONSE),
+    *(ATOM_ENERGIES, TEACHER_ENERGY, TEACHER_FORCES, ENERGY_GRADIENT, FORCE_JACOBIAN, EMBEDDING_RESPONSE),
 ]
 
 # Fields that can be requested of a teacher: those of `teacher.TeacherOutputs` and of a teacher cache. ATOM_ENERGIES,

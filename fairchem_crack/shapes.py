@@ -20,6 +20,7 @@ SHAPES: dict[str, Shape] = {  # of the distillation terms, and of those that `te
     keys.ATOM_ENERGIES: ATOM_SCALARS,
     keys.TEACHER_ENERGY: SYSTEM_SCALARS,
     keys.TEACHER_FORCES: ATOM_VECTORS,
+    keys.ENERGY_GRADIENT: ATOM_VECTORS,
     keys.FORCE_JACOBIAN: ATOM_VECTORS,
     keys.EMBEDDING_RESPONSE: ("N", "D"),
 }

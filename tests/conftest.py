@@ -64,6 +64,7 @@ TERMS = {  # all of ours
     "atom_energies": {"fn": "mae", "coefficient": 1},
     "teacher_energy": {"fn": "mae", "coefficient": 1},
     "teacher_forces": {"fn": "l2mae", "coefficient": 1},
+    "energy_gradient": {"fn": "l2mae", "coefficient": 1},
     "force_jacobian": {"fn": "mse", "coefficient": 1},
 }
 

@@ -94,6 +94,6 @@ def terms_of(features) -> list[TermConfig]:
     if features.vector_width:
         fns[keys.VECTOR_EMBEDDINGS] = "l2mae"
     if features.has_position_gradients:
-        fns[keys.FORCE_JACOBIAN] = "mse"
+        fns |= {keys.ENERGY_GRADIENT: "l2mae", keys.FORCE_JACOBIAN: "mse"}
     lmax = int(bool(features.vector_width))
     return [TermConfig(key, fn, 1.0, lmax=lmax if key == keys.RELATIONS else 0) for key, fn in fns.items()]

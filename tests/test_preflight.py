@@ -25,7 +25,8 @@ STUDENT = SimpleNamespace(
     "key, fn, part",
     [
         (keys.VECTOR_EMBEDDINGS, "mse", "needs an l=1 embedding, which the student, `toy`, does not provide"),
-        (keys.FORCE_JACOBIAN, "mse", "`toy` detaches the rotations of its edges from the positions"),
+        (keys.FORCE_JACOBIAN, "mse", "whose forces can be differentiated; `toy` detaches the rotations of its edges"),
+        (keys.ENERGY_GRADIENT, "l2mae", "whose energy can be differentiated; `toy` detaches the rotations of its edges"),
         (keys.NODE_EMBEDDINGS, "mse", None),
     ],
 )

@@ -50,6 +50,7 @@ ELEMENTWISE = {
     keys.ATOM_ENERGIES: "mae",
     keys.TEACHER_ENERGY: "mae",
     keys.TEACHER_FORCES: "l2mae",
+    keys.ENERGY_GRADIENT: "l2mae",
     keys.FORCE_JACOBIAN: "mse",
 }
 _sample = torch.randn(9, WIDTH + 3 * VECTORS, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
@@ -76,8 +77,16 @@ def strengths(batch: Batch) -> Tensor:
     return (batch.springs[:, None] + batch.springs) * same
 
 
+def harmonic_energy(batch: Batch) -> Tensor:
+    """(B, 1) E = sum over pairs of one system of (k_i + k_j) |x_i - x_j|^2 / 2."""
+    squares = (batch.pos[None] - batch.pos[:, None]).square().sum(dim=2)
+    of_atoms = (strengths(batch) * squares).sum(dim=1) / 4  # each pair has a half at both of its atoms
+    energies = torch.zeros(batch.num_graphs, dtype=of_atoms.dtype, device=of_atoms.device)
+    return energies.index_add(0, batch.batch, of_atoms)[:, None]
+
+
 def harmonic(batch: Batch) -> Tensor:
-    """(N, 3) forces of E = sum over pairs of one system of (k_i + k_j) |x_i - x_j|^2 / 2."""
+    """(N, 3) forces of the same energy, by hand."""
     strength = strengths(batch)
     return (strength[..., None] * (batch.pos[None] - batch.pos[:, None])).sum(1)
 
@@ -120,7 +129,7 @@ def step_of(sizes: tuple[int, ...], seed: int = 0, device="cpu") -> TermContext:
     return TermContext(
         batch,
         SimpleNamespace(node_embedding=node, vector_embedding=vectors, atom_energies=energies),
-        {"energy": sums.index_add(0, batch.batch, energies[:, 0])[:, None], "forces": harmonic(batch)},
+        {"energy": harmonic_energy(batch), "forces": harmonic(batch)},
         TeacherOutputs(
             torch.zeros(2, 0, dtype=torch.long, device=device),
             teacher_node,
@@ -280,6 +289,20 @@ def test_a_response_is_the_change_of_the_embedding_per_length():
     torch.testing.assert_close(features.node_embedding.detach(), rest)
 
 
+def test_the_gradient_of_the_energy_is_compared_with_forces(device):
+    """Of free atoms, both in the unit of the student's forces, and the energy learns from it."""
+    step = step_of(SIZES, device=device)
+    strength = torch.tensor(2.0, dtype=torch.float64, requires_grad=True, device=device)
+    step.outputs["energy"] = strength * step.outputs["energy"]
+    student, teacher = compared(step, keys.ENERGY_GRADIENT)
+    free = step.batch.fixed == 0
+    expected = 2 * SCALE["energy"] * harmonic(step.batch)[free] / SCALE["forces"]
+    torch.testing.assert_close(student.double(), expected, **FLOAT32_SMALL)
+    torch.testing.assert_close(teacher, step.teacher.forces[free] / SCALE["forces"])
+    student.double().square().sum().backward()
+    assert float(strength.grad) == pytest.approx(float(2 * (expected**2).sum() / 2), rel=1e-5)
+
+
 def test_a_term_counts_in_every_nth_step():
     term = TermConfig(keys.FORCE_JACOBIAN, "mse", 3.0, every=4)
     assert [step for step in range(1, 11) if active_terms([term], step, 10)] == [1, 5, 9]
@@ -379,7 +402,7 @@ def test_a_terms_weight_is_the_same_at_any_batch_size(key, fn):
     together.student = SimpleNamespace(**raise_to)
     coordinates = torch.cat([single.teacher.force_jacobian.coordinates + 15 * number for number in range(3)])
     together.batch.pos = together.batch.pos.detach().requires_grad_(True)
-    together.outputs = {"energy": torch.cat([single.outputs["energy"]] * 3), "forces": harmonic(together.batch)}
+    together.outputs = {"energy": harmonic_energy(together.batch), "forces": harmonic(together.batch)}
     fields = ("node_embedding", "vector_embedding", "atom_energies", "energy", "forces")
     together.teacher = TeacherOutputs(
         single.teacher.edge_index,

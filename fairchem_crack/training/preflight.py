@@ -24,9 +24,11 @@ from fairchem_crack.teacher.cached import CachedTeacher
 from fairchem_crack.teacher.frozen import EMBEDDINGS, Teacher, TeacherOutputs
 from fairchem_crack.training.agreement import energy_agreement, explanation
 from fairchem_crack.training.guard import teacher_faults
-from fairchem_crack.training.terms import COMPARED_AS, teacher_fields
+from fairchem_crack.training.terms import COMPARED_AS, COMPARISONS, teacher_fields
 
 AnyTeacher = Union[Teacher, CachedTeacher]
+# What of the student a term differentiates with respect to the positions.
+DIFFERENTIATED = {keys.ENERGY_GRADIENT: "energy", keys.FORCE_JACOBIAN: "forces", keys.EMBEDDING_RESPONSE: "embeddings"}
 
 
 def check_term(term: TermConfig, student: Features, name: str, teacher: AnyTeacher, outputs: ModelOutputs) -> None:
@@ -53,8 +55,8 @@ def check_term(term: TermConfig, student: Features, name: str, teacher: AnyTeach
         )
     if not term.projected and term.key == keys.NODE_EMBEDDINGS:
         _check_widths(term, student, teacher, keys.VECTOR_EMBEDDING in fields)
-    if term.key in (keys.FORCE_JACOBIAN, keys.EMBEDDING_RESPONSE) and not student.has_position_gradients:
-        what = "forces" if term.key == keys.FORCE_JACOBIAN else "embeddings"
+    if (COMPARISONS[term.key].of_positions or term.key in DIFFERENTIATED) and not student.has_position_gradients:
+        what = DIFFERENTIATED.get(term.key, "outputs")
         raise ValueError(
             f"loss_functions: `{term.key}` needs a student whose {what} can be differentiated; `{name}` detaches the "
             "rotations of its edges from the positions. Leave the term out, or take another student."

@@ -109,10 +109,12 @@ class Comparison:
     Attributes:
         fields: of `TeacherOutputs`, those that it requests; the embeddings among them are projected.
         inputs: the function that makes the inputs of the term's loss.
+        of_positions: it differentiates outputs of the student with respect to `batch.pos`.
     """
 
     fields: tuple[str, ...]
     inputs: TermFunction
+    of_positions: bool = False
 
 
 COMPARISONS: dict[str, Comparison] = {}
@@ -120,7 +122,7 @@ TEACHER_FIELDS = [option.name for option in dataclasses.fields(TeacherOutputs) i
 
 
 def register_term(
-    key: str, *fields: str, options: Optional[type] = None, shape: Optional[Shape] = None
+    key: str, *fields: str, options: Optional[type] = None, shape: Optional[Shape] = None, of_positions: bool = False
 ) -> Callable[[TermFunction], TermFunction]:
     """Function decorator: `loss_functions` may have a term `key`, which requests `fields` of the teacher.
 
@@ -133,6 +135,8 @@ def register_term(
         options: a frozen dataclass, the term's further options in the YAML; the function reads them as `term.options`.
         shape: of what is compared, such as `("N", "3")`: a loss that does not take it is then refused before any data is
             read. Without, at the first step.
+        of_positions: the function differentiates outputs of the student with respect to `batch.pos`, which then requires a
+            gradient. Students that detach their outputs from the positions are refused.
 
     Raises:
         ValueError: the key is taken, a field is unknown, or the options are not a frozen dataclass.
@@ -149,7 +153,7 @@ def register_term(
             raise ValueError(f"The term `{key}` is registered twice: by {_place(known.inputs)} and {_place(function)}.")
         if options is not None:
             add_term_options(key, options)
-        COMPARISONS[key] = Comparison(fields, function)
+        COMPARISONS[key] = Comparison(fields, function, of_positions)
         if shape is not None:
             SHAPES[key] = shape
         if key not in keys.DISTILLATION_TERMS:
@@ -267,7 +271,17 @@ def _teacher_forces(context: TermContext, term: TermConfig) -> TermInputs:
     return context.outputs[keys.FORCES][free].float(), target[free]
 
 
-@register_term(keys.FORCE_JACOBIAN, keys.FORCE_JACOBIAN)
+@register_term(keys.ENERGY_GRADIENT, keys.ENERGY, keys.FORCES, of_positions=True)
+def _energy_gradient(context: TermContext, term: TermConfig) -> TermInputs:
+    """(N_free, 3) -dE/dx of the student's energy and the teacher's forces: three numbers an atom for the energy to learn."""
+    batch, free = context.batch, free_rows(context.batch)
+    energy = context.targets[keys.ENERGY].in_ev(context.outputs[keys.ENERGY].float(), batch)
+    (gradient,) = torch.autograd.grad(energy.sum(), batch.pos, create_graph=True)  # systems do not interact
+    student, teacher = (context.normalize(keys.FORCES, each, batch) for each in (-gradient, context.teacher[keys.FORCES]))
+    return student[free], teacher[free]
+
+
+@register_term(keys.FORCE_JACOBIAN, keys.FORCE_JACOBIAN, of_positions=True)
 def _force_jacobian(context: TermContext, term: TermConfig) -> TermInputs:
     """In the unit of the student's forces, per A; the atoms of the systems that have a free atom."""
     kept = context.teacher[keys.FORCE_JACOBIAN]
