@@ -113,9 +113,11 @@ class Plan:
             own["coefficient"] *= factor
         return terms
 
-    def needs_jacobian(self, run: Run) -> bool:
-        """Whether a term of the run reads rows of the teacher's Jacobian."""
-        return any(keys.FORCE_JACOBIAN in term for term in self.terms(run))
+    def kept(self, run: Run) -> str:
+        """What the run's teacher cache keeps beyond outputs and embeddings: nothing, `jacobian`, or `response`, with both."""
+        terms = {key for term in self.terms(run) for key in term}
+        of_terms = {keys.EMBEDDING_RESPONSE: "response", keys.FORCE_JACOBIAN: "jacobian"}
+        return next((kept for key, kept in of_terms.items() if key in terms), "")
 
 
 def expand(grid: dict[str, Any]) -> list[Run]:

@@ -67,11 +67,11 @@ class Workspace:
             return run.train_systems
         return json.loads((self.structures(run) / "generate.json").read_text())["systems"]
 
-    def cache(self, run: Run, *, has_jacobian: bool) -> Path:
-        """The teacher's cache of a run; one with rows of the Jacobian takes many times as long to write."""
+    def cache(self, run: Run, kept: str) -> Path:
+        """The teacher's cache of a run, see `Plan.kept`; one with rows of the Jacobian takes many times as long to write."""
         if run.structures:
             return self.structures(run) / "cache"
-        return self.directory / "caches" / f"{run.teacher}-{run.train_systems}{'-jacobian' * has_jacobian}"
+        return self.directory / "caches" / "-".join(part for part in (run.teacher, str(run.train_systems), kept) if part)
 
     def file(self, run: Run, suffix: str) -> Path:
         """A file of the run."""
@@ -121,7 +121,7 @@ def training_config(run: Run, plan: Plan, workspace: Workspace, *, steps: int) -
         "logger": "tensorboard",
     }
     if run.teacher:
-        teacher_cache = workspace.cache(run, has_jacobian=plan.needs_jacobian(run))
+        teacher_cache = workspace.cache(run, plan.kept(run))
         teacher = {"checkpoint": str(ROOT / plan.teachers[run.teacher]), "cache": workspace.relative(teacher_cache)}
         own = of_student(plan.methods[run.method.partition("@")[0]].get("distill", {}), run.student)
         config["task"] = {"distill": merge_dicts({"teacher": teacher}, own)[0]}
@@ -161,8 +161,9 @@ def prepare(run: Run, plan: Plan, workspace: Workspace, *, device: str) -> None:
 
 def run_teacher(run: Run, plan: Plan, workspace: Workspace, *, device: str) -> None:
     """Make the structures of a run and the teacher's cache, and append what they took to the table `labels`."""
-    rows = plan.jacobian_rows * plan.needs_jacobian(run)
-    made, written_last = workspace.cache(run, has_jacobian=bool(rows)), "header.json"
+    kept = plan.kept(run)
+    rows = plan.jacobian_rows if kept else 0
+    made, written_last = workspace.cache(run, kept), "header.json"
     if run.structures:
         made, written_last = workspace.structures(run), "generate.json"
     with locked(made.with_suffix(".lock")):
@@ -171,6 +172,7 @@ def run_teacher(run: Run, plan: Plan, workspace: Workspace, *, device: str) -> N
         was_interrupted, start = made.exists(), _cpu_seconds()
         command = [COMMANDS / "fairchem-crack", "generate" if run.structures else "cache-teacher", "--output", made]
         command += ["--config-yml", ROOT / plan.students[run.student], *["--cpu"] * (device == "cpu"), "--all-degrees"]
+        command += ["--embedding-response"] * (kept == "response")
         command += ["--jacobian-rows", str(rows), *plan.structures.get(run.structures, "").split()]
         command += [f"--dataset.train.src={workspace.data(run.train_systems, 'train')}"]
         command += [f"--task.distill.teacher.checkpoint={ROOT / plan.teachers[run.teacher]}"]

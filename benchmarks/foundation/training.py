@@ -18,7 +18,7 @@ from benchmarks.foundation.data import TRANSFORMS
 class Foundation(Workspace):
     """The directory of the benchmark: candidates/, and what the accuracy benchmark's has."""
 
-    def cache(self, run: Run, *, has_jacobian: bool) -> Path:
+    def cache(self, run: Run, kept: str) -> Path:
         """The teacher's cache of all systems to train on."""
         return self.directory / "caches" / run.teacher
 

@@ -68,6 +68,7 @@ def parser() -> argparse.ArgumentParser:
     cache.add_argument("--chunk", type=int, default=16, help="systems in a teacher's batch, of one parent (16)")
     cache.add_argument("--vectors", action="store_true", help="keep the l=1 embedding, even where no term reads it")
     cache.add_argument("--all-degrees", action="store_true", help="keep the embeddings of all degrees l, likewise")
+    cache.add_argument("--embedding-response", action="store_true", help="keep what embedding_response reads, likewise")
     cache.add_argument("--jacobian-rows", type=int, metavar="N", help="rows of the Jacobian of the forces")
     own.set_defaults(calculator=None, split="train")
     return own

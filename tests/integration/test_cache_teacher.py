@@ -545,8 +545,8 @@ def test_a_cache_keeps_what_the_terms_of_its_yaml_read(distilled, tmp_path):
     ]
     plan = cache_teacher(distilled, tmp_path / "all", "--dtype", "float32").plan
     assert plan.fields[-2:] == ("vector_embedding", "force_jacobian") and plan.jacobian_rows == JACOBIAN_ROWS
-    plan = cache_teacher(distilled, tmp_path / "two", "--jacobian-rows", "2").plan
-    assert plan.jacobian_rows == 2
+    plan = cache_teacher(distilled, tmp_path / "two", "--jacobian-rows", "2", "--embedding-response").plan
+    assert plan.jacobian_rows == 2 and plan.fields[-2:] == ("embedding_response", "force_jacobian")
 
 
 def test_a_cache_that_lacks_what_terms_read_names_all_of_it(refused, from_cache):

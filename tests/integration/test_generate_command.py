@@ -320,11 +320,13 @@ def test_limits_and_failures_of_a_command_are_counted(config, tmp_path, monkeypa
         generate(config, tmp_path / "weak", "--strategies", "rattle=2", "--max-force", "1e-6")
     with pytest.raises(SystemExit, match=r"md or relax: .*only labels what is made\. Give a student .*--with CHECKPOINT"):
         generate(config, tmp_path / "none", "--strategies", "md=1")
-    jacobian = with_terms(config, {"force_jacobian": {"fn": "mse", "coefficient": 1}})
-    with pytest.raises(
-        SystemExit, match=r"force_jacobian needs rows .* which task\.distill\.teacher\.command does not give"
-    ):
-        generate(jacobian, tmp_path / "none")
+    for key, needed in (("force_jacobian", "rows"), ("embedding_response", "the response")):
+        with pytest.raises(
+            SystemExit, match=rf"{key} needs {needed} .* which task\.distill\.teacher\.command does not give"
+        ):
+            generate(with_terms(config, {key: {"fn": "mse", "coefficient": 1}}), tmp_path / "none")
+    with pytest.raises(SystemExit, match=r"`lmax: all` needs .* which task\.distill\.teacher\.command does not give"):
+        generate(config, tmp_path / "none", "--all-degrees")
     assert not (tmp_path / "none").exists()
 
 

@@ -28,6 +28,7 @@ def parser() -> argparse.ArgumentParser:
         "--vectors", action="store_true", help="keep the l=1 embedding too (by itself where a term of the YAML reads it)"
     )
     own.add_argument("--all-degrees", action="store_true", help="keep the embeddings of all degrees l, likewise")
+    own.add_argument("--embedding-response", action="store_true", help="keep what embedding_response reads, likewise")
     own.add_argument(
         "--jacobian-rows",
         type=int,
@@ -90,5 +91,5 @@ def job_of(given: Given, *, runs_commands: bool = False) -> Job:
         cpu=options.cpu,
         jacobian_rows=rows if options.jacobian_rows is None else options.jacobian_rows,
         has_all_degrees=options.all_degrees or keys.HIGHER_EMBEDDING in needs,
-        has_response=keys.EMBEDDING_RESPONSE in needs,
+        has_response=options.embedding_response or keys.EMBEDDING_RESPONSE in needs,
     )

@@ -80,15 +80,20 @@ class Job:
         """The teacher where it runs in another environment.
 
         Raises:
-            ValueError: rows of the Jacobian are to be kept, which it does not give.
+            ValueError: what it does not give is to be kept.
         """
         command = self._teacher_options.get("command")
         if command is None:
             return None
-        if self.jacobian_rows:
+        not_given = {
+            "force_jacobian needs rows of the teacher's Jacobian": self.jacobian_rows,
+            "embedding_response needs the response of the teacher's embedding": self.has_response,
+            "a term with `lmax: all` needs the teacher's embeddings of l > 1": self.has_all_degrees,
+        }
+        for needed in (needed for needed, is_needed in not_given.items() if is_needed):
             raise ValueError(
-                "force_jacobian needs rows of the teacher's Jacobian, which task.distill.teacher.command does not give. "
-                "Leave the term out, or give a teacher by its `checkpoint`."
+                f"{needed}, which task.distill.teacher.command does not give. Leave the term or the flag out, or give a "
+                "teacher by its `checkpoint`."
             )
         return TeacherProcess(command, self.dtype, self.has_vectors, self.chunk)
 
