@@ -44,6 +44,7 @@ PLAN = Plan(
             "distill": {"relations": {"anchor": "symmetric"}},
         },
         "hessian": {"terms": [{"force_jacobian": {"fn": "mse", "coefficient": 1}}]},
+        "response": {"terms": [{"embedding_response": {"fn": "mse", "coefficient": 1}}]},
     },
     tables={
         "accuracy": {
@@ -158,6 +159,8 @@ def test_the_yaml_of_a_run_adds_terms_and_a_teacher(tmp_path):
     assert distilled["optim"]["max_epochs"] == 2 and plain["optim"]["max_epochs"] == 60
     hessian = training_config(replace(CRACK, method="hessian"), PLAN, workspace, steps=1140)
     assert hessian["task"]["distill"]["teacher"]["cache"] == "caches/escn-300-jacobian"
+    response = training_config(replace(CRACK, method="response"), PLAN, workspace, steps=1140)
+    assert response["task"]["distill"]["teacher"]["cache"] == "caches/escn-300-response"
 
 
 def test_generated_structures_take_as_many_steps(tmp_path):
@@ -190,9 +193,11 @@ def test_structures_are_made_once_and_their_cost_is_kept(tmp_path, monkeypatch):
     workspace = Workspace(tmp_path / "out")
     for _ in range(2):
         training.prepare(GENERATED, PLAN, workspace, device="cpu")
-    (arguments,) = (tmp_path / "arguments").read_text().splitlines()
+    training.prepare(replace(CRACK, method="response"), PLAN, workspace, device="cpu")
+    arguments, of_response = (tmp_path / "arguments").read_text().splitlines()
+    assert "caches/escn-300-response " in of_response and "--embedding-response --jacobian-rows 2" in of_response
     assert arguments.startswith("generate --output ") and "--jacobian-rows 0 --strategies rattle=2 --dataset" in arguments
-    (row,) = workspace.table("labels").rows()
+    row, _ = workspace.table("labels").rows()
     assert row.pop("cpu_seconds") >= 0
     of_run = {"teacher": "escn", "train_systems": 300, "structures": "rattle2"}
     assert row == {**of_run, "jacobian_rows": 0, "systems": 890, "device": "cpu"}

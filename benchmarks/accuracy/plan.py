@@ -114,7 +114,7 @@ class Plan:
         return terms
 
     def kept(self, run: Run) -> str:
-        """What the run's teacher cache keeps beyond outputs and embeddings: nothing, `jacobian`, or `response`, with both."""
+        """What the run's teacher cache keeps beside outputs and embeddings: nothing, `jacobian`, or `response` with both."""
         terms = {key for term in self.terms(run) for key in term}
         of_terms = {keys.EMBEDDING_RESPONSE: "response", keys.FORCE_JACOBIAN: "jacobian"}
         return next((kept for key, kept in of_terms.items() if key in terms), "")
