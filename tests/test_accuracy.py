@@ -253,6 +253,14 @@ def test_the_cost_of_a_step_is_a_median_of_ratios():
     assert summary.step_costs(rows)["painn", "escn", "crack"].estimate == pytest.approx(0.08 / 0.06)
 
 
+def test_the_mean_cost_has_the_dear_steps_of_a_rare_term():
+    common = {"student": "painn", "teacher": "escn"}
+    seconds = {"undistilled": [1.0, 1.0, 1.0, 1.0], "crack": [2.0, 1.1, 2.2, 1.1]}
+    rows = [{**common, "method": name, "round": k, "seconds": own[k]} for name, own in seconds.items() for k in (2, 0, 3, 1)]
+    costs = summary.mean_costs(rows)
+    assert costs["painn", "escn", "crack"] == [1.6, 1.55, 1.65] and costs["painn", "escn", "undistilled"] == [1, 1, 1]
+
+
 def test_a_run_begun_with_other_settings_is_refused(tmp_path):
     here, there = Workspace(tmp_path / "here"), Workspace(tmp_path / "there")
     config = training_config(CRACK, PLAN, here, steps=1140)

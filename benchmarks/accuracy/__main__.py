@@ -102,9 +102,9 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_argument("--only", nargs="+", default=[], metavar="NAME=VALUE", help="of a run: method=crack seed=0,1")
         command.add_argument("--experiments", type=Path, default=EXPERIMENTS, help="default: experiments.yml")
         command.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-        if name == "run":
+        if name in ("run", "cost"):
             command.add_argument("--table", default="accuracy", help="of experiments.yml (default: accuracy)")
-        elif name == "cost":
+        if name == "cost":
             command.add_argument("--rounds", type=int, default=30, help="steps of each method (default: 30)")
     options = parser.parse_args(arguments)
     os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), "1"))

@@ -14,24 +14,25 @@ from fairchem.core.common.utils import load_config, setup_imports
 from fairchem.core.trainers.ocp_trainer import OCPTrainer
 
 from benchmarks.accuracy.plan import UNDISTILLED, Plan, Run
+from benchmarks.accuracy.summary import costs_of
 from benchmarks.accuracy.training import Workspace, prepare, training_config, write_config
 from benchmarks.step.runs import Clock, begin, build_trainer, endless, take_step
 
-TABLE = "accuracy"  # whose methods are timed
 WARM_UP = 3  # rounds; torch.jit, which PaiNN uses, compiles in its first two runs
 
 
 def measure_costs(plan: Plan, workspace: Workspace, options: argparse.Namespace) -> None:
     """Append the seconds of a step of each method, one for each round, for the students and teachers without rows.
 
-    Of the process's CPU time; on a GPU, by the wall clock.
+    Of the process's CPU time; on a GPU, by the wall clock. Rounds are training steps: of a term that counts in every
+    k-th, a multiple of k shows what it costs.
     """
     setup_imports()
     torch.set_num_threads(1)
-    table = workspace.table("costs")
+    table = workspace.table(costs_of(options.table))
     done = {(row["student"], row["teacher"]) for row in table.rows()}
     pairs: dict[tuple[str, str], dict[str, Run]] = {}
-    for run in plan.runs(TABLE, options.only):
+    for run in plan.runs(options.table, options.only):
         if run.student and run.teacher and (run.student, run.teacher) not in done:
             methods = pairs.setdefault((run.student, run.teacher), {UNDISTILLED: run.of_method(UNDISTILLED)})
             methods.setdefault(run.method, run)
@@ -40,7 +41,7 @@ def measure_costs(plan: Plan, workspace: Workspace, options: argparse.Namespace)
             trainers = {}
             for method, run in methods.items():
                 prepare(run, plan, workspace, device=options.device)
-                write_config(run, training_config(run, plan, workspace, steps=plan.steps(TABLE, run)), workspace)
+                write_config(run, training_config(run, plan, workspace, steps=plan.steps(options.table, run)), workspace)
                 trainers[method] = _trainer(run, workspace, Path(directory), options.device)
             rounds = _rounds(trainers, options.rounds, clock="wall" if options.device == "cuda" else "cpu")
         common = {"student": student, "teacher": teacher}

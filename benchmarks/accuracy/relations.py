@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 from benchmarks.accuracy.page import DIGITS, gap, markdown, show
 from benchmarks.accuracy.plan import EXPERIMENTS, UNDISTILLED, Run, expand, read_plan
-from benchmarks.accuracy.summary import DECIMALS, GAPS, Results, hours, plain
+from benchmarks.accuracy.summary import DECIMALS, GAPS, Results, costs_of, hours, mean_costs, plain
 from benchmarks.accuracy.training import Workspace
 
 TABLE, SPLIT = "relations", "val_id"
+COSTED = "recipe"  # the section that says what a step costs
 PARTS = {"system": "system", "within": "within", "system_fitted": "system, fitted", "within_fitted": "within, fitted"}
 VARIED = ("student", "train_systems", "steps")  # columns where a section has several
 
@@ -110,6 +111,7 @@ the student's embedding to the teacher's, which is fitted on half of the systems
 def figures(workspace: Workspace) -> dict[str, Any]:
     """The rows of every section, the errors of embeddings, and what the trainings took."""
     results, grids = Results(workspace, TABLE), read_plan(EXPERIMENTS).tables[TABLE]["grids"]
+    costs = mean_costs(workspace.table(costs_of(TABLE)).rows())
     rows = []
     for section, question in QUESTIONS.items():
         runs = (run for grid in grids if grid.get("question") == section for run in expand(grid))
@@ -120,6 +122,8 @@ def figures(workspace: Workspace) -> dict[str, Any]:
                 if line.method not in (UNDISTILLED, reference.method):
                     row["reference"] = reference.method
                     row |= {f"less_{name}": plain(results.less(line, reference, SPLIT, name)) for name in GAPS}
+                if section == COSTED and (cost := costs.get((line.student, line.teacher, line.method))):
+                    row["step_cost"] = cost
                 rows.append(row)
     return {"rows": rows, "embeddings": embeddings(workspace), "cost": hours(workspace.table(TABLE).rows())}
 
@@ -142,15 +146,18 @@ def embeddings(workspace: Workspace) -> list[dict[str, Any]]:
 def table(rows: list[dict]) -> list[str]:
     """A line for each of these rows."""
     varied = [name for name in VARIED if len({row[name] for row in rows}) > 1]
+    has_costs = any("step_cost" in row for row in rows)
     lines = []
     for row in rows:
         cells = [*(str(row[name]) for name in varied), row["method"], str(row["seeds"])]
         cells += [show(row[column], DIGITS[column]) for column in GAPS.values()] + [gap(row, name) for name in GAPS]
         cells.append(row.get("reference", ""))
         cells += [show(row.get(f"less_{name}", []), 0, factor=100, end="%") for name in GAPS]
+        cells += [show(row.get("step_cost", []), 2)] * has_costs
         lines.append(cells)
     heading = [*varied, "method", "seeds", "energy MAE [eV]", "force MAE [eV/Å]", *(f"gap closed, {name}" for name in GAPS)]
-    return markdown([*heading, "reference", *(f"less than reference, {name}" for name in GAPS)], lines)
+    heading += ["reference", *(f"less than reference, {name}" for name in GAPS), *["step"] * has_costs]
+    return markdown(heading, lines)
 
 
 def embeddings_table(rows: list[dict]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, astuple, replace
+from operator import itemgetter
 from statistics import fmean
 from typing import Any
 
@@ -137,6 +138,11 @@ def plain(interval: Interval) -> list[float | None]:
     return [None if math.isnan(end) else round(end, DECIMALS) + 0.0 for end in astuple(interval)]  # + 0.0: no -0
 
 
+def costs_of(table: str) -> str:
+    """The table of what the steps of a table's methods cost."""
+    return "costs" if table == "accuracy" else f"{table}_costs"
+
+
 def step_costs(rows: list[dict]) -> dict[tuple[str, str, str], Interval]:
     """Of student, teacher and method: the time of a step over the undistilled one's of the same round.
 
@@ -150,6 +156,22 @@ def step_costs(rows: list[dict]) -> dict[tuple[str, str, str], Interval]:
         undistilled = rounds[student, teacher, UNDISTILLED]
         low, median, high = np.quantile([seconds[key] / undistilled[key] for key in seconds], [0.25, 0.5, 0.75]).tolist()
         costs[student, teacher, method] = Interval(median, low, high)
+    return costs
+
+
+def mean_costs(rows: list[dict]) -> dict[tuple[str, str, str], list[float]]:
+    """Of student, teacher and method: the time of all rounds over the undistilled one's, and that of either half of them.
+
+    The mean, unlike the median, has the steps of a term that counts in every k-th.
+    """
+    seconds: dict[tuple[str, str, str], list[float]] = {}
+    for row in sorted(rows, key=itemgetter("round")):
+        seconds.setdefault((row["student"], row["teacher"], row["method"]), []).append(row["seconds"])
+    costs = {}
+    for (student, teacher, method), own in seconds.items():
+        undistilled, half = seconds[student, teacher, UNDISTILLED], len(own) // 2
+        parts = (slice(None), slice(half), slice(half, None))
+        costs[student, teacher, method] = [round(sum(own[part]) / sum(undistilled[part]), DECIMALS) for part in parts]
     return costs
 
 
