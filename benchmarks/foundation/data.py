@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import lmdb
@@ -93,6 +92,4 @@ def write_references(plan: Plan, workspace: Workspace, data: Path) -> None:
     fitted.write(file)
     row = {"data": workspace.relative(data), "energy_stdev": fitted.stdev, "force_size": fitted.force_size}
     workspace.table(LABELS).append([row])
-    # The published rows were made when direct forces, too, were divided by the energies' deviation.
-    former = replace(fitted, has_direct_forces=False)
-    write_text(data / TRANSFORMS, yaml.safe_dump(former.transforms(Path(workspace.relative(file)))))
+    write_text(data / TRANSFORMS, yaml.safe_dump(fitted.transforms(Path(workspace.relative(file)))))

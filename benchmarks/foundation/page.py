@@ -47,15 +47,13 @@ They compare methods; they are not the accuracy that a student of this teacher c
 `benchmarks/foundation/experiments.yml` says what each method is. `undistilled` is trained on the teacher's energies and
 forces only. All errors but those against DFT are against the teacher, whose own are 0: gap closed is the part of
 the undistilled student's error that a method removes. What the brackets mean, how the best weights are chosen, and how
-the data are split is as in the accuracy benchmark. **Most methods have one seed**: differences as small as those
-between the seeds of `undistilled` mean nothing.
+the data are split is as in the [accuracy benchmark](accuracy.md). Where a method has few seeds, differences as small as
+those between the seeds of `undistilled` mean nothing.
 
-**The coefficients are those that the [accuracy benchmark](accuracy.md) found on the demo's data.** There energies are
-divided by 1 eV and forces by 0.65 eV/Å before they are compared; these rows were made with both divided by what the
-element references leave of the energies, {energy_stdev:.1f} eV. So the labels weigh several times less in the loss than
-there, which may be why n2n by itself, with the largest coefficient, raises PaiNN's errors. Smaller coefficients were not
-tried. `fairchem-crack references` now divides direct forces by their own root mean square, here {force_size:.2f} eV/Å;
-`collect` keeps to the former rule, so that more rows can be compared with these.
+Before they are compared, energies are divided by what the element references leave of them, {energy_stdev:.1f} eV, and forces
+by their root mean square on free atoms, {force_size:.2f} eV/Å, as `fairchem-crack references` has it. The coefficients of
+PaiNN's single terms and of `relations_atoms` were tuned here ([below](#coefficients)). Those of `all`, which
+`fairchem-crack init` writes too, and all of GemNet-dT were found on the demo's data, with another teacher.
 
 ![gap closed](foundation.png)
 """
@@ -236,8 +234,8 @@ last frame; forces are the components on free atoms. DFT's mean sizes are the er
 change at all. Goal: {error} times the error of the teacher, the first model; other teachers that labelled the frames
 stand beside it."""
 COMMANDS = """The docstring of `benchmarks/foundation/__main__.py` has the commands, from an empty directory. These {runs}
-trainings ran on an H100, up to twelve side by side, in {hours} hours of CPU time; the others of `experiments.yml` are
-what `run` adds to the rows.
+trainings ran on two CPU cores, several side by side, in {hours} hours of CPU time, those of the coefficients not counted;
+the others of `experiments.yml` are what `run` adds to the rows.
 
     cp -r docs/benchmarks/foundation runs/foundation
     python -m benchmarks.foundation report runs/foundation
