@@ -160,6 +160,16 @@ def test_projections_step_at_the_students_rate_clipped_apart(max_norm, length):
         training.state_dict()
 
 
+def test_a_projection_has_the_weight_decay_of_the_student():
+    """That of fairchem's second group; the first has none, and the defaults are torch's where `optim` has it."""
+    groups = [{"params": [torch.zeros(1)], "weight_decay": 0}, {"params": [torch.zeros(1)], "weight_decay": 0.003}]
+    student = SimpleNamespace(width=OF_STUDENT, vector_width=OF_STUDENT)
+    projections = Projections("linear", [keys.NODE_EMBEDDING], student, plain_teacher(), seed=0, device="cpu")
+    training = ProjectionTraining(projections, torch.optim.AdamW(groups, lr=0.1, betas=(0.8, 0.9)))
+    (group,) = training.optimizer.param_groups
+    assert (group["weight_decay"], group["betas"], group["lr"]) == (0.003, (0.8, 0.9), 0.1)
+
+
 def former(kind: str, optimizer: type[torch.optim.Optimizer], **options) -> tuple[dict, nn.Module, nn.Module, list]:
     """A state of format 1 after three steps, its projections, and the gradients of these steps."""
     torch.manual_seed(4)
