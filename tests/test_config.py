@@ -284,6 +284,16 @@ def test_every_fault_of_a_block_is_told_at_once(block, lines):
         ),
         (
             "relations",
+            {**CRACK, "lmax": "2", "degree_weights": [], "schedule": {"kind": False}},
+            [
+                ".lmax: expected one of `all` or an integer >= 0, found '2'. Write 2 without quotes.",
+                ".degree_weights: expected 1, of the degrees l = 0 to 0; found 0.",
+                ".schedule.kind: expected one of `constant`, `linear`, `cosine`, `off`, found False. YAML takes off for "
+                'False; write "off", in quotes.',
+            ],
+        ),
+        (
+            "relations",
             {**CRACK, "lmax": "all", "degree_weights": [0, 0]},
             [".degree_weights: all weights are 0; the term would have no effect. Leave the term out."],
         ),

@@ -65,9 +65,11 @@ def takes(hint: Any) -> str:
 
 def advice(hint: Any, value: Any) -> str:
     """What may be meant by text that is none of the choices, no number, or not True or False."""
+    if typing.get_origin(hint) in UNIONS:
+        return next(filter(None, (advice(member, value) for member in typing.get_args(hint))), "")
     kind = without_null(hint)
     if typing.get_origin(kind) is Literal:
-        return nearest_of(value, typing.get_args(kind))
+        return _advice_on_choices(typing.get_args(kind), value)
     if not isinstance(value, str):
         return ""
     if kind is bool and value.lower() in BOOLEANS:
@@ -79,6 +81,13 @@ def advice(hint: Any, value: Any) -> str:
         return f"Write {value} without quotes."
     written = f"{float(value):.0f}" if kind is int else f"{float(number[1])}e{int(number[2]):+d}"
     return f"In YAML a number with an exponent has a point and a sign; write {written}."
+
+
+def _advice_on_choices(choices: tuple[Any, ...], value: Any) -> str:
+    if isinstance(value, str):
+        return nearest_of(value, choices)
+    read = [choice for choice in choices if isinstance(value, bool) and BOOLEANS.get(str(choice)) is value]
+    return f'YAML takes {read[0]} for {value}; write "{read[0]}", in quotes.' if read else ""
 
 
 def _bounds(metadata: tuple[Any, ...]) -> str:

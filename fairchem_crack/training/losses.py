@@ -12,7 +12,7 @@ from fairchem.core.common.registry import registry
 from torch import Tensor, nn
 
 from fairchem_crack import keys
-from fairchem_crack.config import CONTRASTIVE, DistillConfig, RelationsConfig, TermConfig
+from fairchem_crack.config import CONTRASTIVE, DistillConfig, RelationsConfig, TermConfig, suggestion
 from fairchem_crack.loss.crack import CrackTerms, crack_terms
 from fairchem_crack.loss.gather import Gathering, gather_rows
 from fairchem_crack.loss.precision import full_precision
@@ -267,12 +267,19 @@ def _element_loss(term: TermConfig, config: DistillConfig, widths: tuple[int, in
         return CrackLoss(term.temperature, config.relations, columns, term.degree_weights or (1.0,) * len(columns))
     if term.fn == CONTRASTIVE[keys.NODE_CONTRAST]:
         return InfoNCELoss(term.temperature)
+    if unknown := unknown_loss(term.fn):
+        raise ValueError(f"loss_functions, {term.key}.fn: {unknown}")
+    return HostLoss(registry.get_loss_class(term.fn)())
+
+
+def unknown_loss(fn: str) -> Optional[str]:
+    """The sentence that refuses a loss that fairchem does not have; None for one that it has, its own or a user's."""
     try:
-        return HostLoss(registry.get_loss_class(term.fn)())
-    except RuntimeError as error:  # fairchem's, which lists every name of its registry
-        raise ValueError(
-            f"loss_functions, {term.key}.fn: fairchem has no loss `{term.fn}`; expected `mse`, `mae` or `l2mae`."
-        ) from error
+        registry.get_loss_class(fn)
+    except RuntimeError:  # which lists every name of the registry
+        names = [name for name in registry.mapping["loss_name_mapping"] if name not in CONTRASTIVE.values()]
+        return f"fairchem has no loss `{fn}`. {suggestion(fn, names)}"
+    return None
 
 
 def check_compared(term: TermConfig, student: Tensor, teacher: Tensor, *, systems: int) -> None:
