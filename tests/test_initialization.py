@@ -53,6 +53,7 @@ def test_the_named_blocks_are_copied(name, blocks):
         ({"num_layers": 2}, [0], r"blocks: the student has 2 blocks, and 1 are named: \[0\]"),
         ({"num_layers": 1}, [3], "block 3 is named, the teacher has 3, numbered from 0"),
         ({"num_layers": 1, "sphere_channels": 8}, [0], r"weights do not fit: .* is \(90, 8\), the teacher's \(90, 16\)"),
+        ({"num_layers": 1, "lmax_list": [1], "mmax_list": [1]}, [0], r"\d+ of its \d+ weights do not fit: .* the teacher's"),
     ],
 )
 def test_a_student_that_does_not_fit_is_refused_unchanged(student, blocks, message):
@@ -64,5 +65,6 @@ def test_a_student_that_does_not_fit_is_refused_unchanged(student, blocks, messa
 
 
 def test_another_architecture_is_refused():
-    with pytest.raises(ValueError, match=r"blocks: the student has 0 blocks"):
-        copy_weights(build("equiformer_v2"), build("painn"), [0])
+    for models, role in ((("equiformer_v2", "painn"), "student"), (("painn", "equiformer_v2"), "teacher")):
+        with pytest.raises(ValueError, match=f"init_from_teacher: the {role} has no blocks to copy; EquiformerV2, eSCN"):
+            copy_weights(*map(build, models), [0])

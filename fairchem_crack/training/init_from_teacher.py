@@ -30,6 +30,9 @@ def copy_weights(teacher: nn.Module, student: nn.Module, blocks: Sequence[int]) 
     theirs = {_HYDRA.sub("", key): value for key, value in teacher.state_dict().items()}
     count, available = _number_of_blocks(own), _number_of_blocks(theirs)
     where = "task.distill.init_from_teacher"
+    if not count or not available:
+        model = "teacher" if count else "student"
+        raise ValueError(f"{where}: the {model} has no blocks to copy; EquiformerV2, eSCN and eSEN have.")
     if count != len(blocks):
         raise ValueError(f"{where}.blocks: the student has {count} blocks, and {len(blocks)} are named: {list(blocks)}.")
     if max(blocks) >= available:
