@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from types import SimpleNamespace
 
+import oracle
 import pytest
 import torch
 from architectures import build
@@ -43,6 +44,7 @@ from fairchem_crack.training.reduction import Part, reduce_parts, weighted_sum
 from fairchem_crack.training.terms import TermContext, inputs_of
 
 WIDTH, VECTORS, OF_STUDENT = 5, 4, 3
+PER_DEGREE = "relations per degree"
 SIZES = (4, 1, 6)
 MEAN, SCALE = {"energy": 1.5, "forces": 0.0}, {"energy": 2.0, "forces": 0.5}  # of the student's normalizers
 ELEMENTWISE = {
@@ -428,6 +430,19 @@ def test_a_terms_weight_is_the_same_at_any_batch_size(key, fn):
     assert loss > 0
 
 
+def two_degrees(rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of two columns l = 0 and of three l = 1, which on rank 1 is 0 for most atoms, as by symmetry; and pairs."""
+    student, teacher = torch.randn(2, 5, 5, generator=torch.Generator().manual_seed(rank), dtype=torch.float64)
+    teacher[2:, 2:] *= rank == 0
+    return student, teacher, torch.tensor([[0, 0, 0, 1, 2], [1, 2, 3, 2, 4]])
+
+
+def part_of_degrees(rank: int) -> Part:
+    *embeddings, pairs = two_degrees(rank)
+    loss = TermLoss(CrackLoss(columns=(2, 3), column_weights=(1.0, 0.5)))
+    return loss.part(*embeddings, LossContext(torch.tensor([5]), pairs))
+
+
 def rank_main(rank: int, directory: str) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=2)
@@ -437,7 +452,8 @@ def rank_main(rank: int, directory: str) -> None:
     distributed.all_reduce = lambda tensor, **options: sent.append(tensor.numel()) or all_reduce(tensor, **options)
     losses = reduce_parts([part_of(step, key, fn) for key, fn in ELEMENTWISE.items()])
     assert sent == [len(ELEMENTWISE)]  # the counts of all terms, at once
-    torch.save({key: loss.detach() for key, loss in zip(ELEMENTWISE, losses)}, Path(directory) / f"{rank}.pt")
+    found = {key: loss.detach() for key, loss in zip(ELEMENTWISE, losses)}
+    torch.save({**found, PER_DEGREE: reduce_parts([part_of_degrees(rank)])[0]}, Path(directory) / f"{rank}.pt")
     distributed.barrier()
     os._exit(0)  # gloo's threads, torn down while another rank still ends, abort a process now and then
 
@@ -453,6 +469,15 @@ def test_a_terms_weight_is_the_same_on_any_number_of_ranks(tmp_path):
         values = [loss(*compared(step, key), LossContext(step.batch.natoms)).values.flatten() for step in steps]
         assert (of_ranks[0][key] + of_ranks[1][key]) / 2 == pytest.approx(float(torch.cat(values).mean())), key
         assert len(values[0]) != len(values[1])
+    expected = 0.0
+    for weight, columns in ((1.0, slice(2)), (0.5, slice(2, 5))):
+        losses = []
+        for rank in (0, 1):
+            *embeddings, pairs = two_degrees(rank)
+            pairs = pairs[:, :1] if rank and columns.start else pairs  # those with a direction
+            losses += [oracle.crack(*(part[:, columns] for part in embeddings), pairs).loss] * pairs.shape[1]
+        expected += weight * sum(losses) / len(losses)
+    assert float(of_ranks[0][PER_DEGREE] + of_ranks[1][PER_DEGREE]) / 2 == pytest.approx(expected)
 
 
 def test_info_nce_is_the_cross_entropy_of_cosines(device):

@@ -8,6 +8,7 @@ from typing import NamedTuple, Optional, Protocol, Union
 
 import fairchem.core.modules.loss  # noqa: F401, which registers fairchem's losses
 import torch
+from fairchem.core.common import distutils
 from fairchem.core.common.registry import registry
 from torch import Tensor, nn
 
@@ -98,11 +99,13 @@ class CrackLoss:
         if not self.columns:
             return self._of(student, teacher, context)
         parts = [self._of(*part, context) for part in zip(student.split(self.columns, 1), teacher.split(self.columns, 1))]
-        number = max(part.values.numel() for part in parts)  # where pairs have no direction, a part may have fewer
-        values = [
-            part.values * (weight * number / max(part.values.numel(), 1)) for weight, part in zip(self.column_weights, parts)
-        ]
-        return Elements(torch.cat(values), number, parts[0].diagnostics)
+        # where pairs have no direction, parts differ in their numbers: the mean of each is over its own, on all ranks
+        own = torch.tensor([part.values.numel() for part in parts])
+        counts: list[int] = distutils.all_reduce(own, device=student.device).tolist()
+        largest = max(range(len(parts)), key=counts.__getitem__)
+        scales = [weight * counts[largest] / max(count, 1) for weight, count in zip(self.column_weights, counts)]
+        values = torch.cat([scale * part.values for scale, part in zip(scales, parts)])
+        return Elements(values, parts[largest].number, parts[0].diagnostics)
 
     def _of(self, student: Tensor, teacher: Tensor, context: LossContext) -> Elements:
         if context.pairs is None:
