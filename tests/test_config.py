@@ -157,8 +157,9 @@ def test_choices_are_those_of_the_loss():
             ],
         ),
         (
-            distill(init_from_teacher={"blocks": []}, imports=["my_terms", 3]),
+            distill(init_from_teacher={"blocks": []}, imports=["my_terms", 3], learning_rates=["head"]),
             [
+                "learning_rates: expected a mapping of names to numbers >= 0, found ['head'].",
                 "init_from_teacher.blocks: expected a list of integers >= 0, at least 1, found [].",
                 "imports[1]: expected text, found 3.",
             ],

@@ -54,13 +54,17 @@ def takes(hint: Any) -> str:
     if origin is Literal:
         return f"one of {listed(inner)}"
     if origin in (tuple, list):
-        items = [re.sub("^an? ([a-z]+)", r"\1s", takes(item)) for item in inner if item is not ...]
-        return f"a list of {' and '.join(items)}"
+        return f"a list of {' and '.join(_several(item) for item in inner if item is not ...)}"
     if origin is dict:
-        return "a mapping"
+        return f"a mapping of names to {_several(inner[1])}"
     if is_dataclass(hint):
         return f"a mapping with the options {listed(options_of(hint))}"
     return NOUNS.get(hint) or f"a value of the type {getattr(hint, '__name__', hint)}"
+
+
+def _several(hint: Any) -> str:
+    """`takes`, of items of the type: `integers >= 1`."""
+    return re.sub("^an? ([a-z]+)", r"\1s", takes(hint))
 
 
 def advice(hint: Any, value: Any) -> str:
