@@ -157,8 +157,9 @@ def test_choices_are_those_of_the_loss():
             ],
         ),
         (
-            distill(init_from_teacher={"blocks": []}, imports=["my_terms", 3]),
+            distill(init_from_teacher={"blocks": []}, imports=["my_terms", 3], learning_rates=["head"]),
             [
+                "learning_rates: expected a mapping of names to numbers >= 0, found ['head'].",
                 "init_from_teacher.blocks: expected a list of integers >= 0, at least 1, found [].",
                 "imports[1]: expected text, found 3.",
             ],
@@ -281,6 +282,16 @@ def test_every_fault_of_a_block_is_told_at_once(block, lines):
             "relations",
             {**CRACK, "lmax": 2, "degree_weights": [1, 0.5]},
             [".degree_weights: expected 3, of the degrees l = 0 to 2; found 2."],
+        ),
+        (
+            "relations",
+            {**CRACK, "lmax": "2", "degree_weights": [], "schedule": {"kind": False}},
+            [
+                ".lmax: expected one of `all` or an integer >= 0, found '2'. Write 2 without quotes.",
+                ".degree_weights: expected 1, of the degrees l = 0 to 0; found 0.",
+                ".schedule.kind: expected one of `constant`, `linear`, `cosine`, `off`, found False. YAML takes off for "
+                'False; write "off", in quotes.',
+            ],
         ),
         (
             "relations",

@@ -53,6 +53,7 @@ def test_the_named_blocks_are_copied(name, blocks):
         ({"num_layers": 2}, [0], r"blocks: the student has 2 blocks, and 1 are named: \[0\]"),
         ({"num_layers": 1}, [3], "block 3 is named, the teacher has 3, numbered from 0"),
         ({"num_layers": 1, "sphere_channels": 8}, [0], r"weights do not fit: .* is \(90, 8\), the teacher's \(90, 16\)"),
+        ({"num_layers": 1, "lmax_list": [1], "mmax_list": [1]}, [0], r"\d+ of its \d+ weights do not fit: .* the teacher's"),
     ],
 )
 def test_a_student_that_does_not_fit_is_refused_unchanged(student, blocks, message):
@@ -63,6 +64,23 @@ def test_a_student_that_does_not_fit_is_refused_unchanged(student, blocks, messa
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
+def test_every_head_of_a_hydra_starts_from_that_of_its_name():
+    """Or from the one of the teacher that has its parameters."""
+    models = teacher, student = build("equiformer_v2 hydra"), build("equiformer_v2 hydra")
+    name = next(name for name, head in student.output_heads.items() if hasattr(head, "energy_block"))
+    for model, names in zip(models, (["second"], ["second", "third"])):
+        model.output_heads.update({added: copy.deepcopy(model.output_heads[name]) for added in names})
+    with torch.no_grad():
+        for number, parameter in enumerate((*teacher.parameters(), *student.parameters())):
+            parameter.fill_(number)
+    copy_weights(teacher, student, range(len(student.backbone.blocks)))
+    after, before = student.state_dict(), teacher.state_dict()
+    for key, value in after.items():
+        third = key.startswith("output_heads.third.")
+        assert torch.equal(value, before[key.replace(".third.", ".second.") if third else key])
+
+
 def test_another_architecture_is_refused():
-    with pytest.raises(ValueError, match=r"blocks: the student has 0 blocks"):
-        copy_weights(build("equiformer_v2"), build("painn"), [0])
+    for models, role in ((("equiformer_v2", "painn"), "student"), (("painn", "equiformer_v2"), "teacher")):
+        with pytest.raises(ValueError, match=f"init_from_teacher: the {role} has no blocks to copy; EquiformerV2, eSCN"):
+            copy_weights(*map(build, models), [0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,7 @@ from stub_teacher import plain_teacher
 
 from fairchem_crack import keys
 from fairchem_crack.adapters.outputs import ModelOutputs
-from fairchem_crack.config import TermConfig
+from fairchem_crack.config import ProjectionConfig, TermConfig
 from fairchem_crack.testing import collate, slabs
 from fairchem_crack.training import preflight
 
@@ -22,21 +23,46 @@ STUDENT = SimpleNamespace(
 
 
 @pytest.mark.parametrize(
-    "key, fn, part",
+    "key, options, part",
     [
-        (keys.VECTOR_EMBEDDINGS, "mse", "needs an l=1 embedding, which the student, `toy`, does not provide"),
-        (keys.FORCE_JACOBIAN, "mse", "whose forces can be differentiated; `toy` detaches the rotations of its edges"),
-        (keys.ENERGY_GRADIENT, "l2mae", "whose energy can be differentiated; `toy` detaches the rotations of its edges"),
-        (keys.NODE_EMBEDDINGS, "mse", None),
+        (keys.VECTOR_EMBEDDINGS, {}, "needs an l=1 embedding, which the student, `toy`, does not provide"),
+        (
+            keys.NODE_EMBEDDINGS,
+            {"lmax": 1},
+            "degrees up to 1, and the student, `toy`, has those up to 0. Set its `lmax` to 0",
+        ),
+        (keys.FORCE_JACOBIAN, {}, "whose forces can be differentiated; `toy` detaches the rotations of its edges"),
+        (keys.ENERGY_GRADIENT, {}, "whose energy can be differentiated; `toy` detaches the rotations of its edges"),
+        (keys.NODE_EMBEDDINGS, {}, None),
     ],
 )
-def test_a_term_that_a_student_cannot_have_is_refused(key, fn, part):
-    term = TermConfig(key, fn, 1.0)
+def test_a_term_that_a_student_cannot_have_is_refused(key, options, part):
+    term = TermConfig(key, "mse", 1.0, **options)
     if part is None:
         preflight.check_term(term, STUDENT, "toy", plain_teacher(), OUTPUTS)
         return
     with pytest.raises(ValueError, match=part):
         preflight.check_term(term, STUDENT, "toy", plain_teacher(), OUTPUTS)
+
+
+@pytest.mark.parametrize(
+    "student, teacher, part",
+    [
+        ({"vector_width": 0, "lmax": 0}, {}, "the student, `toy`, has l = 0 only. Take `mlp`"),
+        ({"vector_width": 3, "lmax": 1}, {}, "the student, `toy`, has 4 of l = 0 and 3 of l > 0. Take `linear` or `mlp`"),
+        ({"vector_width": 4, "lmax": 1}, {"vector_width": 3}, "the teacher, `stub`, has 8 of l = 0 and 3 of l > 0"),
+        ({"vector_width": 4, "lmax": 1}, {}, None),
+    ],
+)
+def test_an_equivariant_projection_needs_channels_of_all_l(student, teacher, part):
+    compared = {keys.NODE_EMBEDDING, keys.VECTOR_EMBEDDING}
+    models = [SimpleNamespace(**{"width": 4, **student}), plain_teacher()]
+    vars(models[1]).update(teacher)
+    for kind in ("linear", "mlp", "equivariant"):
+        refused = pytest.raises(ValueError, match=part) if part and kind == "equivariant" else nullcontext()
+        with refused:
+            preflight.check_projection(ProjectionConfig(kind), compared, models[0], "toy", models[1])
+    preflight.check_projection(ProjectionConfig("equivariant"), {keys.ENERGY}, models[0], "toy", models[1])
 
 
 def test_a_term_of_an_output_that_is_not_there_is_refused():
@@ -84,6 +110,10 @@ def test_embeddings_that_are_not_finite_are_refused_by_system():
 )
 def test_a_graph_without_pairs_is_refused_with_the_reason(atoms, reason):
     batch = SimpleNamespace(natoms=torch.tensor(atoms))
-    preflight.check_pairs(1, batch, "teacher")
-    with pytest.raises(ValueError, match=f"the teacher's graph joins no pair of atoms in a sample of 2 systems .*{reason}"):
-        preflight.check_pairs(0, batch, "teacher")
+    terms = [keys.RELATION_VECTORS, keys.RELATION_LENGTHS]
+    preflight.check_pairs(1, batch, "teacher", terms)
+    without = "distil without `relation_vectors` and `relation_lengths`"
+    with pytest.raises(
+        ValueError, match=f"the teacher's graph joins no pair of atoms in a sample of 2 systems .*{reason}.*{without}"
+    ):
+        preflight.check_pairs(0, batch, "teacher", terms)

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from architectures import build
+from e3nn import o3
 from stub_teacher import StubTeacher, distillation_of, plain_teacher, terms_of
 from tolerances import FLOAT32, REORDERED
 from torch import nn
@@ -21,7 +22,14 @@ from fairchem_crack.teacher.channels import ChannelStatistics, channel_statistic
 from fairchem_crack.teacher.frozen import TeacherOutputs
 from fairchem_crack.testing import collate, slabs
 from fairchem_crack.training.losses import LossContext, build_loss
-from fairchem_crack.training.projection import Projections, build_projection, projection_of
+from fairchem_crack.training.projection import (
+    Projections,
+    build_equivariant_projection,
+    build_higher_projection,
+    build_projection,
+    build_vector_projection,
+    projection_of,
+)
 from fairchem_crack.training.projection_state import FORMAT, upgraded
 from fairchem_crack.training.projection_training import ProjectionTraining
 from fairchem_crack.training.terms import TermContext, inputs_of
@@ -140,6 +148,32 @@ def test_a_student_of_equal_embeddings_is_not_magnified():
     assert projection(torch.full((1, OF_STUDENT), 3.0)).isfinite().all()
 
 
+@pytest.mark.parametrize("lmax, error", [(1, 1e-5), (2, 1e-3), (6, 0.03)])
+def test_projections_rotate_with_the_system(lmax, error):
+    """Linear ones exactly; an equivariant one as the grid of its resolution does, its l = 0 exactly."""
+    torch.manual_seed(0)
+    coefficients, turn = torch.randn(20, (lmax + 1) ** 2, OF_STUDENT), o3.rand_matrix()
+    wigner = [o3.Irrep(degree, 1).D_from_matrix(turn) for degree in range(lmax + 1)]
+
+    def difference(projection, degrees: list[int]) -> list[float]:
+        """Of each degree, of projecting what is turned and turning what is projected, relative to its size."""
+        rows = [2 * degree + 1 for degree in degrees]
+        turns = torch.block_diag(*(wigner[degree] for degree in degrees))
+        given = coefficients[:, degrees[0] ** 2 :][:, : sum(rows)]
+        turned, after = projection(turns @ given), turns @ projection(given)
+        parts = zip(turned.split(rows, 1), after.split(rows, 1))
+        return [float((first - second).norm() / second.norm()) for first, second in parts]
+
+    assert max(difference(build_vector_projection(OF_STUDENT, WIDTH, seed=0), [1])) < 1e-5
+    if lmax > 1:
+        higher = build_higher_projection(lmax, OF_STUDENT, WIDTH, seed=0)
+        assert max(difference(higher, list(range(2, lmax + 1)))) < 1e-5
+    together = build_equivariant_projection(lmax, OF_STUDENT, WIDTH, seed=0)
+    together.observe(coefficients)
+    invariant, *others = difference(together, list(range(lmax + 1)))
+    assert invariant < 1e-5 and max(others) < error
+
+
 @pytest.mark.parametrize("max_norm, length", [(None, 20.0), (0.5, 0.5)])
 def test_projections_step_at_the_students_rate_clipped_apart(max_norm, length):
     student = SimpleNamespace(width=OF_STUDENT, vector_width=OF_STUDENT)
@@ -158,6 +192,16 @@ def test_projections_step_at_the_students_rate_clipped_apart(max_norm, length):
     assert weight.grad is None
     with pytest.raises(RuntimeError, match="preflight has to measure the teacher's channels"):
         training.state_dict()
+
+
+def test_a_projection_has_the_weight_decay_of_the_student():
+    """That of fairchem's second group; the first has none, and the defaults are torch's where `optim` has it."""
+    groups = [{"params": [torch.zeros(1)], "weight_decay": 0}, {"params": [torch.zeros(1)], "weight_decay": 0.003}]
+    student = SimpleNamespace(width=OF_STUDENT, vector_width=OF_STUDENT)
+    projections = Projections("linear", [keys.NODE_EMBEDDING], student, plain_teacher(), seed=0, device="cpu")
+    training = ProjectionTraining(projections, torch.optim.AdamW(groups, lr=0.1, betas=(0.8, 0.9)))
+    (group,) = training.optimizer.param_groups
+    assert (group["weight_decay"], group["betas"], group["lr"]) == (0.003, (0.8, 0.9), 0.1)
 
 
 def former(kind: str, optimizer: type[torch.optim.Optimizer], **options) -> tuple[dict, nn.Module, nn.Module, list]:

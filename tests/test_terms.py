@@ -8,12 +8,13 @@ import os
 from pathlib import Path
 from types import SimpleNamespace
 
+import oracle
 import pytest
 import torch
 from architectures import build
 from fairchem.core.modules.normalization.normalizer import Normalizer
 from scipy.spatial.transform import Rotation
-from stub_teacher import plain_teacher
+from stub_teacher import distillation_of, plain_teacher
 from tolerances import FLOAT32_SMALL, ORACLE
 from torch import Tensor, distributed, multiprocessing, nn
 from torch_geometric.data import Batch, Data
@@ -35,12 +36,15 @@ from fairchem_crack.teacher.force_jacobian import (
 )
 from fairchem_crack.teacher.frozen import EMBEDDINGS, TeacherOutputs
 from fairchem_crack.testing import collate, slabs
+from fairchem_crack.training import terms
 from fairchem_crack.training.coefficients import WeightedTerm, active_terms
 from fairchem_crack.training.losses import CrackLoss, LossContext, TermLoss, build_loss
+from fairchem_crack.training.projection import ALL, build_equivariant_projection
 from fairchem_crack.training.reduction import Part, reduce_parts, weighted_sum
 from fairchem_crack.training.terms import TermContext, inputs_of
 
 WIDTH, VECTORS, OF_STUDENT = 5, 4, 3
+PER_DEGREE = "relations per degree"
 SIZES = (4, 1, 6)
 MEAN, SCALE = {"energy": 1.5, "forces": 0.0}, {"energy": 2.0, "forces": 0.5}  # of the student's normalizers
 ELEMENTWISE = {
@@ -255,7 +259,36 @@ def test_unscaled_relations_are_n2n_through_the_laplacian(device):
         torch.testing.assert_close(relations, difference / difference.norm(dim=1, keepdim=True))
 
 
-def test_a_response_is_the_change_of_the_embedding_per_length():
+@pytest.mark.parametrize("fn", ["mse", "mae", "l2mae"])
+def test_pairs_without_a_direction_have_no_error_nor_gradient(fn):
+    step = step_of(SIZES)
+    step.pairs = torch.tensor([[0, 1, 5, 7], [1, 2, 6, 8]])
+    step.teacher.node_embedding[1] = step.teacher.node_embedding[0]
+    step.student.node_embedding[6] = step.student.node_embedding[5]
+    step.student.node_embedding.requires_grad_()
+    term = TermConfig(keys.RELATION_VECTORS, fn, 1.0)
+    student, teacher = inputs_of(term, step)
+    loss = loss_function(term)(student, teacher, LossContext(step.batch.natoms))
+    loss.backward()
+    assert not (step.student.node_embedding.grad[[0, 5, 6]]).any() and step.student.node_embedding.grad[[1, 7]].all()
+    kept = TermLoss(loss_function(term).elements)(student[[1, 3]], teacher[[1, 3]], LossContext(step.batch.natoms))
+    torch.testing.assert_close(loss, kept / 2)
+
+
+def test_a_term_that_requests_no_field_is_trained(monkeypatch):
+    monkeypatch.setattr(terms, "COMPARISONS", dict(terms.COMPARISONS))
+    monkeypatch.setattr(keys, "DISTILLATION_TERMS", list(keys.DISTILLATION_TERMS))
+    terms.register_term("size")(lambda context, _: (context.outputs["forces"], torch.zeros_like(context.outputs["forces"])))
+    student, batch = build("painn"), collate(slabs())
+    distillation = distillation_of(student, plain_teacher(), [TermConfig("size", "mse", 3.0)])
+    distillation.preflight(batch)
+    outputs = student(batch)
+    losses = distillation.loss(distillation.run_teacher(batch, 1), outputs)
+    torch.testing.assert_close(losses.total, 3 * outputs["forces"].square().mean())
+
+
+@pytest.mark.parametrize("kind", ["linear", "equivariant"])
+def test_a_response_is_the_change_of_the_embedding_per_length(kind):
     """Of a PaiNN: to first order the derivative along the displacement, projected. What was read before stays."""
     model, teacher = build("painn").eval(), plain_teacher(WIDTH)
     batch = collate(slabs())
@@ -266,22 +299,29 @@ def test_a_response_is_the_change_of_the_embedding_per_length():
     assert displacement[1:].std() == pytest.approx(STEP, rel=0.2)  # of 3 N numbers
     features = attach_features(model, "student")
 
+    if kind == "linear":
+        projections = {keys.NODE_EMBEDDING: nn.Linear(features.width, WIDTH)}
+    else:
+        projections = {ALL: build_equivariant_projection(1, features.width, WIDTH, seed=0)}
+
     def embedding(position: Tensor) -> Tensor:
         moved = copy.copy(batch)
         moved.pos = position
         model(moved)
-        return features.node_embedding.detach()
+        if kind == "linear":
+            return projections[keys.NODE_EMBEDDING](features.node_embedding).detach()
+        both = torch.cat((features.node_embedding[:, None], features.vector_embedding), dim=1)
+        return projections[ALL](both)[:, 0].detach()
 
     part = 0.25 * displacement
-    derivative = (embedding(batch.pos + part) - embedding(batch.pos - part)) / (0.5 * STEP)
-    rest = embedding(batch.pos)
+    expected = (embedding(batch.pos + part) - embedding(batch.pos - part)) / (0.5 * STEP)
+    embedding(batch.pos)
+    rest = features.node_embedding.detach()
     response = kept(torch.cat((displacement, torch.randn(len(rest), WIDTH)), dim=1))
     outputs = dataclasses.replace(teacher(batch), embedding_response=response)
-    projections = {keys.NODE_EMBEDDING: nn.Linear(rest.shape[1], WIDTH)}
     statistics = ChannelStatistics(torch.zeros(WIDTH), torch.full((WIDTH,), 2.0))
     step = TermContext(batch, features, {}, outputs, projections, statistics, targets_on("cpu"))
     student, target = compared(step, keys.EMBEDDING_RESPONSE)
-    expected = derivative @ projections[keys.NODE_EMBEDDING].weight.T
     assert (student - expected).norm() < 0.2 * expected.norm()  # of first order in h
     torch.testing.assert_close(target, response.values / 2)
     own, raw = compared(step, keys.EMBEDDING_RESPONSE, standardize=False)
@@ -413,6 +453,19 @@ def test_a_terms_weight_is_the_same_at_any_batch_size(key, fn):
     assert loss > 0
 
 
+def two_degrees(rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of two columns l = 0 and of three l = 1, which on rank 1 is 0 for most atoms, as by symmetry; and pairs."""
+    student, teacher = torch.randn(2, 5, 5, generator=torch.Generator().manual_seed(rank), dtype=torch.float64)
+    teacher[2:, 2:] *= rank == 0
+    return student, teacher, torch.tensor([[0, 0, 0, 1, 2], [1, 2, 3, 2, 4]])
+
+
+def part_of_degrees(rank: int) -> Part:
+    *embeddings, pairs = two_degrees(rank)
+    loss = TermLoss(CrackLoss(columns=(2, 3), column_weights=(1.0, 0.5)))
+    return loss.part(*embeddings, LossContext(torch.tensor([5]), pairs))
+
+
 def rank_main(rank: int, directory: str) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=2)
@@ -422,7 +475,8 @@ def rank_main(rank: int, directory: str) -> None:
     distributed.all_reduce = lambda tensor, **options: sent.append(tensor.numel()) or all_reduce(tensor, **options)
     losses = reduce_parts([part_of(step, key, fn) for key, fn in ELEMENTWISE.items()])
     assert sent == [len(ELEMENTWISE)]  # the counts of all terms, at once
-    torch.save({key: loss.detach() for key, loss in zip(ELEMENTWISE, losses)}, Path(directory) / f"{rank}.pt")
+    found = {key: loss.detach() for key, loss in zip(ELEMENTWISE, losses)}
+    torch.save({**found, PER_DEGREE: reduce_parts([part_of_degrees(rank)])[0]}, Path(directory) / f"{rank}.pt")
     distributed.barrier()
     os._exit(0)  # gloo's threads, torn down while another rank still ends, abort a process now and then
 
@@ -438,6 +492,15 @@ def test_a_terms_weight_is_the_same_on_any_number_of_ranks(tmp_path):
         values = [loss(*compared(step, key), LossContext(step.batch.natoms)).values.flatten() for step in steps]
         assert (of_ranks[0][key] + of_ranks[1][key]) / 2 == pytest.approx(float(torch.cat(values).mean())), key
         assert len(values[0]) != len(values[1])
+    expected = 0.0
+    for weight, columns in ((1.0, slice(2)), (0.5, slice(2, 5))):
+        losses = []
+        for rank in (0, 1):
+            *embeddings, pairs = two_degrees(rank)
+            pairs = pairs[:, :1] if rank and columns.start else pairs  # those with a direction
+            losses += [oracle.crack(*(part[:, columns] for part in embeddings), pairs).loss] * pairs.shape[1]
+        expected += weight * sum(losses) / len(losses)
+    assert float(of_ranks[0][PER_DEGREE] + of_ranks[1][PER_DEGREE]) / 2 == pytest.approx(expected)
 
 
 def test_info_nce_is_the_cross_entropy_of_cosines(device):

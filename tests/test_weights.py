@@ -13,7 +13,7 @@ from torch_geometric.data import Batch, Data
 from fairchem_crack import keys
 from fairchem_crack.config import DistillConfig, RelationsConfig, TagWeights, TeacherConfig, TermConfig
 from fairchem_crack.training.losses import HuberLoss, LossContext, build_loss
-from fairchem_crack.training.preflight import check_tags
+from fairchem_crack.training.preflight import check_tag_weights, check_tags
 from fairchem_crack.training.reduction import reduce_parts
 from fairchem_crack.training.terms import element_weights, inputs_of, resolved
 
@@ -157,12 +157,14 @@ def test_weights_that_do_not_fit_teacher_or_data_are_refused():
     for tags, message in (
         ([0, 2], None),
         ([0, 1], "the weights of all atoms of a sample of dataset.train are 0; their tags are 0, 1"),
-        ([0, 3], "an atom of a sample of dataset.train has tag 3; expected 0"),
+        ([0, 3], "here holds an atom of tag 3; expected 0"),
         (None, "loss_functions, node_embeddings.tag_weights: dataset.train has no tags"),
     ):
         batch = Batch.from_data_list([Data(pos=torch.zeros(2, 3), **({} if tags is None else {"tags": torch.tensor(tags)}))])
         if message is None:
-            check_tags([term], batch)
+            check_tags([term], batch, "here")
+            check_tag_weights([term], batch)
             continue
         with pytest.raises(ValueError, match=message):
-            check_tags([term], batch)
+            check_tags([term], batch, "here")
+            check_tag_weights([term], batch)

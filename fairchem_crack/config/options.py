@@ -179,7 +179,7 @@ class TermConfig:
     def __post_init__(self) -> None:
         if self.degree_weights is None:
             return
-        if not any(self.degree_weights):
+        if self.degree_weights and not any(self.degree_weights):
             raise ValueError("degree_weights: all weights are 0; the term would have no effect. Leave the term out.")
         if isinstance(self.lmax, int) and len(self.degree_weights) != self.lmax + 1:
             raise ValueError(

@@ -54,20 +54,26 @@ def takes(hint: Any) -> str:
     if origin is Literal:
         return f"one of {listed(inner)}"
     if origin in (tuple, list):
-        items = [re.sub("^an? ([a-z]+)", r"\1s", takes(item)) for item in inner if item is not ...]
-        return f"a list of {' and '.join(items)}"
+        return f"a list of {' and '.join(_several(item) for item in inner if item is not ...)}"
     if origin is dict:
-        return "a mapping"
+        return f"a mapping of names to {_several(inner[1])}"
     if is_dataclass(hint):
         return f"a mapping with the options {listed(options_of(hint))}"
     return NOUNS.get(hint) or f"a value of the type {getattr(hint, '__name__', hint)}"
 
 
+def _several(hint: Any) -> str:
+    """`takes`, of items of the type: `integers >= 1`."""
+    return re.sub("^an? ([a-z]+)", r"\1s", takes(hint))
+
+
 def advice(hint: Any, value: Any) -> str:
     """What may be meant by text that is none of the choices, no number, or not True or False."""
+    if typing.get_origin(hint) in UNIONS:
+        return next(filter(None, (advice(member, value) for member in typing.get_args(hint))), "")
     kind = without_null(hint)
     if typing.get_origin(kind) is Literal:
-        return nearest_of(value, typing.get_args(kind))
+        return _advice_on_choices(typing.get_args(kind), value)
     if not isinstance(value, str):
         return ""
     if kind is bool and value.lower() in BOOLEANS:
@@ -79,6 +85,13 @@ def advice(hint: Any, value: Any) -> str:
         return f"Write {value} without quotes."
     written = f"{float(value):.0f}" if kind is int else f"{float(number[1])}e{int(number[2]):+d}"
     return f"In YAML a number with an exponent has a point and a sign; write {written}."
+
+
+def _advice_on_choices(choices: tuple[Any, ...], value: Any) -> str:
+    if isinstance(value, str):
+        return nearest_of(value, choices)
+    read = [choice for choice in choices if isinstance(value, bool) and BOOLEANS.get(str(choice)) is value]
+    return f'YAML takes {read[0]} for {value}; write "{read[0]}", in quotes.' if read else ""
 
 
 def _bounds(metadata: tuple[Any, ...]) -> str:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Callable, Optional, get_args
+from typing import Any, Callable, Optional, get_args
 
 import torch
 from torch import Tensor
@@ -158,21 +158,16 @@ def crack_terms(
         dtype = torch.float64
     with full_precision(student.device.type):
         unit_student, unit_teacher = unit_embedding(student.to(dtype)), unit_embedding(teacher.detach().to(dtype))
-        kept, group_of_pair = pairs, None
-        if groups is not None:
-            order = torch.argsort(groups, stable=True)
-            kept, anchors = pairs[:, order], None if anchors is None else anchors[order]
-            group_of_pair = groups[order]
-            weights = None if weights is None else weights[order]
+        kept = pairs
+        if groups is not None:  # those of a group one after the other
+            kept, groups, anchors, weights = _at(torch.argsort(groups, stable=True), kept, groups, anchors, weights)
         difference, distance, valid = pair_difference(unit_student, kept)
         relations, teacher_distance, teacher_valid = pair_difference(unit_teacher, kept)
         valid = valid & teacher_valid
         if not bool(valid.all()):
-            kept, difference, distance = kept[:, valid], difference[valid], distance[valid]
-            relations, teacher_distance = relations[valid], teacher_distance[valid]
-            group_of_pair = None if group_of_pair is None else group_of_pair[valid]
-            anchors = None if anchors is None else anchors[valid]
-            weights = None if weights is None else weights[valid]
+            difference, relations = difference[valid], relations[valid]
+            kept, distance, teacher_distance = _at(valid, kept, distance, teacher_distance)
+            groups, anchors, weights = _at(valid, groups, anchors, weights)
         relations = relations / teacher_distance[:, None]  # (P, D)
         scale = 1 / (temperature * distance)  # (P,)
         positive = torch.linalg.vecdot(difference, relations) * scale  # (P,) x_ee
@@ -188,7 +183,7 @@ def crack_terms(
                 scale,
                 kept,
                 relations,
-                system_of_pair=group_of_pair,
+                system_of_pair=groups,
                 threshold=false_negative_threshold,
                 steepest=1 / (temperature * NEAR),
                 unit_teacher=unit_teacher,
@@ -196,10 +191,10 @@ def crack_terms(
             anchor,
             chosen,
         )
-        own = positive if chosen is None else positive[chosen]
+        own = _of(positive, chosen)
         loss = torch.stack([side.log_sum - own for side in sums]).mean(dim=0)  # (P',)
         if targets == "soft":
-            soft = soft_targets(relations, temperature, chosen=chosen, systems=group_of_pair)
+            soft = soft_targets(relations, temperature, chosen=chosen, systems=groups)
             towards = torch.linalg.vecdot(_of(difference, chosen), soft.mean) * _of(scale, chosen)
             loss = loss + own - towards - soft.entropy
         if weights is not None:
@@ -241,6 +236,11 @@ def _draw(
     if count is None or count >= available:
         return None
     return torch.randperm(available, generator=generator)[:count].sort().values.to(device)
+
+
+def _at(index: Tensor, *values: Optional[Tensor]) -> Any:
+    """Each of (..., P) tensors at an index, or a mask, of pairs; None for None."""
+    return tuple(None if value is None else value[..., index] for value in values)
 
 
 def _of(values: Tensor, chosen: Optional[Tensor]) -> Tensor:

@@ -19,7 +19,7 @@ from fairchem_crack.adapters.outputs import ModelOutputs
 from fairchem_crack.config import DistillConfig, TermConfig
 from fairchem_crack.io.boundaries import pbc_of
 from fairchem_crack.io.labels import is_of_teacher
-from fairchem_crack.io.named_records import NAMED
+from fairchem_crack.io.named_records import NAMED, listed
 from fairchem_crack.loss.alike import groups_of_pairs
 from fairchem_crack.loss.gather import Gathering
 from fairchem_crack.loss.relations import unordered_pairs
@@ -113,13 +113,21 @@ class Distillation:
         self.total_steps, self.seed = total_steps, seed
         self.requested = requested_fields(config, terms)
         self.student_features = attach_features(self.student, "student", self.outputs.names(keys.ENERGY))
+        name = architecture(self.student)
         for term in terms:
-            preflight.check_term(term, self.student_features, architecture(self.student), teacher, self.outputs)
-        compared = set().union(*(teacher_fields(term) for term in terms if term.projected))
+            preflight.check_term(term, self.student_features, name, teacher, self.outputs)
+        compared: set[str] = set().union(*(teacher_fields(term) for term in terms if term.projected))
+        preflight.check_projection(config.projection, compared, self.student_features, name, teacher)
         widths = (self.student_features, teacher)
         self.projections = Projections(config.projection.kind, compared, *widths, seed=seed, device=self.device)
         self.projection_training = ProjectionTraining(self.projections, student.optimizer)
         self.losses = {term.key: build_loss(term, config, widths=(teacher.width, teacher.vector_width)) for term in terms}
+
+    def check_batch(self, batch: Batch) -> None:
+        """Refuse atoms that a model or a weight does not know, in a batch that is still on the host."""
+        where = f"dataset.train, systems of {listed(batch)},"
+        preflight.check_elements(batch.atomic_numbers, self.student_features, self.teacher, where)
+        preflight.check_tags(self.terms, batch, where)
 
     def run_teacher(self, batch: Batch, global_step: int) -> TeacherStep:
         """Run the teacher, as far as the terms of this step request it.
@@ -133,7 +141,7 @@ class Distillation:
         seed = self.seed_of(global_step)
         terms = active_terms(self.terms, global_step, self.total_steps)
         fields = requested_fields(self.config, [term for term, _ in terms])
-        if not fields:
+        if not fields and not terms:
             return TeacherStep(global_step, seed, batch, terms)
         outputs = self.teacher(batch, fields, seed)
         replaced = take_teachers_labels(batch, self.outputs, outputs, self.config.labels)
@@ -240,7 +248,8 @@ class Distillation:
                 any pair.
         """
         preflight.check_elements(batch.atomic_numbers, self.student_features, self.teacher, "dataset.train")
-        preflight.check_tags(self.terms, batch)
+        preflight.check_tags(self.terms, batch, "a sample of dataset.train")
+        preflight.check_tag_weights(self.terms, batch)
         batch = batch.to(self.device)
         preflight.check_neighbors(batch, self.student_features, self.teacher)
         outputs = self.teacher(batch, self.requested or {keys.NODE_EMBEDDING})
@@ -254,8 +263,8 @@ class Distillation:
         pairs = self._pairs(outputs.edge_index, batch.num_nodes).shape[1]
         self.student_features.clear()
         logging.info(f"{pairs / len(batch.natoms):.0f} pairs per system in a sample of {len(batch.natoms)} systems.")
-        if not self.losses.keys().isdisjoint(keys.OF_PAIRS):
-            preflight.check_pairs(pairs, batch, self.config.relations.graph)
+        if of_pairs := [key for key in keys.OF_PAIRS if key in self.losses]:
+            preflight.check_pairs(pairs, batch, self.config.relations.graph, of_pairs)
         return pairs
 
     def _energy_label(self, batch: Batch) -> Tensor | None:

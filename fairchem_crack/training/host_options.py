@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Optional
 
 from fairchem.core.modules.evaluator import Evaluator
 
 from fairchem_crack import keys
-from fairchem_crack.config import CONTRASTIVE, DistillConfig, Fault, suggestion
+from fairchem_crack.config import CONTRASTIVE, DistillConfig, Fault, TermConfig, suggestion
 from fairchem_crack.io.batches import free_rows
 from fairchem_crack.io.named_records import listed
 from fairchem_crack.shapes import Shape, loss_misfit
+from fairchem_crack.training.losses import unknown_loss
 
 # Of `optim`, the smallest value of each integer.
 SMALLEST = {
@@ -84,10 +85,19 @@ def own_loss_faults(own_losses: list[dict], outputs: dict) -> Iterator[Fault]:
             fn, coefficient = options["fn"], options["coefficient"]
             if fn in CONTRASTIVE.values():
                 yield Fault(f"{where}.fn", f"`{fn}` compares embeddings; an output takes for example `mae`.")
+            elif unknown := unknown_loss(fn):
+                yield Fault(f"{where}.fn", unknown)
             elif misfit := loss_misfit(fn, shape_of(name, known[name]), name):
                 yield Fault(f"{where}.fn", misfit)
             if isinstance(coefficient, bool) or not isinstance(coefficient, (int, float)) or not math.isfinite(coefficient):
                 yield Fault(f"{where}.coefficient", f"expected a finite number, found {coefficient!r}.")
+
+
+def term_loss_faults(terms: Iterable[TermConfig]) -> Iterator[Fault]:
+    """A distillation term with a loss that fairchem does not have."""
+    for term in terms:
+        if term.fn not in CONTRASTIVE.values() and (unknown := unknown_loss(term.fn)):
+            yield Fault(f"loss_functions, {term.key}.fn", unknown)
 
 
 def transform_faults(dataset: dict, outputs: dict) -> Iterator[Fault]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-_BLOCK = re.compile(r"^(blocks|layer_blocks)\.(\d+)\.")
+_BLOCK = re.compile(r"^((?:backbone\.)?(?:blocks|layer_blocks)\.)(\d+)\.")
 _HYDRA = re.compile(r"^(backbone\.|output_heads\.[^.]+\.)")
 
 
@@ -26,23 +27,28 @@ def copy_weights(teacher: nn.Module, student: nn.Module, blocks: Sequence[int]) 
     Raises:
         ValueError: the student has another number of blocks, or weights that the teacher lacks, or of another shape.
     """
-    own = {_HYDRA.sub("", key): value for key, value in student.state_dict().items()}
-    theirs = {_HYDRA.sub("", key): value for key, value in teacher.state_dict().items()}
+    own, theirs = student.state_dict(), teacher.state_dict()
+    theirs = {**{_HYDRA.sub("", key): value for key, value in theirs.items()}, **theirs}  # by either name
     count, available = _number_of_blocks(own), _number_of_blocks(theirs)
     where = "task.distill.init_from_teacher"
+    if not count or not available:
+        model = "teacher" if count else "student"
+        raise ValueError(f"{where}: the {model} has no blocks to copy; EquiformerV2, eSCN and eSEN have.")
     if count != len(blocks):
         raise ValueError(f"{where}.blocks: the student has {count} blocks, and {len(blocks)} are named: {list(blocks)}.")
     if max(blocks) >= available:
         raise ValueError(f"{where}.blocks: block {max(blocks)} is named, the teacher has {available}, numbered from 0.")
 
-    def source(key: str) -> str:
-        return _BLOCK.sub(lambda match: f"{match[1]}.{blocks[int(match[2])]}.", key)
+    def source(key: str) -> Any:
+        """The teacher's tensor for one of the student's; None where it has none."""
+        name = _BLOCK.sub(lambda match: f"{match[1]}{blocks[int(match[2])]}.", key)
+        return theirs.get(name, theirs.get(_HYDRA.sub("", name)))
 
     def misfit(key: str, value: Tensor) -> str | None:
-        if source(key) not in theirs:
+        given = source(key)
+        if given is None:
             return f"{key} is not in the teacher"
-        shape = theirs[source(key)].shape
-        return None if shape == value.shape else f"{key} is {tuple(value.shape)}, the teacher's {tuple(shape)}"
+        return None if given.shape == value.shape else f"{key} is {tuple(value.shape)}, the teacher's {tuple(given.shape)}"
 
     misfits = [message for key, value in own.items() if (message := misfit(key, value))]
     if misfits:
@@ -51,9 +57,9 @@ def copy_weights(teacher: nn.Module, student: nn.Module, blocks: Sequence[int]) 
             f"weights do not fit: {'; '.join(misfits[:3])}. Leave the option out, or give the student the teacher's options."
         )
     for key, value in own.items():
-        value.copy_(theirs[source(key)])
+        value.copy_(source(key))
     logging.info(f"Student: started from the teacher's embeddings, heads and blocks {', '.join(map(str, blocks))}.")
 
 
 def _number_of_blocks(weights: dict[str, Tensor]) -> int:
-    return len({match[0] for key in weights if (match := _BLOCK.match(key))})
+    return len({match[2] for key in weights if (match := _BLOCK.match(key))})

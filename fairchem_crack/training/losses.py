@@ -8,11 +8,12 @@ from typing import NamedTuple, Optional, Protocol, Union
 
 import fairchem.core.modules.loss  # noqa: F401, which registers fairchem's losses
 import torch
+from fairchem.core.common import distutils
 from fairchem.core.common.registry import registry
 from torch import Tensor, nn
 
 from fairchem_crack import keys
-from fairchem_crack.config import CONTRASTIVE, DistillConfig, RelationsConfig, TermConfig
+from fairchem_crack.config import CONTRASTIVE, DistillConfig, RelationsConfig, TermConfig, suggestion
 from fairchem_crack.loss.crack import CrackTerms, crack_terms
 from fairchem_crack.loss.gather import Gathering, gather_rows
 from fairchem_crack.loss.precision import full_precision
@@ -98,11 +99,13 @@ class CrackLoss:
         if not self.columns:
             return self._of(student, teacher, context)
         parts = [self._of(*part, context) for part in zip(student.split(self.columns, 1), teacher.split(self.columns, 1))]
-        number = max(part.values.numel() for part in parts)  # where pairs have no direction, a part may have fewer
-        values = [
-            part.values * (weight * number / max(part.values.numel(), 1)) for weight, part in zip(self.column_weights, parts)
-        ]
-        return Elements(torch.cat(values), number, parts[0].diagnostics)
+        # where pairs have no direction, parts differ in their numbers: the mean of each is over its own, on all ranks
+        own = torch.tensor([part.values.numel() for part in parts])
+        counts: list[int] = distutils.all_reduce(own, device=student.device).tolist()
+        largest = max(range(len(parts)), key=counts.__getitem__)
+        scales = [weight * counts[largest] / max(count, 1) for weight, count in zip(self.column_weights, counts)]
+        values = torch.cat([scale * part.values for scale, part in zip(scales, parts)])
+        return Elements(values, parts[largest].number, parts[0].diagnostics)
 
     def _of(self, student: Tensor, teacher: Tensor, context: LossContext) -> Elements:
         if context.pairs is None:
@@ -267,12 +270,19 @@ def _element_loss(term: TermConfig, config: DistillConfig, widths: tuple[int, in
         return CrackLoss(term.temperature, config.relations, columns, term.degree_weights or (1.0,) * len(columns))
     if term.fn == CONTRASTIVE[keys.NODE_CONTRAST]:
         return InfoNCELoss(term.temperature)
+    if unknown := unknown_loss(term.fn):
+        raise ValueError(f"loss_functions, {term.key}.fn: {unknown}")
+    return HostLoss(registry.get_loss_class(term.fn)())
+
+
+def unknown_loss(fn: str) -> Optional[str]:
+    """The sentence that refuses a loss that fairchem does not have; None for one that it has, its own or a user's."""
     try:
-        return HostLoss(registry.get_loss_class(term.fn)())
-    except RuntimeError as error:  # fairchem's, which lists every name of its registry
-        raise ValueError(
-            f"loss_functions, {term.key}.fn: fairchem has no loss `{term.fn}`; expected `mse`, `mae` or `l2mae`."
-        ) from error
+        registry.get_loss_class(fn)
+    except RuntimeError:  # which lists every name of the registry
+        names = [name for name in registry.mapping["loss_name_mapping"] if name not in CONTRASTIVE.values()]
+        return f"fairchem has no loss `{fn}`. {suggestion(fn, names)}"
+    return None
 
 
 def check_compared(term: TermConfig, student: Tensor, teacher: Tensor, *, systems: int) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Optional, Union
 
 from fairchem.core.common import distutils
@@ -17,7 +17,7 @@ from torch_geometric.data import Batch
 from fairchem_crack import keys
 from fairchem_crack.adapters import Features
 from fairchem_crack.adapters.outputs import ModelOutputs
-from fairchem_crack.config import TagWeights, TermConfig
+from fairchem_crack.config import ProjectionConfig, TagWeights, TermConfig
 from fairchem_crack.io.boundaries import count_edges
 from fairchem_crack.io.named_records import check_cells, listed
 from fairchem_crack.teacher.cached import CachedTeacher
@@ -42,10 +42,6 @@ def check_term(term: TermConfig, student: Features, name: str, teacher: AnyTeach
     for property_, compared in COMPARED_AS.items():
         if not fields.isdisjoint(compared):
             _ = outputs[property_]  # the student has one such output
-    if keys.VECTOR_EMBEDDING in fields:
-        _check_vectors(term, f"student, `{name}`,", student.vector_width)
-        cache = " in its cache; write one with --vectors" if isinstance(teacher, CachedTeacher) else ""
-        _check_vectors(term, f"teacher, `{teacher.name}`,", teacher.vector_width, cache)
     if isinstance(term.lmax, int) and term.lmax > min(student.lmax, teacher.lmax):
         roles = {f"student, `{name}`,": student.lmax, f"teacher, `{teacher.name}`,": teacher.lmax}
         model = min(roles, key=lambda role: roles[role])
@@ -53,6 +49,10 @@ def check_term(term: TermConfig, student: Features, name: str, teacher: AnyTeach
             f"loss_functions: `{term.key}` compares the degrees up to {term.lmax}, and the {model} has those up to "
             f"{roles[model]}. Set its `lmax` to {roles[model]}, or take another model."
         )
+    if keys.VECTOR_EMBEDDING in fields:
+        _check_vectors(term, f"student, `{name}`,", student.vector_width)
+        cache = " in its cache; write one with --vectors" if isinstance(teacher, CachedTeacher) else ""
+        _check_vectors(term, f"teacher, `{teacher.name}`,", teacher.vector_width, cache)
     if not term.projected and term.key == keys.NODE_EMBEDDINGS:
         _check_widths(term, student, teacher, keys.VECTOR_EMBEDDING in fields)
     if (COMPARISONS[term.key].of_positions or term.key in DIFFERENTIATED) and not student.has_position_gradients:
@@ -80,6 +80,32 @@ def _check_widths(term: TermConfig, student: Features, teacher: AnyTeacher, has_
         )
 
 
+def check_projection(
+    projection: ProjectionConfig, compared: set[str], student: Features, name: str, teacher: AnyTeacher
+) -> None:
+    """Raise ValueError for an equivariant projection of models that it cannot project.
+
+    Args:
+        compared: fields of `TeacherOutputs` that are projected.
+        name: of the student's architecture.
+    """
+    if projection.kind != "equivariant" or compared.isdisjoint(EMBEDDINGS):
+        return
+    where = "task.distill.projection.kind: `equivariant`"
+    if not student.lmax:
+        raise ValueError(
+            f"{where} projects all degrees l of a student together, and the student, `{name}`, has l = 0 only. Take `mlp`, "
+            "which is what it is for l = 0."
+        )
+    above = compared & {*EMBEDDINGS[1:]}
+    for model, role in ((student, f"student, `{name}`,"), (teacher, f"teacher, `{teacher.name}`,")):
+        if model.vector_width != model.width and (above or model is student):
+            raise ValueError(
+                f"{where} needs as many channels of every degree l; the {role} has {model.width} of l = 0 and "
+                f"{model.vector_width} of l > 0. Take `linear` or `mlp`."
+            )
+
+
 def check_elements(atomic_numbers: Tensor, student: Features, teacher: AnyTeacher, where: str) -> None:
     """Raise ValueError when the teacher or the student has no embedding for an element."""
     largest = int(atomic_numbers.max())
@@ -92,23 +118,38 @@ def check_elements(atomic_numbers: Tensor, student: Features, teacher: AnyTeache
             )
 
 
-def check_tags(terms: Iterable[TermConfig], batch: Batch) -> None:
-    """Raise ValueError where `tag_weights` are of tags that the data do not have, or have others."""
-    for term in (term for term in terms if term.tag_weights != TagWeights()):
-        where = f"loss_functions, {term.key}.tag_weights"
+def check_tags(terms: Iterable[TermConfig], batch: Batch, where: str) -> None:
+    """Raise ValueError for atoms whose tag has no weight in a term with `tag_weights`.
+
+    Args:
+        where: the batch is from, for the message.
+    """
+    for option, weights in _tag_weights(terms):
         if "tags" not in batch:
-            raise ValueError(f"{where}: dataset.train has no tags. Leave the option out.")
-        tags, weights = batch.tags.unique().long().tolist(), dataclasses.astuple(term.tag_weights)
-        if unknown := [tag for tag in tags if not 0 <= tag < len(weights)]:
+            raise ValueError(f"{option}: dataset.train has no tags. Leave the option out.")
+        if unknown := [tag for tag in batch.tags.unique().tolist() if tag not in range(len(weights))]:
             raise ValueError(
-                f"{where}: an atom of a sample of dataset.train has tag {unknown[0]}; expected 0 (subsurface), 1 "
-                "(surface) or 2 (adsorbate), as OC20's data have. Leave the option out."
+                f"{option}: {where} holds an atom of tag {unknown[0]:g}; expected 0 (subsurface), 1 (surface) or 2 "
+                "(adsorbate), as OC20's data have. Leave the option out."
             )
+
+
+def check_tag_weights(terms: Iterable[TermConfig], batch: Batch) -> None:
+    """Raise ValueError for `tag_weights` that are 0 for every atom of a sample."""
+    for option, weights in _tag_weights(terms):
+        tags = batch.tags.unique().long().tolist()
         if not any(weights[tag] for tag in tags):
             raise ValueError(
-                f"{where}: the weights of all atoms of a sample of dataset.train are 0; their tags are "
+                f"{option}: the weights of all atoms of a sample of dataset.train are 0; their tags are "
                 f"{', '.join(map(str, tags))}. Give one of these a weight above 0."
             )
+
+
+def _tag_weights(terms: Iterable[TermConfig]) -> Iterator[tuple[str, tuple[float, ...]]]:
+    """Of the terms with `tag_weights`, the option's place and its weights by tag."""
+    for term in terms:
+        if term.tag_weights != TagWeights():
+            yield f"loss_functions, {term.key}.tag_weights", dataclasses.astuple(term.tag_weights)
 
 
 def check_neighbors(batch: Batch, student: Features, teacher: AnyTeacher) -> None:
@@ -160,12 +201,13 @@ def warn_of_another_zero(
         logging.warning(f"dataset.train: in a sample {explanation(agreement, compared)}")
 
 
-def check_pairs(pairs: int, batch: Batch, graph: str) -> None:
+def check_pairs(pairs: int, batch: Batch, graph: str, terms: Sequence[str]) -> None:
     """Raise ValueError where no two atoms of the sample are a pair: there is no relation to learn.
 
     Args:
         pairs: P, of the sample.
         graph: whose, "teacher" or "student".
+        terms: that need pairs.
     """
     if pairs:
         return
@@ -173,5 +215,5 @@ def check_pairs(pairs: int, batch: Batch, graph: str) -> None:
     raise ValueError(
         f"task.distill.relations: the {graph}'s graph joins no pair of atoms in a sample of "
         f"{len(batch.natoms)} systems of dataset.train: {atoms}. Relations need systems of several bonded atoms; "
-        f"check dataset.train.src, or distil without `{keys.RELATIONS}`."
+        f"check dataset.train.src, or distil without {' and '.join(f'`{key}`' for key in terms)}."
     )

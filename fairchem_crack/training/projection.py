@@ -119,8 +119,9 @@ def build_higher_projection(lmax: int, student_width: int, teacher_width: int, *
 class EquivariantProjection(Projection):
     """A projection of all degrees together: a feed-forward network of EquiformerV2, with its non-linearity on a grid.
 
-    fairchem's own class, as Lim et al. 2025 take it. A degree l > 0 of what it gives depends on all degrees of the student;
-    l = 0, which passes by the grid, is an "mlp" of the student's l = 0.
+    fairchem's own class, as Lim et al. 2025 take it. A degree l > 0 of what it gives depends on all degrees of the student,
+    and rotates as exactly as their grid resolves it: to 1e-3 for lmax 2, to 2e-2 for l = 6 of lmax 6. l = 0, which passes
+    by the grid, is an "mlp" of the student's l = 0.
     """
 
     def __init__(self, lmax: int, student_width: int, teacher_width: int) -> None:

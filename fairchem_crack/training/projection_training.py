@@ -29,9 +29,10 @@ class ProjectionTraining:
         """Make an optimizer like the student's."""
         self.projections = projections
         self._statistics: ChannelStatistics | None = None
-        # some defaults are no arguments of the constructor: `decoupled_weight_decay` of AdamW since torch 2.7
-        accepted = inspect.signature(type(student)).parameters
-        options = {name: value for name, value in student.defaults.items() if name in accepted}
+        # some options are no arguments of the constructor: `initial_lr`, and `decoupled_weight_decay` since torch 2.7
+        accepted = inspect.signature(type(student)).parameters.keys() - {"params"}
+        last = student.param_groups[-1]  # fairchem's first group, where there are two, has no weight decay
+        options = {name: value for name, value in last.items() if name in accepted}
         parameters = projections.parameters()
         self.optimizer = type(student)(parameters, **options) if parameters else None
 

@@ -6,96 +6,26 @@ A term is a function with the decorator `@register_term`; docs/development.md ad
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Optional
 
 import torch
-from torch import Tensor, nn
-from torch_geometric.data import Batch
+from torch import Tensor
 
 from fairchem_crack import keys
-from fairchem_crack.adapters import Features
-from fairchem_crack.adapters.outputs import ModelOutputs
 from fairchem_crack.config import DistillConfig, TagWeights, TermConfig, add_term_options, suggestion
 from fairchem_crack.io.batches import free_rows, movable_rows
 from fairchem_crack.loss.relations import relation_lengths, relation_vectors, unit_embedding
 from fairchem_crack.shapes import SHAPES, Shape
-from fairchem_crack.teacher.channels import ChannelStatistics, degrees
+from fairchem_crack.teacher.channels import degrees
 from fairchem_crack.teacher.embedding_response import STEP, displaced
 from fairchem_crack.teacher.force_jacobian import jacobian_rows
 from fairchem_crack.teacher.frozen import EMBEDDINGS, TeacherOutputs, own
-from fairchem_crack.training.projection import ALL, all_degrees, unwrapped
+from fairchem_crack.training.term_context import TermContext
 
 # Which of the student's outputs a term compares that requests one of these fields of the teacher.
 COMPARED_AS = {keys.ENERGY: {keys.ENERGY, keys.ATOM_ENERGIES}, keys.FORCES: {keys.FORCES, keys.FORCE_JACOBIAN}}
-
-
-@dataclass
-class TermContext:
-    """What the terms of a training step can read.
-
-    Attributes:
-        batch: B systems, after the student's forward.
-        student: its features.
-        outputs: its energy (B, 1) and forces (N, 3), normalised; by property, and by name where that is another.
-        teacher: its outputs for the batch.
-        projections: of the student's embeddings to the teacher's width, standardised as the teacher's; by the names of
-            `EMBEDDINGS`. All but that of the node embeddings are linear in the channels: they rotate with the system.
-        statistics: of the teacher's embeddings.
-        targets: the conversion between eV and the student's normalised unit, by property.
-        pairs: (2, P) long, the atom pairs of the relation graph; None where no term of `keys.OF_PAIRS` is trained.
-    """
-
-    batch: Batch
-    student: Features
-    outputs: dict[str, Tensor]
-    teacher: TeacherOutputs
-    projections: Mapping[str, nn.Module]
-    statistics: ChannelStatistics
-    targets: ModelOutputs
-    pairs: Optional[Tensor] = None
-    _projected: dict[str, Tensor] = field(default_factory=dict, init=False)
-
-    @property
-    def projected(self) -> Tensor:
-        """(N, D) the student's node embedding, projected, in the units of `teacher.node_embedding`."""
-        return self.statistics.restore(self._project(keys.NODE_EMBEDDING))
-
-    def embeddings(self, name: str, *, standardize: bool = True, projected: bool = True) -> tuple[Tensor, Tensor]:
-        """An embedding to compare, student's and teacher's, of the teacher's width and the degrees that both have.
-
-        Args:
-            name: of `EMBEDDINGS`.
-            standardize: as `ChannelStatistics.standardize` does; else both are in the teacher's own units.
-            projected: the student's is projected; else it is as it is.
-        """
-        teacher = self._common(self.teacher[name], name)
-        student = self._project(name) if projected else self._common(getattr(self.student, name), name).to(teacher.dtype)
-        if standardize:
-            own = student if projected else self.statistics.standardize(student, name)
-            return own, self.statistics.standardize(teacher, name)
-        return (self.statistics.restore(student, name) if projected else student), teacher
-
-    def _project(self, name: str) -> Tensor:
-        """Once for all terms, as DDP requires."""
-        if ALL in self.projections and not self._projected:
-            coefficients = self.projections[ALL](all_degrees(self.student))
-            parts = coefficients[:, 0], coefficients[:, 1:4], coefficients[:, 4:]
-            self._projected.update(zip(EMBEDDINGS[: self.student.lmax + 1], parts))
-        if name not in self._projected:
-            self._projected[name] = self.projections[name](self._common(getattr(self.student, name), name))
-        return self._common(self._projected[name], name)
-
-    def _common(self, embedding: Tensor, name: str) -> Tensor:
-        """Of higher degrees, those that both models have."""
-        if name != keys.HIGHER_EMBEDDING:
-            return embedding
-        return embedding[:, : min(self.student.higher_embedding.shape[1], self.teacher[name].shape[1])]
-
-    def normalize(self, property_: str, values: Tensor, batch: Batch) -> Tensor:
-        """Energies (B,) in eV or forces (N, 3) in eV/A, in the student's normalised unit."""
-        return self.targets[property_].in_own_unit(values, batch)
 
 
 TermInputs = tuple[Tensor, Tensor]  # of equal shape, student's and teacher's: what a term's loss compares
@@ -202,15 +132,18 @@ def _by_degree(context: TermContext, term: TermConfig) -> tuple[list[Tensor], li
 
 @register_term(keys.RELATION_VECTORS, keys.NODE_EMBEDDING)
 def _relation_vectors(context: TermContext, term: TermConfig) -> TermInputs:
-    """(P, D) unit(â_i - â_j), or a_i - a_j, whose squared error is that of the embeddings through the graph's Laplacian."""
+    """(P, D) unit(â_i - â_j), 0 where a pair has no direction in either model.
+
+    Or a_i - a_j, whose squared error is that of the embeddings through the graph's Laplacian.
+    """
     assert context.pairs is not None
-    first, second = context.pairs
-    embeddings = context.embeddings(keys.NODE_EMBEDDING, standardize=term.standardize)
-    student, teacher = (
-        relation_vectors(embedding, context.pairs) if term.normalize else embedding[first] - embedding[second]
-        for embedding in embeddings
-    )
-    return student, teacher
+    student, teacher = context.embeddings(keys.NODE_EMBEDDING, standardize=term.standardize)
+    if not term.normalize:
+        first, second = context.pairs
+        return student[first] - student[second], teacher[first] - teacher[second]
+    student, teacher = relation_vectors(student, context.pairs), relation_vectors(teacher, context.pairs)
+    have_direction = (student.any(dim=1) & teacher.any(dim=1))[:, None]
+    return torch.where(have_direction, student, 0), torch.where(have_direction, teacher, 0)
 
 
 @register_term(keys.RELATION_LENGTHS, keys.NODE_EMBEDDING)
@@ -294,7 +227,7 @@ def _force_jacobian(context: TermContext, term: TermConfig) -> TermInputs:
 @register_term(keys.EMBEDDING_RESPONSE, keys.NODE_EMBEDDING, keys.EMBEDDING_RESPONSE)
 def _embedding_response(context: TermContext, term: TermConfig) -> TermInputs:
     """(N, D) by a second run of the student, as far as its embedding; the same difference as the teacher's."""
-    response, features, projection = context.teacher[keys.EMBEDDING_RESPONSE], context.student, context.projections
+    response, features = context.teacher[keys.EMBEDDING_RESPONSE], context.student
     if features.node_embedding.dtype != response.values.dtype:
         raise ValueError(
             f"loss_functions: `{term.key}` takes a difference of embeddings, for which {features.node_embedding.dtype} has "
@@ -302,11 +235,11 @@ def _embedding_response(context: TermContext, term: TermConfig) -> TermInputs:
         )
     rest = context.embeddings(keys.NODE_EMBEDDING, standardize=True)[0]
     with features.aside():
-        with features.stopping_after(keys.NODE_EMBEDDING):
+        with features.stopping_after(*context.projected_together):
             features.model(displaced(own(context.batch), response.displacement))
-        moved = features.node_embedding
+        moved = context.project_again()
     std = context.statistics.channel_std
-    student = (unwrapped(projection[keys.NODE_EMBEDDING])(moved) - rest) / STEP
+    student = (moved - rest) / STEP
     return (student, response.values / std) if term.standardize else (student * std, response.values)
 
 

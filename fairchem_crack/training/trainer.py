@@ -50,13 +50,13 @@ from fairchem_crack.training.host_options import (
     label_faults,
     own_loss_faults,
     shuffle_faults,
+    term_loss_faults,
     transform_faults,
 )
 from fairchem_crack.training.identity import content_of, joined, of_distillation, of_training
 from fairchem_crack.training.init_from_teacher import copy_weights
 from fairchem_crack.training.labels import LabelWeights, labelled_outputs
 from fairchem_crack.training.learning_rates import LearningRates
-from fairchem_crack.training.preflight import check_elements
 from fairchem_crack.training.readout import Readout
 from fairchem_crack.training.reduction import Number
 from fairchem_crack.training.scale_factors import with_inline_scales
@@ -90,7 +90,7 @@ class CrackDistillTrainer(CheckedTrainer):
             [] if options.distill is None else [*label_faults(options.distill, data), *shuffle_faults(options.distill, data)]
         )
         of_losses, of_transforms = own_loss_faults(options.own_losses, outputs), transform_faults(data, outputs)
-        refuse(names, options.faults, of_losses, of_transforms, of_data)
+        refuse(names, options.faults, of_losses, term_loss_faults(options.terms), of_transforms, of_data)
         self._terms = [term for term in options.terms if term.coefficient > 0]
         for term in options.terms:
             if term not in self._terms:
@@ -147,9 +147,9 @@ class CrackDistillTrainer(CheckedTrainer):
         self._identity = self._identity_with(sample)
         if config.resume == "all":
             self._compare_with_checkpoint(self._identity)
-        distillation.preflight(sample)
         if config.init_from_teacher is not None and self._has_fresh_weights:
             self._start_from_teacher(config.init_from_teacher.blocks)
+        distillation.preflight(sample)  # which measures the student's embedding as it is in the first step
         if self._resumed_state is not None and config.resume == "all":
             distillation.load_state_dict(self._resumed_state)
         elif self.step > 0:
@@ -240,8 +240,7 @@ class CrackDistillTrainer(CheckedTrainer):
     def _forward(self, batch: Batch) -> dict[str, Tensor]:
         distillation, self._teacher_step = self._active, None
         if distillation is not None:
-            where = f"dataset.train, systems of {listed(batch)},"
-            check_elements(batch.atomic_numbers, distillation.student_features, distillation.teacher, where)
+            distillation.check_batch(batch)
         if self.model.training:
             batch = to_device(batch, self.device)
         if distillation is not None:

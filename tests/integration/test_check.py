@@ -107,6 +107,7 @@ def test_a_good_config_has_no_problem(check, distilled, data, monkeypatch):
     load = models.load_teacher
     monkeypatch.setattr(models, "load_teacher", lambda *given: loads.append(given) or load(*given))
     distilled["optim"].update(batch_size=4, eval_every=2)
+    distilled["loss_functions"][2]["relations"].update(lmax="all", per_degree=True)
     status, output = check(distilled)
     assert (status, output.splitlines()[-1]) == (0, "No problem found.")
     assert len(loads) == 1
@@ -416,6 +417,11 @@ def test_a_loss_that_is_not_finite_is_named(check, distilled):
             ("evaluation_metrics", "metrics"),
             None,
             "- evaluation_metrics.primary_metric: 'forces_mae' is none",
+        ),
+        (
+            ("task", "distill", "learning_rates"),
+            {"atom_em": 0},
+            "- task.distill.learning_rates.atom_em: no parameter of the student has this name. Did you mean `atom_emb`",
         ),
         (("outputs", "energy"), None, "- outputs.energy: expected a mapping with `level`"),
         (("optim", "max_epochs"), "1", "- optim.max_epochs: expected an integer"),

@@ -10,7 +10,7 @@ import pytest
 import torch
 from architectures import MODELS, build
 from conftest import TEACHER_MODEL, same_weights
-from tolerances import FLOAT32_TINY, LEARNING_RATE
+from tolerances import FLOAT32_TINY, LEARNING_RATE, RANDOM_FRAMES
 
 from fairchem_crack import keys
 from fairchem_crack.training import trainer
@@ -88,6 +88,9 @@ def test_a_student_starts_from_the_named_blocks_only_once(run, two_steps, teache
         for key, value in load(finished.checkpoints / "checkpoint.pt")["state_dict"].items()
     }
     assert same_weights(weights, teacher)
+    state = load(finished.checkpoints / "checkpoint.pt")[keys.CHECKPOINT_KEY]  # measured on the student that starts
+    mean = state[keys.CHANNEL_STATISTICS]["channel_mean"]
+    torch.testing.assert_close(state[keys.PROJECTION]["shift"], mean, **RANDOM_FRAMES)
     best = load(finished.checkpoints / "best_checkpoint.pt")["state_dict"]  # the averaged weights: they started there too
     assert all(torch.allclose(value, teacher[key.removeprefix("module.")], **FLOAT32_TINY) for key, value in best.items())
 

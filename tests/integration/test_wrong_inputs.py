@@ -146,9 +146,14 @@ def test_terms_without_a_distill_block_are_refused(fails, distilled):
     fails(distilled, ValueError, r"task\.distill: missing.*task\.distill\.teacher\.checkpoint")
 
 
-def test_an_unknown_loss_function_is_refused(fails, distilled):
+def test_unknown_losses_are_refused(fails, distilled):
+    distilled["loss_functions"][0]["energy"]["fn"] = "maae"
     distilled["loss_functions"][3]["node_embeddings"]["fn"] = "msee"
-    fails(distilled, ValueError, r"loss_functions.*node_embeddings\.fn: fairchem has no loss `msee`; expected `mse`")
+    message = fails(distilled, ValueError, "fairchem has no loss")
+    assert message.split("\n") == [
+        "loss_functions, energy.fn: fairchem has no loss `maae`. Did you mean `mae`?",
+        "loss_functions, node_embeddings.fn: fairchem has no loss `msee`. Did you mean `mse`?",
+    ]
 
 
 def test_a_missing_primary_metric_is_refused(fails, distilled):

@@ -124,7 +124,10 @@ class Job:
             fields += (keys.VECTOR_EMBEDDING,)
         if self.has_all_degrees:
             if not teacher.features.higher_lmax:
-                raise ValueError(f"the teacher, `{teacher.name}`, has no embedding of l > 1, for --all-degrees or a term.")
+                raise ValueError(
+                    f"the teacher, `{teacher.name}`, has no embedding of l > 1, for --all-degrees or a term. "
+                    "Take --vectors, or `lmax: 1` in the term."
+                )
             fields += (keys.HIGHER_EMBEDDING,)
         if self.has_response:
             fields += (keys.EMBEDDING_RESPONSE,)

@@ -19,7 +19,7 @@ from torch_geometric.data import Data
 from fairchem_crack.adapters.outputs import ModelOutputs
 from fairchem_crack.commands.check.context import Check, LeftOut, TrainerParts, parts_of
 from fairchem_crack.commands.check.fields import field_faults
-from fairchem_crack.config import DistillConfig, Fault, TeacherConfig, parse, read_options
+from fairchem_crack.config import Fault, TeacherConfig, parse, read_options
 from fairchem_crack.io.boundaries import OPTION, as_pbc, kinds
 from fairchem_crack.io.datasets import SPLITS, dataset_key
 from fairchem_crack.io.labels import OptionalLabels
@@ -32,11 +32,11 @@ from fairchem_crack.training.host_options import (
     optim_faults,
     output_faults,
     own_loss_faults,
+    term_loss_faults,
     transform_faults,
     validation_faults,
 )
 from fairchem_crack.training.labels import labelled_outputs
-from fairchem_crack.training.losses import build_loss
 from fairchem_crack.training.trainer import CrackDistillTrainer
 
 TRAINER = "fairchem_crack.CrackDistillTrainer"
@@ -58,10 +58,8 @@ def examine_config(check: Check) -> str:
         sentence = f"{config.get('trainer')!r} cannot {what}; expected `{TRAINER}`, or a subclass of it."
         check.add([Fault("trainer", sentence)])
     check.teacher_config = _teacher_of(task) if runs_teacher else None
-    for term in options.terms:
-        with check.collecting():
-            build_loss(term, DistillConfig(TeacherConfig("any")))
-            check.terms += [term] if term.coefficient > 0 else []
+    check.add(term_loss_faults(options.terms))
+    check.terms = [term for term in options.terms if term.coefficient > 0 and not any(term_loss_faults([term]))]
     with check.collecting():
         check_run_dir(config.get("run_dir"))
     with check.collecting("logger"):

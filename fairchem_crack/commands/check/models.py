@@ -17,6 +17,7 @@ from fairchem_crack.teacher.frozen import Teacher, load_teacher
 from fairchem_crack.training.distillation import Distillation, Student
 from fairchem_crack.training.host_options import label_faults
 from fairchem_crack.training.init_from_teacher import copy_weights
+from fairchem_crack.training.learning_rates import LearningRates
 from fairchem_crack.training.scale_factors import scale_factors
 from fairchem_crack.training.schedule import check_length, schedule_notes
 from fairchem_crack.training.terms import requested_fields
@@ -103,6 +104,8 @@ def examine_teacher(check: Check) -> str:
         check.distillation = _distillation_of(check, check.distill, teacher, check.optimizer)
         with check.collecting():
             _start_from_teacher(check.need("student"), teacher, check.distill)
+        with check.collecting():
+            LearningRates(check.need("student"), check.optimizer, check.distill.learning_rates).close()
     return _cache_facts(teacher) if isinstance(teacher, CachedTeacher) else _teacher_facts(teacher)
 
 
