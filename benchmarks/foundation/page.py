@@ -50,10 +50,10 @@ the undistilled student's error that a method removes. What the brackets mean, h
 the data are split is as in the [accuracy benchmark](accuracy.md). Where a method has few seeds, differences as small as
 those between the seeds of `undistilled` mean nothing.
 
-Before they are compared, energies are divided by what the element references leave of them, {energy_stdev:.1f} eV, and forces
-by their root mean square on free atoms, {force_size:.2f} eV/Å, as `fairchem-crack references` has it. The coefficients of
-PaiNN's single terms and of `relations_atoms` were tuned here ([below](#coefficients)). Those of `all`, which
-`fairchem-crack init` writes too, and all of GemNet-dT were found on the demo's data, with another teacher.
+Before they are compared, energies are divided by what the element references leave of them, {energy_stdev:.1f} eV, and
+forces by their root mean square on free atoms, {force_size:.2f} eV/Å, as `fairchem-crack references` has it. The
+coefficients of PaiNN's single terms and of `relations_atoms` were tuned here ([below](#coefficients)). Those of `all`, and
+all of GemNet-dT, were found on the demo's data, with another teacher.
 
 ![gap closed](foundation.png)
 """

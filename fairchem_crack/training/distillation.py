@@ -35,10 +35,10 @@ from fairchem_crack.training.projection import Projections
 from fairchem_crack.training.projection_training import RESUME_STUDENT, ProjectionTraining
 from fairchem_crack.training.reduction import Part, StepLosses, weighted_sum
 from fairchem_crack.training.terms import (
-    COMPARISONS,
     TermContext,
     element_weights,
     inputs_of,
+    is_of_positions,
     requested_fields,
     resolved,
     teacher_fields,
@@ -145,7 +145,7 @@ class Distillation:
             return TeacherStep(global_step, seed, batch, terms)
         outputs = self.teacher(batch, fields, seed)
         replaced = take_teachers_labels(batch, self.outputs, outputs, self.config.labels)
-        if any(COMPARISONS[term.key].of_positions for term, _ in terms):
+        if any(is_of_positions(term) for term, _ in terms):
             batch.pos.requires_grad_(True)
         gathering = self._send_to_all_ranks(terms, outputs)
         return TeacherStep(global_step, seed, batch, terms, outputs, gathering, replaced)

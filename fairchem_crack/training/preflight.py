@@ -24,7 +24,7 @@ from fairchem_crack.teacher.cached import CachedTeacher
 from fairchem_crack.teacher.frozen import EMBEDDINGS, Teacher, TeacherOutputs
 from fairchem_crack.training.agreement import energy_agreement, explanation
 from fairchem_crack.training.guard import teacher_faults
-from fairchem_crack.training.terms import COMPARED_AS, COMPARISONS, teacher_fields
+from fairchem_crack.training.terms import COMPARED_AS, is_of_positions, teacher_fields
 
 AnyTeacher = Union[Teacher, CachedTeacher]
 # What of the student a term differentiates with respect to the positions.
@@ -55,7 +55,7 @@ def check_term(term: TermConfig, student: Features, name: str, teacher: AnyTeach
         _check_vectors(term, f"teacher, `{teacher.name}`,", teacher.vector_width, cache)
     if not term.projected and term.key == keys.NODE_EMBEDDINGS:
         _check_widths(term, student, teacher, keys.VECTOR_EMBEDDING in fields)
-    if (COMPARISONS[term.key].of_positions or term.key in DIFFERENTIATED) and not student.has_position_gradients:
+    if (is_of_positions(term) or term.key in DIFFERENTIATED) and not student.has_position_gradients:
         what = DIFFERENTIATED.get(term.key, "outputs")
         raise ValueError(
             f"loss_functions: `{term.key}` needs a student whose {what} can be differentiated; `{name}` detaches the "

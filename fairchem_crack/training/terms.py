@@ -254,6 +254,11 @@ def teacher_fields(term: TermConfig) -> set[str]:
     return {*COMPARISONS[term.key].fields, *EMBEDDINGS[1 : largest + 1]}
 
 
+def is_of_positions(term: TermConfig) -> bool:
+    """Whether a term differentiates outputs of the student with respect to the positions."""
+    return COMPARISONS[term.key].of_positions
+
+
 def resolved(term: TermConfig, lmax: int) -> TermConfig:
     """A term whose `lmax` is a number: `all` is that of the teacher.
 
