@@ -51,8 +51,8 @@ QUESTIONS = {
     "paper": Question(
         "The paper in small",
         "EquiformerV2 of one or two blocks from one of six, at the published weights, from scratch (`paper_`) or from the "
-        "teacher's first blocks (`init_`). The rows of `init_` are of an earlier version, which measured where the projections "
-        "start before it copied the blocks, and counted the gradients of frozen parts in the clipped norm.",
+        "teacher's first blocks (`init_`). The rows of `init_` are of an earlier version, which measured where the "
+        "projections start before it copied the blocks, and counted the gradients of frozen parts in the clipped norm.",
         "paper_n2n",
         OF_PAPER,
     ),
