@@ -43,8 +43,14 @@ class Stub(Labeller):
         return [outputs_of(atoms) for atoms in systems]
 
 
+class OtherTask(Stub):
+    """The same weights."""
+
+    fingerprint, identity = "stub", {**Stub.identity, "task": "omat"}
+
+
 class Dying(Stub):
-    """Killed once, before its third call; knows any element."""
+    """Killed once, before its fourth call; knows any element."""
 
     elements = None
 
@@ -54,7 +60,7 @@ class Dying(Stub):
     def __call__(self, systems):
         self.calls += 1
         died = Path(os.environ[DIES])
-        if self.calls == 3 and not died.exists():
+        if self.calls == 4 and not died.exists():
             died.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return super().__call__(systems)
@@ -162,3 +168,51 @@ def emt() -> EMT:
 
 def function():
     return lambda systems: [outputs_of(atoms) for atoms in systems]
+
+
+def lists():
+    """No arrays; and forces in one buffer, which each system overwrites."""
+    buffer = np.zeros((100, 3))
+
+    def of_lists(atoms):
+        made = outputs_of(atoms)
+        forces = buffer[: len(atoms)]
+        forces[:] = made.forces
+        rest = {name: getattr(made, name).tolist() for name in ("atom_energies", "node_embedding", "pairs")}
+        return Outputs(made.energy, forces, **rest)
+
+    return lambda systems: [of_lists(atoms) for atoms in systems]
+
+
+def charged():
+    return lambda systems: [Outputs(3.0 * atoms.info["charge"] - 400, np.zeros((len(atoms), 3))) for atoms in systems]
+
+
+def a_class():
+    return Stub
+
+
+def a_number():
+    return 7
+
+
+def random():
+    """As a model whose dropout is active."""
+    rng = np.random.default_rng(0)
+
+    def noisy(atoms):
+        made = outputs_of(atoms)
+        return replace(made, node_embedding=made.node_embedding * rng.normal(1, 0.1, (len(atoms), 4)))
+
+    return lambda systems: [noisy(atoms) for atoms in systems]
+
+
+def with_more():
+    def function(systems):
+        made = [outputs_of(atoms) for atoms in systems]
+        return [
+            each if 7 in atoms.numbers else replace(each, atom_energies=None, pairs=None)
+            for each, atoms in zip(made, systems)
+        ]
+
+    return function

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import os
 import re
 from dataclasses import replace
@@ -27,13 +28,17 @@ from tolerances import SUM_OF_FLOAT64
 from torch.utils.data import Subset
 
 from fairchem_crack.commands.cli import main as fairchem_crack
+from fairchem_crack.commands.init.data import look_at
+from fairchem_crack.config import DistillConfig, TeacherConfig
+from fairchem_crack.evaluation.teacher_caches import TeacherCaches
 from fairchem_crack.io.datasets import Records, open_dataset
 from fairchem_crack.io.wrapping import wrapped
 from fairchem_crack.teacher.cache import CacheError, TeacherCache
 from fairchem_crack.teacher.cached import CachedDataset, digest_of
-from fairchem_crack.teacher.label import Outputs, conformance
+from fairchem_crack.teacher.label import Outputs, protocol
 from fairchem_crack.teacher.label.command import main
 from fairchem_crack.teacher.label.systems import EXPORTED, Systems
+from fairchem_crack.teacher.labels import TeacherLabels, validation_labels
 
 STUB = ("--teacher", "stub_labeller:Stub")
 FLOAT32 = 1e-6  # of a value that is kept in it
@@ -100,10 +105,15 @@ def test_a_system_that_fairchem_wraps_otherwise_is_looked_up(tmp_path, slabs, mo
         return moved
 
     monkeypatch.setattr(atoms_to_graphs, "wrap_positions", to_the_other_side)
-    dataset = AseDBDataset({"src": str(slabs)})
-    assert cache.get(digest_of(dataset[3])) is None
-    held = CachedDataset(Subset(dataset, [3, 7]), cache, "dataset.train", ["energy"])[1].teacher_energy
-    assert float(held) == outputs_of(Systems([slabs])[7].atoms).energy
+    dataset = Subset(AseDBDataset({"src": str(slabs)}), [3, 7])
+    assert cache.get(digest_of(dataset[1])) is None
+    expected = outputs_of(Systems([slabs])[7].atoms).energy
+    assert float(CachedDataset(dataset, cache, "dataset.train", ["energy"])[1].teacher_energy) == expected
+    labelled = TeacherLabels(dataset, cache, {"energy": "energy"}, "dataset.val", "teacher")
+    assert float(labelled[1].energy) == np.float32(expected)
+    caches = TeacherCaches([cache.directory])
+    assert float(caches.record(dataset[1], 1, "val", dataset, ["energy"]).values["energy"]) == expected
+    assert look_at(slabs, 10, cache).labels == "teacher"
 
 
 @pytest.mark.parametrize("suffix", ["db", "json", "extxyz"])
@@ -180,7 +190,7 @@ def test_processes_and_interruptions_change_no_record(tmp_path, slabs, monkeypat
     rows = tmp_path / "two/shard.0000.rows"
     rows.write_bytes(rows.read_bytes()[: -2 * 48])  # a chunk is lost
     assert content(label(slabs, tmp_path / "two").directory) == whole
-    assert len(calls.read_text().splitlines()) == 1 + 2  # the first system says what a cache holds
+    assert len(calls.read_text().splitlines()) == 2 + 2  # the first system, twice, says what a cache holds
     label(slabs, tmp_path / "two")
     assert "is complete; nothing to do" in capsys.readouterr().out
     records = tmp_path / "two" / RECORDS
@@ -190,7 +200,9 @@ def test_processes_and_interruptions_change_no_record(tmp_path, slabs, monkeypat
 
 def test_the_plan_says_whose_the_records_are(tmp_path, slabs):
     plan = label(slabs, tmp_path / "cache").plan
-    assert (plan.teacher, plan.fingerprint, plan.identity) == ("stub_labeller:Stub", "stub", {"stub": "1.0"})
+    source = hashlib.sha256(Path(stub_labeller.__file__).read_bytes()).hexdigest()
+    assert (plan.teacher, plan.fingerprint) == ("stub_labeller:Stub", "stub")
+    assert plan.identity == {"source": source, "stub": "1.0"}
     assert (plan.width, plan.vector_width, plan.graph, plan.has_pairs) == (4, 0, {"cutoff": 4.0}, True)
     with pytest.raises(SystemExit, match="was begun with teacher stub_labeller:Stub, and is now requested with"):
         label(slabs, tmp_path / "cache", teacher="stub_labeller:Turning")
@@ -198,11 +210,13 @@ def test_the_plan_says_whose_the_records_are(tmp_path, slabs):
         label(database(tmp_path / "other.db", [slab(3)]), tmp_path / "cache")
 
 
-@pytest.mark.parametrize("teacher, width", [("stub_labeller:emt", 0), ("stub_labeller:function", 4)])
+@pytest.mark.parametrize("teacher, width", [("stub_labeller:emt", 0), ("stub_labeller:lists", 4)])
 def test_any_calculator_or_function_is_a_teacher(tmp_path, teacher, width):
-    data = database(tmp_path / "data.db", [bulk("Cu", cubic=True)])
+    data = database(tmp_path / "data.db", [slab(1), slab(2)])
     cache = label(data, tmp_path / "cache", teacher=teacher)
     assert cache.plan.width == width and cache.plan.has_pairs == (width > 0)
+    for system, record in zip(Systems([data]) if width else [], cache.records()):
+        np.testing.assert_allclose(record.values["forces"], outputs_of(system.atoms).forces, rtol=FLOAT32, atol=FLOAT32)
     if not width:
         with pytest.raises(CacheError, match="holds energy, forces, and no node_embedding, which terms"):
             CachedDataset(AseDBDataset({"src": str(data)}), cache, "dataset.train", ["node_embedding"])
@@ -229,6 +243,14 @@ def test_any_calculator_or_function_is_a_teacher(tmp_path, teacher, width):
             "stub_labeller:fails_to_load",
             r"--teacher .*: `fails_to_load` fails; OSError: no weights",
         ),
+        ("stub_labeller:outputs_of", r"`outputs_of` fails; TypeError: .*'atoms'\. Expected package\.module:function, which"),
+        ("stub_labeller:a_class", r"`a_class` returned the class Stub, no instance\. Expected package\.module:function"),
+        ("stub_labeller:a_number", r"`a_number` returned int\. Expected package\.module:function"),
+        (
+            "stub_labeller:random",
+            r"row 1 .*: the teacher's node_embedding changed by .* when it was called again\. .*dropout",
+        ),
+        ("stub_labeller:with_more", r"row 5 .*: the teacher .* gives atom_energies, pairs, and gave none for others"),
         ("stub_labeller:without_list", r"The teacher returned NoneType, expected a list of .*label\.Outputs"),
         ("stub_labeller:tuples", r"The teacher returned a list with tuple, expected a list of .*label\.Outputs"),
         ("stub_labeller:words", r"row 1 .*: the teacher returned energy of type <U3, expected numbers"),
@@ -245,7 +267,8 @@ def test_what_cannot_be_labelled_is_named(tmp_path, teacher, message):
 
 
 @pytest.mark.parametrize(
-    "name, message", [("no.db", "there is no such file"), ("text.db", "ASE cannot read it"), ("empty.db", "holds no system")]
+    "name, message",
+    [("no.db", "there is no such file"), ("text.db", "cannot read it .*export-data`"), ("empty.db", "holds no system")],
 )
 def test_data_that_cannot_be_read_are_named(tmp_path, name, message):
     (tmp_path / "text.db").write_text("text")
@@ -287,15 +310,46 @@ def test_a_half_written_cache_is_refused_and_then_finished(tmp_path, slabs):
 
 
 def test_systems_that_a_teacher_fails_for_have_empty_records(tmp_path, capsys, caplog):
-    data = database(tmp_path / "data.db", [molecule("N2"), *(slab(seed) for seed in range(3))])
+    data = database(tmp_path / "data.db", [molecule("N2"), *(slab(seed) for seed in range(3)), molecule("N2")])
     cache = label(data, tmp_path / "cache", "--keep-going", teacher="stub_labeller:not_finite")
-    assert [record.atoms for record in cache.records()] == [0, 8, 8, 8]
+    assert [record.atoms for record in cache.records()] == [0, 8, 8, 8, 0]
     assert "No outputs. row 1 of data.db (sid s0), N2: the teacher returned forces not finite" in caplog.text
+    dataset = AseDBDataset({"src": str(data)})
     with pytest.raises(CacheError, match=r"has an empty record of system 0 of dataset\.train: the teacher failed for it"):
-        CachedDataset(AseDBDataset({"src": str(data)}), cache, "dataset.train", ["energy"])
+        CachedDataset(dataset, cache, "dataset.train", ["energy"])
+    with pytest.raises(
+        CacheError, match=r"--teacher-cache: the record of system 0 of val is empty: the teacher failed for it"
+    ):
+        TeacherCaches([cache.directory]).record(dataset[0], 0, "val", dataset, ["energy"])
+    energies = [outputs_of(system.atoms).energy for system in Systems([data])]
+    assert look_at(data, 5, cache).energy == pytest.approx((np.mean(energies[1:4]), np.std(energies[1:4])))
     verify = ["--teacher", "stub_labeller:not_finite", "--output", str(cache.directory), "--verify", "9"]
     main([*verify, "--data", str(data)])
-    assert "4 records recomputed: they differ by at most" in capsys.readouterr().out
+    assert "5 records recomputed: they differ by at most" in capsys.readouterr().out
+
+
+def test_systems_that_differ_in_what_a_training_does_not_read_are_refused(tmp_path):
+    """By 3 of 400 eV, the total energies of two charges."""
+    data = tmp_path / "ions.db"
+    with connect(data) as opened:
+        for charge in (0, 1, 1):
+            opened.write(molecule("CO", vacuum=3.0), data={"charge": charge})
+    with pytest.raises(SystemExit, match="systems 0 and 1 are the same to a training, and the teacher's energy differ"):
+        label(data, tmp_path / "without", teacher="stub_labeller:charged")
+    told = label(data, tmp_path / "with", "--data-keys", "charge", teacher="stub_labeller:charged")
+    assert [record.values["energy"] for record in told.records()] == [-400, -397, -397]
+
+
+def test_caches_of_two_tasks_of_one_model_are_of_two_teachers(tmp_path, slabs):
+    first = label(slabs, tmp_path / "first").directory
+    second = label(slabs, tmp_path / "second", teacher="stub_labeller:OtherTask").directory
+    with pytest.raises(CacheError, match=r"second was made by another teacher than .*first: task is omat and None\."):
+        TeacherCaches([first, second])
+    config = DistillConfig(teacher=TeacherConfig(cache=str(first), val_cache=str(second)), labels="teacher")
+    with pytest.raises(
+        CacheError, match=r"second \(val_cache\) was made by another teacher than .*: task is omat and None\."
+    ):
+        validation_labels(config, AseDBDataset({"src": str(slabs)}), {"energy": "energy"})
 
 
 def test_verification_names_a_record_that_is_not_the_teachers(tmp_path, slabs, monkeypatch, capsys):
@@ -325,12 +379,21 @@ def test_verification_names_a_record_that_is_not_the_teachers(tmp_path, slabs, m
 # ---- what a teacher promises
 
 
+def test_a_vector_that_vanishes_by_symmetry_is_no_change():
+    expected = outputs_of(slab())
+    expected = replace(expected, vector_embedding=np.full((8, 3, 2), 1e-7))
+    changed = replace(expected, vector_embedding=np.full((8, 3, 2), -1e-7), pairs=expected.pairs[:, 1:])
+    differences = {name: deviation for deviation, name in protocol.deviations([expected], [changed])}
+    assert differences["vector_embedding"] == pytest.approx(2e-6 / np.abs(expected.node_embedding).max())
+    assert differences["pairs"] == 1 / expected.pairs.shape[1] and differences["energy"] == 0
+
+
 def test_the_check_tells_a_teacher_from_one_that_is_not(slabs, capsys):
     main(["--teacher", "stub_labeller:Stub", "--data", str(slabs), "--check"])
     table = capsys.readouterr().out
     assert "time of a system" in table and table.count("pass") == 9 and "FAIL" not in table
     slope, largest = re.search(r"-dE/dx +differ by (\S+) of (\S+) eV/A", table).groups()
-    assert float(slope) < conformance.EQUAL * float(largest)
+    assert float(slope) < protocol.EQUAL * float(largest)
     with pytest.raises(SystemExit, match="label: 2 of 12 checks failed"):
         main(["--teacher", "stub_labeller:Turning", "--data", str(slabs), "--check"])
     failed = [line for line in capsys.readouterr().out.splitlines() if line.endswith("FAIL")]

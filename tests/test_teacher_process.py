@@ -54,9 +54,9 @@ def test_a_process_that_died_is_resumed_with_equal_records(bare_systems, tmp_pat
         dying.label(bare_systems, tmp_path / "labelling")
     dying.label(bare_systems, tmp_path / "labelling")
     assert content(tmp_path / "labelling" / RECORDS) == content(whole.cache.directory)
-    assert len(calls.read_text().splitlines()) == 2 * 1 + 3  # the first system twice says what there is; each once is kept
+    assert len(calls.read_text().splitlines()) == 2 * 2 + 3  # two of the first system begin each process
     dying.label(bare_systems, tmp_path / "labelling")
-    assert len(calls.read_text().splitlines()) == 5
+    assert len(calls.read_text().splitlines()) == 7
 
 
 def test_a_truncated_cache_is_refused_by_name(bare_systems, tmp_path):

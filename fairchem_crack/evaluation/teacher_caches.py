@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from torch.utils.data import Dataset
 from torch_geometric.data import Data
 
 from fairchem_crack import keys
 from fairchem_crack.teacher.cache import PAIRS, CacheError, Record, TeacherCache
-from fairchem_crack.teacher.cached import CachedTeacher, attach, digest_of
+from fairchem_crack.teacher.cached import CachedTeacher, attach, difference_of_teachers, look_up
 
 
 class TeacherCaches(CachedTeacher):
@@ -23,10 +24,10 @@ class TeacherCaches(CachedTeacher):
         self.caches = [TeacherCache(directory) for directory in directories]
         super().__init__(self.caches[0])
         for cache in self.caches:
-            if cache.plan.fingerprint != self.cache.plan.fingerprint:
+            if difference := difference_of_teachers(cache, self.cache):
                 raise CacheError(
-                    f"--teacher-cache: {cache.directory} was made by another teacher than {self.cache.directory}; the "
-                    "fingerprints of their weights differ."
+                    f"--teacher-cache: {cache.directory} was made by another teacher than {self.cache.directory}: "
+                    f"{difference}."
                 )
             if lacking := [name for name in (keys.ENERGY, keys.FORCES) if name not in cache.plan.fields]:
                 raise CacheError(f"--teacher-cache {cache.directory}: holds no {', '.join(lacking)} to compare.")
@@ -36,16 +37,21 @@ class TeacherCaches(CachedTeacher):
         """Whether all of them hold node embeddings and the pairs of the teacher's graph."""
         return all(cache.plan.has_pairs and keys.NODE_EMBEDDING in cache.plan.fields for cache in self.caches)
 
-    def record(self, system: Data, index: int, where: str, fields: Collection[str]) -> Record:
-        """Some fields of the record of system `index` of the data at `where`.
+    def record(self, system: Data, index: int, where: str, dataset: Dataset, fields: Collection[str]) -> Record:
+        """Some fields of the record of system `index` of a dataset, that at `where`.
 
         Raises:
             CacheError: no cache has one, or it cannot be read.
         """
-        digest = digest_of(system)
-        for cache in self.caches:
-            if (record := cache.get(digest, fields)) is not None and record.atoms:  # not an empty one
+        records = [look_up(cache, system, index, dataset, fields) for cache in self.caches]
+        for record in records:
+            if record is not None and record.atoms:
                 return record
+        if any(record is not None for record in records):
+            raise CacheError(
+                f"--teacher-cache: the record of system {index} of {where} is empty: the teacher failed for it. Leave the "
+                "system out."
+            )
         searched = ", ".join(str(cache.directory) for cache in self.caches)
         raise CacheError(
             f"--teacher-cache: no record of system {index} of {where} in {searched}. Were they made of other data? A record "
@@ -53,9 +59,8 @@ class TeacherCaches(CachedTeacher):
             "`fairchem-crack cache-teacher --split val` writes the cache of a validation split."
         )
 
-    def attach(self, systems: Sequence[Data], where: str) -> None:
-        """Add to the systems what `__call__` reads of a batch: energies, forces and, where there are some, embeddings."""
+    def attach(self, system: Data, index: int, where: str, dataset: Dataset) -> None:
+        """Add to a system what `__call__` reads of a batch: energy, forces and, where there are some, embeddings."""
         fields = {keys.ENERGY, keys.FORCES, *([keys.NODE_EMBEDDING] if self.has_embeddings else [])}
-        for index, system in enumerate(systems):
-            record = self.record(system, index, where, {*fields, PAIRS})
-            attach(system, record, fields, has_pairs=self.cache.plan.has_pairs)
+        record = self.record(system, index, where, dataset, {*fields, PAIRS})
+        attach(system, record, fields, has_pairs=self.cache.plan.has_pairs)

@@ -30,7 +30,7 @@ class Known(Sequence[Kept]):
 
     def __getitem__(self, index: Any) -> Any:
         system = self.dataset[index]
-        record = record_of(self._cache, system, index, self.dataset.name, dataset=self.dataset)
+        record = record_of(self._cache, system, index, self.dataset.name, self.dataset)
         return kept_of(Candidate(bare(system, index), {"strategy": PARENTS}), record, own_labels(system, self._names))
 
     def start(self, index: int) -> Data:

@@ -65,6 +65,14 @@ def settings_of(cache: TeacherCache) -> dict[str, Any]:
     return {"graph": cache.plan.graph, **cache.plan.identity}
 
 
+def difference_of_teachers(first: TeacherCache, second: TeacherCache) -> str:
+    """In what the teachers of two caches differ; empty where they are the same."""
+    if first.plan.fingerprint != second.plan.fingerprint:
+        return "the fingerprints of their weights differ"
+    changed = differences(settings_of(first), settings_of(second))
+    return "; ".join(f"{name} is {before} and {now}" for name, before, now in changed[:NAMED])
+
+
 class CachedDataset(Dataset):
     """A dataset of fairchem, each system with the teacher's outputs for it. Read by the loader's workers.
 
@@ -102,7 +110,7 @@ class CachedDataset(Dataset):
     def __getitem__(self, index: int) -> Data:
         """System `index` with the fields `keys.TEACHER_*`."""
         system = self.dataset[index]
-        record = record_of(self.cache, system, int(index), self.name, self._parts, self.dataset)
+        record = record_of(self.cache, system, int(index), self.name, self.dataset, self._parts)
         return attach(system, record, self.fields, has_pairs=self.cache.plan.has_pairs)
 
 
@@ -115,27 +123,29 @@ def attach(system: Data, record: Record, fields: Collection[str], *, has_pairs: 
     return system
 
 
-def record_of(
-    cache: TeacherCache,
-    system: Data,
-    index: int,
-    name: str,
-    parts: Optional[Collection[str]] = None,
-    dataset: Optional[Dataset] = None,
-) -> Record:
-    """The record of system `index` of the dataset called `name`, or some of its parts.
+def look_up(
+    cache: TeacherCache, system: Data, index: int, dataset: Dataset, parts: Optional[Collection[str]] = None
+) -> Optional[Record]:
+    """The record of system `index` of a dataset, or some of its parts; None where the cache has none.
 
-    Args:
-        dataset: where the system is from. One of ASE's is read again where no record has the digest: fairchem may have
-            wrapped an atom on a face of the cell to its other side than the machine that wrote the cache.
-
-    Raises:
-        CacheError: the cache has none, or it cannot be read.
+    A dataset of ASE's is read again where no record has the digest: fairchem may have wrapped an atom on a face of the cell
+    to its other side than the machine that wrote the cache.
     """
     record = cache.get(digest_of(system), parts)
-    if record is None and dataset is not None:
-        positions = positions_in_file(dataset, index)
-        record = None if positions is None else cache.get(digest_of(system, positions), parts)
+    if record is None and (positions := positions_in_file(dataset, index)) is not None:
+        record = cache.get(digest_of(system, positions), parts)
+    return record
+
+
+def record_of(
+    cache: TeacherCache, system: Data, index: int, name: str, dataset: Dataset, parts: Optional[Collection[str]] = None
+) -> Record:
+    """As `look_up`, of the dataset called `name`.
+
+    Raises:
+        CacheError: the cache has none, or an empty one, or it cannot be read.
+    """
+    record = look_up(cache, system, index, dataset, parts)
     if record is None:
         sid = f" (sid {np.asarray(system.sid).tolist()})" if "sid" in system else ""
         raise CacheError(

@@ -15,7 +15,7 @@ from fairchem_crack.config import DistillConfig, Labels
 from fairchem_crack.io.labels import OptionalLabels
 from fairchem_crack.io.samples import evenly_spaced
 from fairchem_crack.teacher.cache import CacheError, TeacherCache
-from fairchem_crack.teacher.cached import SAMPLE, open_cache, record_of
+from fairchem_crack.teacher.cached import SAMPLE, difference_of_teachers, open_cache, record_of
 
 
 class TeacherLabels(Dataset):
@@ -51,7 +51,7 @@ class TeacherLabels(Dataset):
             for property_, name in self.dataset.names.items()
             if self.labels == "teacher" or bool(system[name].isnan().any())
         }
-        record = record_of(self.cache, system, int(index), self.where, names) if names else None
+        record = record_of(self.cache, system, int(index), self.where, self.dataset, names) if names else None
         for property_, name in names.items():
             assert record is not None
             label = torch.tensor(record.values[property_], dtype=torch.float32)
@@ -71,10 +71,11 @@ def validation_labels(config: DistillConfig, dataset: Dataset, names: Mapping[st
     given = config.teacher
     checkpoint = given.checkpoint if given.cache is None else None  # the two caches are compared with each other
     cache = open_cache(replace(given, cache=given.val_cache, checkpoint=checkpoint), torch.device("cpu"))
-    if given.cache is not None and TeacherCache(Path(given.cache)).plan.fingerprint != cache.plan.fingerprint:
+    difference = "" if given.cache is None else difference_of_teachers(cache, TeacherCache(Path(given.cache)))
+    if difference:
         raise CacheError(
-            f"Teacher cache {given.val_cache} (val_cache) was made by another teacher than {given.cache} (cache): the "
-            "fingerprints of their weights differ. Give two caches of one teacher."
+            f"Teacher cache {given.val_cache} (val_cache) was made by another teacher than {given.cache} (cache): "
+            f"{difference}. Give two caches of one teacher."
         )
     labelled = TeacherLabels(dataset, cache, names, "dataset.val", config.labels)
     for index in evenly_spaced(len(labelled), SAMPLE):

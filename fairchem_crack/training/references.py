@@ -176,7 +176,7 @@ def _fit(dataset: Dataset, names: Mapping[str, str], source: str, cache: Optiona
             forces += squares.sum(), squares.size
         if has_atom_energies:
             assert cache is not None
-            record = record_of(cache, system, index, "dataset.train", (keys.ATOM_ENERGIES,))
+            record = record_of(cache, system, index, "dataset.train", dataset, (keys.ATOM_ENERGIES,))
             sums += np.bincount(numbers, record.values[keys.ATOM_ENERGIES], LARGEST + 1)
     elements = np.flatnonzero(counts.any(axis=0))
     counts = counts[:, elements]

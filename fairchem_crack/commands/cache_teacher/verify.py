@@ -21,7 +21,7 @@ def verify(job: Job, count: int, *, seed: int = 0) -> float:
     start(job.directory, plan)
     worst = 0.0
     for index in tqdm(chosen(plan.systems, count, seed), unit=" records"):
-        kept = record_of(cache, dataset[index], index, dataset.name)
+        kept = record_of(cache, dataset[index], index, dataset.name, dataset)
         fresh = source.recompute(index, kept)
         worst = max(worst, compare(job.directory, plan, str(index), fresh=fresh, kept=kept))
     return worst

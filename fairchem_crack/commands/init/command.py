@@ -54,10 +54,11 @@ def init(arguments: list[str]) -> None:
     from fairchem_crack.commands.init.recipe import recipe
     from fairchem_crack.commands.init.teacher import read_teacher
     from fairchem_crack.io.files import write_text
+    from fairchem_crack.teacher.cache import TeacherCache
 
     teacher = read_teacher(options.teacher, trust=options.trust)
     data = look_at(options.dataset, options.systems, teacher.cache)
-    val_cache = None if options.val_cache is None else read_teacher(options.val_cache).cache
+    val_cache = None if options.val_cache is None else TeacherCache(Path(options.val_cache))
     val = None if options.val is None else look_at(options.val, 2, val_cache, option="--val")
     if val_cache is not None and (val is None or data.labels == "data"):
         raise ValueError("--val-cache: gives labels to --val; expected --val, and --dataset without labels of its own.")

@@ -19,7 +19,7 @@ from fairchem_crack.io.datasets import close_unused, open_dataset
 from fairchem_crack.io.labels import read_unlabelled
 from fairchem_crack.io.samples import evenly_spaced
 from fairchem_crack.teacher.cache import TeacherCache
-from fairchem_crack.teacher.cached import digest_of
+from fairchem_crack.teacher.cached import look_up
 from fairchem_crack.training.config_checks import ASE_SUFFIXES
 from fairchem_crack.training.reference_fit import fit_references
 from fairchem_crack.training.references import References
@@ -27,6 +27,7 @@ from fairchem_crack.training.references import References
 RENAMED = {"y": keys.ENERGY, "force": keys.FORCES}  # as OC20's LMDBs have them
 LABELS = (keys.ENERGY, keys.FORCES)
 CACHE_OF = {"--dataset": "--teacher", "--val": "--val-cache"}  # the option that gives the teacher's cache of the data
+Labels = tuple[float, np.ndarray]  # eV; (N, 3) eV/A
 ADVICE = "An extxyz file becomes a database by `ase convert FILE.extxyz FILE.db`."
 
 
@@ -76,7 +77,7 @@ def look_at(path: Path, at_most: int, cache: Optional[TeacherCache], *, option: 
         ValueError: another format, no system, or none with energy and forces.
     """
     options = options_of(path, option)
-    systems, sample = _read(options, at_most)
+    systems, sample, cached = _read(options, at_most, cache)
     if not sample:
         raise ValueError(f"{option} {path}: holds no system.")
     renamed = {before: name for before, name in RENAMED.items() if before in sample[0] and name not in sample[0]}
@@ -85,7 +86,7 @@ def look_at(path: Path, at_most: int, cache: Optional[TeacherCache], *, option: 
     own = [_labels_of(system, renamed) for system in sample]
     known = sum(labels is not None for labels in own)
     labels = "data" if known == len(own) else "fill" if known else "teacher"
-    filled = own if labels == "data" else [given or _of_cache(system, cache) for given, system in zip(own, sample)]
+    filled = own if labels == "data" else [given or of_teacher for given, of_teacher in zip(own, cached)]
     labelled = [(system, given) for system, given in zip(sample, filled) if given is not None]
     if not labelled:
         raise ValueError(
@@ -95,16 +96,19 @@ def look_at(path: Path, at_most: int, cache: Optional[TeacherCache], *, option: 
     return _summary(options, systems, labels, [system for system, _ in labelled], [given for _, given in labelled])
 
 
-def _read(options: dict[str, Any], at_most: int) -> tuple[int, list[Data]]:
-    """How many systems there are, and some of them."""
+def _read(
+    options: dict[str, Any], at_most: int, cache: Optional[TeacherCache]
+) -> tuple[int, list[Data], list[Optional[Labels]]]:
+    """How many systems there are, some of them, and the teacher's labels of these."""
     close_unused()
     dataset: Any = open_dataset({**options, "no_shuffle": True})
     read_unlabelled(dataset)
-    sample = [dataset[index] for index in evenly_spaced(len(dataset), at_most)]
-    systems = len(dataset)
+    indices, systems = evenly_spaced(len(dataset), at_most), len(dataset)
+    sample = [dataset[index] for index in indices]
+    cached = [_of_cache(system, index, dataset, cache) for system, index in zip(sample, indices)]
     del dataset
     close_unused()
-    return systems, sample
+    return systems, sample, cached
 
 
 def options_of(path: Path, option: str) -> dict[str, Any]:
@@ -119,9 +123,6 @@ def options_of(path: Path, option: str) -> dict[str, Any]:
     raise ValueError(f"{option} {path}: expected an ASE database (*.db, *.aselmdb), or a directory of *.lmdb. {ADVICE}")
 
 
-Labels = tuple[float, np.ndarray]  # eV; (N, 3) eV/A
-
-
 def _labels_of(system: Data, renamed: dict[str, str]) -> Optional[Labels]:
     """Energy and forces of a record, None unless it has both."""
     names = {name: before for before, name in renamed.items()}
@@ -132,11 +133,13 @@ def _labels_of(system: Data, renamed: dict[str, str]) -> Optional[Labels]:
     return (float(energy), values) if np.isfinite(values).all() else None
 
 
-def _of_cache(system: Data, cache: Optional[TeacherCache]) -> Optional[Labels]:
+def _of_cache(system: Data, index: int, dataset: Any, cache: Optional[TeacherCache]) -> Optional[Labels]:
     if cache is None or not set(LABELS) <= set(cache.plan.fields):
         return None
-    record = cache.get(digest_of(system), LABELS)
-    return None if record is None else (float(record.values[keys.ENERGY]), record.values[keys.FORCES].astype(float))
+    record = look_up(cache, system, index, dataset, LABELS)
+    if record is None or not record.atoms:  # the teacher failed for it
+        return None
+    return float(record.values[keys.ENERGY]), record.values[keys.FORCES].astype(float)
 
 
 def _summary(

@@ -121,11 +121,11 @@ def collect(request: Request) -> Findings:
     """Run every model over every split, and compare their outputs."""
     setup_imports()
     device = torch.device("cuda" if torch.cuda.is_available() and not request.cpu else "cpu")
+    caches = TeacherCaches(request.teacher_cache) if request.teacher_cache else None
     splits = [
-        load_split(name, options, systems=request.systems, free_atoms_only=request.free_atoms_only)
+        load_split(name, options, systems=request.systems, free_atoms_only=request.free_atoms_only, caches=caches)
         for name, options in request.data.items()
     ]
-    caches = TeacherCaches(request.teacher_cache) if request.teacher_cache else None
     of_teacher = request.teacher if caches is None else caches.checkpoint
     named = {"undistilled": request.undistilled, "student": request.student, "teacher": of_teacher, **request.also}
     paths = {role: str(path) for role, path in named.items() if path is not None}
@@ -134,9 +134,6 @@ def collect(request: Request) -> Findings:
         for role, path in paths.items()
     }
     progress = {role: _progress(model) for role, model in loaded.items()}
-    if caches is not None:
-        for split in splits:
-            caches.attach(split.systems, split.source)
     predictions: dict[str, dict[str, Prediction]] = {role: {} for role in loaded}
     for role, model in loaded.items():
         logging.info(f"{role}: {model.checkpoint}, {progress[role]}")

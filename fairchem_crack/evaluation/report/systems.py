@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 import torch
@@ -14,9 +14,11 @@ from fairchem.core.datasets import data_list_collater
 from torch_geometric.data import Batch, Data
 
 from fairchem_crack import keys
+from fairchem_crack.evaluation.teacher_caches import TeacherCaches
 from fairchem_crack.io.datasets import Records
 from fairchem_crack.io.named_records import NamedRecords, free_atoms
 from fairchem_crack.io.samples import evenly_spaced
+from fairchem_crack.teacher.cache import CacheError
 
 ADSORBATE = 2  # OC20's tag of its atoms
 
@@ -55,21 +57,35 @@ class Split:
         return np.array(chemical_symbols)[self.atomic_numbers]
 
 
-def load_split(name: str, options: dict[str, Any], *, systems: int, free_atoms_only: bool) -> Split:
+def load_split(
+    name: str,
+    options: dict[str, Any],
+    *,
+    systems: int,
+    free_atoms_only: bool,
+    caches: Optional[TeacherCaches] = None,
+) -> Split:
     """Read evenly spaced systems of a dataset.
 
     Args:
         options: fairchem's, of the dataset, by which its systems have `energy` and `forces`.
         systems: at most so many.
         free_atoms_only: leave fixed atoms out of the evaluation, `outputs.forces.eval_on_free_atoms`.
+        caches: whose outputs are attached to the systems.
 
     Raises:
         ValueError: the dataset cannot be read, is empty, or has no labels.
     """
     try:
         with Records(options) as records:
-            total = len(records)
-            chosen = [NamedRecords(records, name)[index] for index in evenly_spaced(total, systems)]
+            total, named = len(records), NamedRecords(records, name)
+            indices = evenly_spaced(total, systems)
+            chosen = [named[index] for index in indices]
+            if caches is not None:
+                for system, index in zip(chosen, indices):
+                    caches.attach(system, index, str(options["src"]), named)
+    except CacheError:
+        raise
     except Exception as error:  # each format fails in its own way
         raise ValueError(f"{name}: {options['src']} cannot be read ({type(error).__name__}: {error}).") from error
     if not chosen:

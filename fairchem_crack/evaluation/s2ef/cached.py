@@ -58,7 +58,7 @@ def _on_split(
     for start in range(0, len(records), BATCH_SIZE):
         chosen = range(start, min(start + BATCH_SIZE, len(records)))
         systems = [records[index] for index in chosen]
-        held = [caches.record(system, index, src, LABELS).values for system, index in zip(systems, chosen)]
+        held = [caches.record(system, index, src, records, LABELS).values for system, index in zip(systems, chosen)]
         batch = data_list_collater(systems, otf_graph=True)
         energy = torch.tensor([float(values[keys.ENERGY]) for values in held])
         forces = torch.cat([torch.tensor(values[keys.FORCES]) for values in held])

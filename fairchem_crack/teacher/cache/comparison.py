@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from fairchem_crack.teacher.cache.records import CacheError, Plan, Record
 EQUAL = {"float16": 2e-3, "float32": 1e-4, "float64": 1e-4, "bfloat16": 5e-2}
 EQUAL_ROWS = 1e-2  # of the Jacobian: a difference of forces, divided by twice 0.01 A
 SMALLEST_SCALE = {"energy": 1.0, "forces": 1.0, "force_jacobian": 1.0}  # eV, eV/A, eV/A^2: rounding does not shrink
+OF_SYMMETRY = ("vector_embedding", "higher_embedding")  # in a primitive cell, for example, only their rounding is left
+BESIDE = 0.1  # of the node embedding's largest entry, by which that rounding goes
 
 
 def chosen(systems: int, count: int, seed: int) -> list[int]:
@@ -50,9 +53,16 @@ def compare(directory: Path, plan: Plan, system: str, *, fresh: Record, kept: Re
     return worst
 
 
+def smallest_scale(name: str, values: Mapping[str, np.ndarray]) -> float:
+    """The least that the differences of a field are divided by, beside the other fields of a system."""
+    if name in OF_SYMMETRY and "node_embedding" in values:
+        return BESIDE * float(np.abs(values["node_embedding"]).max(initial=0.0))
+    return SMALLEST_SCALE.get(name, 1e-6)
+
+
 def _deviation(fresh: Record, kept: Record, name: str) -> float:
     """The largest difference of a field, relative to what its rounding goes by."""
-    scale = max(float(np.abs(fresh.values[name]).max(initial=0.0)), SMALLEST_SCALE.get(name, 1e-6))
+    scale = max(float(np.abs(fresh.values[name]).max(initial=0.0)), smallest_scale(name, fresh.values), 1e-6)
     if name == "energy" and "atom_energies" in fresh.values:  # a sum in which large terms may cancel
         scale = max(scale, float(np.abs(fresh.values["atom_energies"]).sum()))
     return float(np.abs(fresh.values[name] - kept.values[name].astype(np.float64)).max(initial=0.0)) / scale

@@ -33,7 +33,8 @@ from fairchem_crack.teacher.cache.sums import LOST, ShardSums
 from fairchem_crack.teacher.cache.writer import start
 
 PACKAGES = ("fairchem-crack", "fairchem-core", "torch", "numpy")  # whose versions the header has
-SAME = 1e-2  # of an energy's or a force's size: within it two records are the same outputs, rounded
+SAME = {"energy": (1e-2, 1e-6), "forces": (1e-2, 1e-2)}  # eV or eV/A, and of the largest entry: rounding of equal outputs
+SAME_ROUNDED = 1e-2  # of the largest entry, of a teacher in another precision than float32
 
 
 @contextmanager
@@ -121,9 +122,13 @@ def _check_repeated(directory: Path, rows: np.ndarray, plan: Plan) -> None:
         if rows[first]["digest"] != rows[second]["digest"]:
             continue
         records = [_record_at(directory, rows[index], plan) for index in (first, second)]
-        for name in (name for name in ("energy", "forces") if name in plan.fields):
+        if not all(record.atoms for record in records):  # the teacher fails for it
+            continue
+        for name in (name for name in SAME if name in plan.fields):
             values = [record.values[name].astype(np.float64) for record in records]
-            if np.abs(values[0] - values[1]).max() > SAME * max(1.0, np.abs(values[0]).max()):
+            absolute, relative = SAME[name]
+            relative = relative if plan.precision == "float32" else SAME_ROUNDED
+            if np.abs(values[0] - values[1]).max() > absolute + relative * np.abs(values[0]).max():
                 raise CacheError(
                     f"Teacher cache {directory}: systems {rows[first]['position']} and {rows[second]['position']} are the "
                     f"same to a training, and the teacher's {name} differ. What distinguishes them, a charge for example, "

@@ -13,11 +13,10 @@ from ase.geometry import find_mic
 from fairchem_crack.io.samples import evenly_spaced
 from fairchem_crack.teacher.cache import Sums
 from fairchem_crack.teacher.label.job import outputs_of
-from fairchem_crack.teacher.label.protocol import SUM, Labeller, Outputs
+from fairchem_crack.teacher.label.protocol import EQUAL, SUM, Labeller, Outputs, deviations
 from fairchem_crack.teacher.label.systems import System, Systems
 
 SYSTEMS = 4
-EQUAL = 1e-3  # of a field's largest entry: float32 through many layers, and far below any error of a teacher
 REPEATED = 1e-5  # the same, of two runs on the same system
 STEP = 1e-2  # A, to both sides: the difference of the energies gives a force
 LARGEST = 65504.0  # that float16 holds
@@ -115,21 +114,13 @@ def _turned(outputs: Outputs) -> Outputs:
 
 def _reversed(outputs: Outputs) -> Outputs:
     values = {name: value[::-1] for name, value in outputs.fields.items() if name != "energy"}
-    return Outputs(outputs.energy, **values, pairs=outputs.pairs)
+    pairs = None if outputs.pairs is None else len(outputs.forces) - 1 - outputs.pairs[::-1]
+    return Outputs(outputs.energy, **values, pairs=pairs)
 
 
 def _compared(name: str, expected: list[Outputs], actual: list[Outputs], limit: float) -> Row:
-    worst, field = max(_deviations(expected, actual))
+    worst, field = max(deviations(expected, actual))
     return Row(name, f"{worst:.1e} ({field})", f"at most {limit:.0e}", worst <= limit)
-
-
-def _deviations(expected: list[Outputs], actual: list[Outputs]) -> Iterator[tuple[float, str]]:
-    """The largest difference of each field, of its largest entry."""
-    for name in expected[0].fields:
-        pairs = [(one.fields[name].astype(np.float64), other.fields[name]) for one, other in zip(expected, actual)]
-        scale = max([1e-6, *(float(np.abs(one).max()) for one, _ in pairs)])
-        scale = max(scale, 1.0) if name == "forces" else scale  # eV/A: of relaxed systems they vanish
-        yield max(float(np.abs(one - other).max()) for one, other in pairs) / scale, name
 
 
 def _of_numbers(outputs: list[Outputs]) -> Iterator[Row]:

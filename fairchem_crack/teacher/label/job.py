@@ -15,9 +15,9 @@ import numpy as np
 
 from fairchem_crack.io.processes import values_from
 from fairchem_crack.io.samples import evenly_spaced
-from fairchem_crack.teacher.cache import CacheError, Plan, Record, TeacherCache, empty_record
+from fairchem_crack.teacher.cache import PAIRS, CacheError, Plan, Record, TeacherCache, empty_record
 from fairchem_crack.teacher.cache.fill import begin, filled, systems_of, write_chunks
-from fairchem_crack.teacher.label.protocol import Labeller, Outputs, fault_of
+from fairchem_crack.teacher.label.protocol import EQUAL, Labeller, Outputs, deviations, fault_of
 from fairchem_crack.teacher.label.systems import System, Systems
 from fairchem_crack.teacher.label.teachers import labeller_of
 
@@ -66,7 +66,7 @@ class Job:
         """Of the cache; the teacher's outputs for the first system say what it holds.
 
         Raises:
-            CacheError: the teacher fails for it; for all systems, if it `keeps_going`.
+            CacheError: the teacher fails for it, or for all systems if it `keeps_going`, or gives others when called again.
         """
         outputs = self._first_outputs(systems, labeller)
         width, vectors = outputs.node_embedding, outputs.vector_embedding
@@ -89,13 +89,12 @@ class Job:
         )
 
     def _first_outputs(self, systems: Systems, labeller: Labeller) -> Outputs:
-        if self.keeps_going:
-            for system in systems:
-                (outputs,) = attempted(labeller, [system])
-                if outputs is not None:
-                    return outputs
-            raise CacheError(f"--teacher {self.teacher}: fails for all {len(systems)} systems. {SEE_ABOVE}")
-        return outputs_of(labeller, [systems[0]])[0]
+        for system in systems:
+            (outputs,) = (attempted if self.keeps_going else outputs_of)(labeller, [system])
+            if outputs is not None:
+                _check_repeated(labeller, system, outputs)
+                return outputs
+        raise CacheError(f"--teacher {self.teacher}: fails for all {len(systems)} systems. {SEE_ABOVE}")
 
     def maker(self, systems: Systems, labeller: Labeller, plan: Plan) -> Callable[[Sequence[int]], list[Record]]:
         """What makes the records of these systems."""
@@ -171,6 +170,16 @@ def check_elements(systems: Systems, labeller: Labeller, teacher: str) -> None:
         )
 
 
+def _check_repeated(labeller: Labeller, system: System, outputs: Outputs) -> None:
+    """Raise CacheError where a teacher's outputs for a system are others when it is called again."""
+    worst, field = max(deviations([outputs], outputs_of(labeller, [system])))
+    if worst > EQUAL:
+        raise CacheError(
+            f"{system.name}: the teacher's {field} changed by {worst:.1e} of the largest when it was called again. A cache "
+            "keeps what stays the same: is the model in training mode, with dropout for example?"
+        )
+
+
 def record_of(system: System, outputs: Optional[Outputs], plan: Plan) -> Record:
     """The record of a system, an empty one without outputs; those for another system have said what it holds.
 
@@ -180,9 +189,13 @@ def record_of(system: System, outputs: Optional[Outputs], plan: Plan) -> Record:
     if outputs is None:
         return empty_record(system.digest, plan)
     fields, pairs = outputs.fields, outputs.pairs
-    missing = [name for name in plan.fields if name not in fields] + ["pairs"] * (plan.has_pairs and pairs is None)
+    given = [*fields, *([] if pairs is None else [PAIRS])]
+    missing = [name for name in plan.parts if name not in given]
     if missing:
         raise CacheError(f"{system.name}: the teacher {plan.teacher} gives no {', '.join(missing)}, as it did for others.")
+    added = [name for name in given if name not in plan.parts and name != "vector_embedding"]  # which is asked for
+    if added:
+        raise CacheError(f"{system.name}: the teacher {plan.teacher} gives {', '.join(added)}, and gave none for others.")
     values = {name: fields[name] for name in plan.fields}
     return Record(system.digest, len(system.atoms), values, np.zeros((2, 0), int) if pairs is None else pairs)
 

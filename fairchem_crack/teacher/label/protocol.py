@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Optional
@@ -11,6 +11,9 @@ from typing import Any, Optional
 import numpy as np
 from ase import Atoms
 
+from fairchem_crack.teacher.cache.comparison import smallest_scale
+
+EQUAL = 1e-3  # of a field's largest entry: float32 through many layers, and far below any error of a teacher
 SUM = 1e-4  # of the sizes of the atom energies: within it their sum is the energy, in float32
 
 
@@ -33,6 +36,11 @@ class Outputs:
     node_embedding: Optional[np.ndarray] = None
     vector_embedding: Optional[np.ndarray] = None
     pairs: Optional[np.ndarray] = None
+
+    def __post_init__(self) -> None:
+        for name in ("forces", "atom_energies", "node_embedding", "vector_embedding", "pairs"):
+            if getattr(self, name) is not None:  # a copy: some frameworks write to the same array again
+                object.__setattr__(self, name, np.array(getattr(self, name)))
 
     @property
     def fields(self) -> dict[str, np.ndarray]:
@@ -70,6 +78,28 @@ def pairs_of(edges: np.ndarray) -> np.ndarray:
     """(2, P) pairs i < j, each once, of (2, E) directed edges; an atom's edges to its own images are left out."""
     ordered = np.sort(np.asarray(edges), axis=0)
     return np.unique(ordered[:, ordered[0] < ordered[1]], axis=1)
+
+
+def deviations(expected: Sequence[Outputs], actual: Sequence[Outputs]) -> Iterator[tuple[float, str]]:
+    """The largest difference of each field, of its largest entry; of the pairs, the share of those that differ."""
+    for name in expected[0].fields:
+        values = [(first.fields[name], second.fields.get(name)) for first, second in zip(expected, actual)]
+        scale = max(smallest_scale(name, each.fields) for each in expected)
+        scale = max([scale, *(float(np.abs(first).max()) for first, _ in values)])
+        yield max(_largest_difference(first, second) for first, second in values) / scale, name
+    if expected[0].pairs is not None:
+        sets = [(_set_of(first.pairs), _set_of(second.pairs)) for first, second in zip(expected, actual)]
+        yield sum(len(first ^ second) for first, second in sets) / max(1, sum(len(first) for first, _ in sets)), "pairs"
+
+
+def _largest_difference(first: np.ndarray, second: Optional[np.ndarray]) -> float:
+    if second is None or second.shape != first.shape:
+        return np.inf
+    return float(np.abs(first.astype(np.float64) - second).max())
+
+
+def _set_of(pairs: Optional[np.ndarray]) -> set[tuple[int, int]]:
+    return set() if pairs is None else {*zip(*pairs.tolist())}
 
 
 def fault_of(outputs: Outputs, atoms: Atoms) -> str:

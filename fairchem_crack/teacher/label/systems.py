@@ -59,7 +59,10 @@ class Systems:
             try:
                 self._places.extend(self._rows_of(file) if file.suffix in DATABASES else self._frames_of(file))
             except Exception as error:  # ASE's readers raise anything
-                raise ValueError(f"--data {file}: ASE cannot read it ({type(error).__name__}: {error}).") from error
+                raise ValueError(
+                    f"--data {file}: ASE cannot read it ({type(error).__name__}: {error}). Of any data that fairchem reads, "
+                    "`fairchem-crack export-data` writes a database, where the student is."
+                ) from error
         if not self._places:
             raise ValueError(f"--data {' '.join(map(str, files))}: holds no system.")
 

@@ -24,10 +24,11 @@ FRAMEWORKS = {  # of each: its package, and an example of a model
     "orb": ("orb-models", "orb:orb-v3-conservative-inf-omat"),
     "fairchem2": ("fairchem-core", "fairchem2:uma-s-1p1@oc20"),
 }
-EXPECTED = (
-    f"{', '.join(example for _, example in FRAMEWORKS.values())}, or package.module:function, which takes no argument and "
-    "returns a Labeller, an ASE calculator, or a function of a list of Atoms"
+OWN = (
+    "package.module:function, which takes no argument and returns a Labeller, an ASE calculator, or a function of a list of "
+    "Atoms"
 )
+EXPECTED = f"{', '.join(example for _, example in FRAMEWORKS.values())}, or {OWN}"
 
 
 class CalculatorLabeller(Labeller):
@@ -87,14 +88,26 @@ def labeller_of(teacher: str, device: Optional[str] = None) -> Labeller:
     try:
         made = make()
     except (Exception, SystemExit) as error:
-        raise ValueError(f"--teacher {teacher}: `{model}` fails; {type(error).__name__}: {error}") from error
+        raise ValueError(
+            f"--teacher {teacher}: `{model}` fails; {type(error).__name__}: {error}. Expected {OWN}."
+        ) from error
+    labeller = _labeller_from(made)
+    if labeller is None:
+        kind = f"the class {made.__name__}, no instance" if isinstance(made, type) else type(made).__name__
+        raise ValueError(f"--teacher {teacher}: `{model}` returned {kind}. Expected {OWN}.")
+    labeller.identity = {"source": _source_digest(make), **labeller.identity}
+    return labeller
+
+
+def _labeller_from(made: Any) -> Optional[Labeller]:
+    """The teacher that a function of the user's returned; None for what is none."""
     if isinstance(made, Labeller):
         return made
+    if isinstance(made, type):
+        return None
     if is_calculator(made):
         return CalculatorLabeller(made)
-    if callable(made):
-        return FunctionLabeller(made)
-    raise ValueError(f"--teacher {teacher}: expected {EXPECTED}; it returned {type(made).__name__}.")
+    return FunctionLabeller(made) if callable(made) else None
 
 
 def _version(package: str) -> Optional[str]:

@@ -27,7 +27,7 @@ def fingerprint(model: nn.Module) -> str:
 
 
 class Kept:
-    """Outputs of modules in their last run, by name."""
+    """Outputs of modules, by name; each can be taken once, so that none is of an earlier run."""
 
     def __init__(self) -> None:
         self._values: dict[str, Tensor] = {}
@@ -51,16 +51,18 @@ class Kept:
 
         setattr(owner, method, kept)
 
-    def __getitem__(self, name: str) -> Tensor:
-        """What was kept."""
-        return self._values[name]
+    def take(self, name: str) -> Tensor:
+        """What was kept since it was last taken."""
+        if name not in self._values:
+            raise RuntimeError(f"the framework did not run the part of its model that gives `{name}`")
+        return self._values.pop(name)
 
     def _keep(self, name: str, value: Tensor) -> None:
         self._values[name] = value.detach().clone()
 
     def split(self, name: str, sizes: list[int]) -> list[np.ndarray]:
-        """(N, ...) rows of what was kept, for each system."""
-        return split(self._values[name], sizes)
+        """(N, ...) rows of what is taken, for each system."""
+        return split(self.take(name), sizes)
 
 
 def split(values: Tensor, sizes: list[int]) -> list[np.ndarray]:

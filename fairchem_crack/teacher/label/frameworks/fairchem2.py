@@ -16,6 +16,8 @@ from fairchem.core.units.mlip_unit import InferenceSettings, load_predict_unit
 from fairchem_crack.teacher.label.frameworks._torch import Kept, default_device, fingerprint, split
 from fairchem_crack.teacher.label.protocol import Labeller, Outputs, pairs_of
 
+OF_SYSTEM = ("spin", "charge")  # of `Atoms.info`, as its own calculator reads them
+
 
 class Fairchem2(Labeller):
     """A model by its name or its file; of one with several tasks as `uma-s-1p1@oc20`. A file is a pickle."""
@@ -46,9 +48,11 @@ class Fairchem2(Labeller):
         """See `Labeller`."""
         for atoms in systems:
             self.unit.validate_atoms_data(atoms, self.task)
-        graphs = [AtomicData.from_ase(atoms, task_name=self.task) for atoms in systems]
+            if len(atoms) == 1 and not atoms.pbc.any() and not self.unit.model.module.supports_single_atoms:
+                raise ValueError("fairchem 2 takes the energy of a single atom from a table, and does not run this model")
+        graphs = [AtomicData.from_ase(atoms, task_name=self.task, r_data_keys=list(OF_SYSTEM)) for atoms in systems]
         out, sizes = self.unit.predict(atomicdata_list_to_batch(graphs)), [len(atoms) for atoms in systems]
-        nodes, edges = self.kept.split("nodes", sizes), self.kept["edges"].cpu().numpy()
+        nodes, edges = self.kept.split("nodes", sizes), self.kept.take("edges").cpu().numpy()
         firsts = np.cumsum([0, *sizes])
         energies = self._atom_energies(systems) if self.has_atom_energies else [None] * len(systems)
         parts = (out["energy"].detach().reshape(-1).tolist(), split(out["forces"], sizes), energies, nodes, firsts)
@@ -67,7 +71,7 @@ class Fairchem2(Labeller):
     def _atom_energies(self, systems: Sequence[Atoms]) -> list[np.ndarray]:
         """(N,) eV of each system: what its task makes of the energy of an atom, and the reference of its element."""
         normalizer, references = self.energy.normalizer, self.energy.element_references
-        of_nodes = self.kept["energies"].reshape(-1).double().cpu() * float(normalizer.rmsd)
+        of_nodes = self.kept.take("energies").reshape(-1).double().cpu() * float(normalizer.rmsd)
         parts = []
         for atoms, own in zip(systems, of_nodes.split([len(atoms) for atoms in systems])):
             own = own + float(normalizer.mean) / len(atoms)

@@ -11,7 +11,7 @@ from typing import Optional
 
 from ase import Atoms
 from mace.calculators import MACECalculator
-from mace.data import AtomicData, config_from_atoms
+from mace.data import AtomicData, KeySpecification, config_from_atoms
 from mace.tools import torch_geometric
 from mace.tools.torch_tools import default_dtype
 
@@ -48,7 +48,8 @@ class MACE(Labeller):
         """See `Labeller`."""
         calculator = self.calculator
         with default_dtype("float32"):
-            configs = [config_from_atoms(atoms, head_name=calculator.head) for atoms in systems]
+            named = KeySpecification(calculator.info_keys, {**calculator.arrays_keys, calculator.charges_key: "charges"})
+            configs = [config_from_atoms(atoms, named, head_name=calculator.head) for atoms in systems]
             graphs = [
                 AtomicData.from_config(
                     config, z_table=calculator.z_table, cutoff=self.cutoff, heads=calculator.available_heads

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Optional
 
 from ase import Atoms
@@ -26,7 +27,10 @@ class Nequix(Labeller):
         file = Path(model)
         if not file.is_file():
             raise FileNotFoundError(f"{model}: expected the file of its weights, .pt or .nqx")
-        calculator = NequixCalculator(file.stem, model_path=str(file), backend="torch", use_kernel=False)
+        with TemporaryDirectory() as place:  # Nequix writes converted weights beside those that it is given
+            link = Path(place, file.name)
+            link.symlink_to(file.resolve())
+            calculator = NequixCalculator(file.stem, model_path=str(link), backend="torch", use_kernel=False)
         self.device = default_device(device)
         self.net, self.indices = calculator.model.to(self.device), calculator.atom_indices
         self.kept, irreps = Kept(), Irreps(calculator.config["hidden_irreps"])
