@@ -134,6 +134,12 @@ def coefficients(method: str, student: str = "painn") -> dict[str, float]:
     return {name: options["coefficient"] for term in terms for name, options in term.items()}
 
 
+def amounts(method: str) -> list[float]:
+    """PaiNN's coefficient of each term of a method and, where it has one, its `every`."""
+    terms = (options for term in PLAN.terms(Run("painn", "", method, 0, 300, "steps")) for options in term.values())
+    return [options[name] for options in terms for name in ("coefficient", "every") if name in options]
+
+
 def look_alikes() -> float:
     return PLAN.methods["crack_look_alikes"]["distill"]["relations"]["false_negative_threshold"]
 
@@ -228,8 +234,9 @@ GENERATED_ROWS = [line.printed(_label(line)) for line in dict.fromkeys(Line(*key
 # When relations help
 
 SCREENED = {(row["question"], row["student"], row["method"]): row for row in load("relations")["rows"]}
-TRIED = {(row["method"], row["steps"]): row for row in load("relations")["rows"] if row["question"] == "recipe"}
-FIFTH_HESSIAN = "n2n_v2v_atoms_100_fifth_hessian"
+TRIED = {(row["method"], row["budget"]): row for row in load("relations")["rows"] if row["question"] == "recipe"}
+STEP_OF_TRIED = {method: row["step_cost"][0] for (method, _), row in TRIED.items() if "step_cost" in row}
+DERIVATIVES = "sixth_response_60_tenth_hessian_600"
 EMBEDDED = {row["method"]: row for row in load("relations")["embeddings"] if row["train_systems"] == 300}
 
 

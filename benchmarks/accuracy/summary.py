@@ -160,7 +160,7 @@ def step_costs(rows: list[dict]) -> dict[tuple[str, str, str], Interval]:
 
 
 def mean_costs(rows: list[dict]) -> dict[tuple[str, str, str], list[float]]:
-    """Of student, teacher and method: the time of all rounds over the undistilled one's, and that of either half of them.
+    """Of student, teacher and method: the time of all rounds over the undistilled one's, and of either half, in order.
 
     The mean, unlike the median, has the steps of a term that counts in every k-th.
     """
@@ -171,7 +171,8 @@ def mean_costs(rows: list[dict]) -> dict[tuple[str, str, str], list[float]]:
     for (student, teacher, method), own in seconds.items():
         undistilled, half = seconds[student, teacher, UNDISTILLED], len(own) // 2
         parts = (slice(None), slice(half), slice(half, None))
-        costs[student, teacher, method] = [round(sum(own[part]) / sum(undistilled[part]), DECIMALS) for part in parts]
+        mean, *halves = (round(sum(own[part]) / sum(undistilled[part]), DECIMALS) for part in parts)
+        costs[student, teacher, method] = [mean, *sorted(halves)]
     return costs
 
 
