@@ -99,11 +99,11 @@ def test_only_the_largest_students_meet_dft():
     compared = {(run.student, run.method) for run in plan.runs(NAME, {}) if dft.is_compared(run, plan)}
     assert compared == {
         ("painn", "undistilled"),
-        ("painn", "all"),
+        ("painn", "relations_atoms"),
         ("gemnet_dT", "undistilled"),
-        ("gemnet_dT", "all_without_vectors"),
+        ("gemnet_dT", "relations_atoms"),
     }
-    assert not dft.is_compared(Run(student="painn", method="all", train_systems=900), plan)
+    assert not dft.is_compared(Run(student="painn", method="relations_atoms", train_systems=900), plan)
 
 
 def test_a_student_that_is_the_teacher_ends_where_it_does(tmp_path, monkeypatch):

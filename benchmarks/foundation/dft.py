@@ -20,7 +20,7 @@ from ase.io import read
 
 from benchmarks.accuracy.plan import UNDISTILLED, Plan, Run
 from benchmarks.accuracy.training import Workspace
-from benchmarks.foundation import NAME
+from benchmarks.foundation import BEST, NAME
 from benchmarks.foundation.systems import ADSORBATES, VOLUMES
 from fairchem_crack import keys
 from fairchem_crack.io.calculators import energy_and_forces
@@ -109,9 +109,9 @@ def compared(plan: Plan, workspace: Workspace, only: dict[str, list]) -> Iterato
 
 
 def is_compared(run: Run, plan: Plan) -> bool:
-    """Whether a run is a student of most systems, without terms or with all of them."""
+    """Whether a run is a student of most systems, without terms or by the best method."""
     largest = max(other.train_systems or 0 for other in plan.runs(NAME, {}))
-    return run.train_systems == largest and (run.method == UNDISTILLED or run.method.startswith("all"))
+    return run.train_systems == largest and run.method in (UNDISTILLED, BEST)
 
 
 def rows_of(

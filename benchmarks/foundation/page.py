@@ -25,12 +25,11 @@ from benchmarks.accuracy.page import (
 from benchmarks.accuracy.plan import TEACHER, UNDISTILLED, Run, read_plan
 from benchmarks.accuracy.summary import DECIMALS, GAPS, MEAN, Results, choices, hours
 from benchmarks.accuracy.training import SPLITS, Workspace
-from benchmarks.foundation import EXPERIMENTS, NAME, side_by_side
+from benchmarks.foundation import BEST, EXPERIMENTS, NAME, side_by_side
 from benchmarks.foundation.data import LABELS
 from benchmarks.foundation.systems import ADSORBATES, HELD_OUT_ADSORBATES, HELD_OUT_COMPOSITIONS, VOLUMES
 
 SHOWN = ("val_id", MEAN)
-ALL = {"painn": "all", "gemnet_dT": "all_without_vectors"}
 ERROR = 1.2  # of the teacher's against DFT: the goal of a student
 INTRO = """# Foundation: students of SevenNet-0
 
@@ -122,7 +121,7 @@ def learning_curve(rows: list[dict]) -> list[str]:
     """PaiNN's errors by the number of systems that the teacher labelled, and their exponents."""
     kinds: dict[str, dict[int, dict]] = {}
     for row in rows:
-        if row["student"] == "painn" and row["split"] == MEAN and row["method"] in (UNDISTILLED, ALL["painn"]):
+        if row["student"] == "painn" and row["split"] == MEAN and row["method"] in (UNDISTILLED, BEST):
             kinds.setdefault(row["method"], {})[row["train_systems"]] = row
     lines = []
     for method, by_size in kinds.items():
