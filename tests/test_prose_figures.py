@@ -503,8 +503,8 @@ CLAIMS = [
     ),
     Claim(
         PAGE,
-        "CRACK has at best # eV and # eV/Å: nothing gained. Three times the weight for adsorbates and a fifth for atoms below "
-        "the surface bring it to # eV and # eV/Å, n2n at best to # eV and # eV/Å",
+        "CRACK has at best # eV and # eV/Å: nothing gained. Three times the weight for adsorbates and a fifth for atoms "
+        "below the surface bring it to # eV and # eV/Å, n2n at best to # eV and # eV/Å",
         [error for method in ("crack_alike", "crack_adsorbate", "n2n_adsorbate") for error in best_screened(method, "hard")],
     ),
     Claim(
