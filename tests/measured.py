@@ -8,8 +8,6 @@ from pathlib import Path
 from statistics import mean, median
 from typing import NamedTuple
 
-import yaml
-
 from benchmarks.accuracy.plan import EXPERIMENTS, Run, read_plan
 from benchmarks.accuracy.summary import GAPS, GROUP, MEAN, Results
 from benchmarks.accuracy.training import Workspace
@@ -261,11 +259,22 @@ def missed(method: str) -> list[float]:
 FOUNDATION = load("foundation")
 
 
-def of_sevennet(student: str, method: str, split: str = "val_id") -> list[list[float]]:
-    """Of the students on most systems: the gap closed in energy and forces, each with the ends of its interval."""
-    rows = [row for row in FOUNDATION["rows"] if (row["student"], row["method"], row["split"]) == (student, method, split)]
-    row = max(rows, key=lambda row: row["train_systems"])
-    return [row["gap_energy"], row["gap_forces"]]
+def gap_of_sevennet(student: str, method: str, split: str = "val_id") -> list[float]:
+    """Of the students on most systems: the gap closed in energy and forces, in percent."""
+    row = of_sevennet(student, method, 1800, split)
+    return [100 * row[f"gap_{name}"][0] for name in GAPS]
+
+
+def of_sevennet(student: str, method: str, systems: int, split: str) -> dict:
+    """The row of these students."""
+    sought = {"student": student, "method": method, "train_systems": systems, "split": split}
+    (row,) = (row for row in FOUNDATION["rows"] if sought.items() <= row.items())
+    return row
+
+
+def tuned(method: str) -> float:
+    """The criterion of PaiNN's best coefficient of a method: mean of both errors on val_id over the undistilled one's."""
+    return min(row["criterion"] for row in FOUNDATION["tuning"] if row["method"] == method)
 
 
 def relaxed_by_students(column: str) -> list[float]:
@@ -273,13 +282,6 @@ def relaxed_by_students(column: str) -> list[float]:
     values = [row[column] for row in FOUNDATION["relaxations"] if row["student"]]
     medians = [median(value) if isinstance(value, list) else value for value in values]
     return [min(medians), max(medians)]
-
-
-def demo_normalizers() -> list[float]:
-    """By which energies (eV) and forces (eV/A) of the demo are divided."""
-    train = yaml.safe_load((ROOT / "configs/oc20/demo/data.yml").read_text())["dataset"]["train"]
-    options = train["transforms"]["normalizer"]
-    return [options[name]["stdev"] for name in ("energy", "forces")]
 
 
 # Speed, memory, screening

@@ -328,7 +328,7 @@ def test_systems_that_a_teacher_fails_for_have_empty_records(tmp_path, capsys, c
     assert "5 records recomputed: they differ by at most" in capsys.readouterr().out
 
 
-def test_systems_that_differ_in_what_a_training_does_not_read_are_refused(tmp_path):
+def test_systems_that_differ_in_what_no_training_reads(tmp_path):
     """By 3 of 400 eV, the total energies of two charges."""
     data = tmp_path / "ions.db"
     with connect(data) as opened:

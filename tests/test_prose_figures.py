@@ -58,12 +58,12 @@ from measured import (
     conserving,
     cost,
     criteria,
-    demo_normalizers,
     disk,
     drift,
     engine_speed,
     errors,
     explored,
+    gap_of_sevennet,
     gaps,
     is_within,
     lasted,
@@ -85,6 +85,7 @@ from measured import (
     steps,
     taken_off_forces,
     throughput,
+    tuned,
     tuned_steps,
     waiting,
 )
@@ -100,7 +101,7 @@ LAYOUTS = ("LMDB, a value for 16 systems", "LMDB, a value for each system", "a p
 README, DEMO_PAGE, OWN_DATA, USE = "README.md", "docs/demo.md", "docs/own-data.md", "docs/use.md"
 TERMS, PAGE = "docs/terms.md", "docs/accuracy.md"
 ENGINES_PAGE = "docs/engines.md"
-TEACHERS, RECIPES, FOUNDATION_PAGE = "docs/teachers.md", "docs/recipes.md", "docs/benchmarks/foundation.md"
+TEACHERS, RECIPES = "docs/teachers.md", "docs/recipes.md"
 GENERATE, EXPLORE = "docs/generate.md", "docs/explore.md"
 RATTLED, MIXED = Line(), Line(structures="mixed9")
 OTHERS = (MIXED, *(Line(structures=name) for name in ("displace9", "rattle3", "rattle1", "rattle30")))
@@ -108,6 +109,7 @@ PLAIN, WITHOUT_RELATIONS = Line("labelled", "mixed9"), Line("labelled_n2n_v2v_at
 FILLED, WEIGHTED, HESSIAN = Line("filled_" + OC20), Line("weighted_" + OC20), Line("recipe_atoms_100", "")
 LONG, LONG_MIXED = Line(budget="double"), Line(structures="mixed9", budget="double")
 RELAXED, MOVED = Line(structures="relax9"), Line(structures="md9")
+INIT_RECIPES = (("painn", "all"), ("gemnet_dT", "all_without_vectors"))  # as `init` writes them
 CHOSEN, DRAWN = Line(structures="select9of30"), Line(structures="random9of30")
 SHORT, BEST, LONGEST = (
     Line("labelled_crack_n2n_v2v_atoms_300", "mixed9", budget) for budget in ("steps", "double", "triple")
@@ -132,10 +134,20 @@ CLAIMS = [
         ],
     ),
     Claim(
-        FOUNDATION_PAGE,
-        "There energies are divided by # eV and forces by # eV/Å before they are compared; these rows were made with both "
-        "divided by what the element references leave of the energies, # eV.",
-        [*demo_normalizers(), FOUNDATION["labels"]["energy_stdev"]],
+        TEACHERS,
+        "closes # % of the gap in PaiNN's energies on val_id and # % in GemNet-dT's, and # % and # % of that in the forces. "
+        "Relations and atom energies by themselves, tuned for PaiNN, close # % and # %; in the mean of the four splits "
+        "# % of that in the energies, where the recipe closes # %. With these two, # systems give # eV there, # without any "
+        "term # eV.",
+        [
+            *(gap_of_sevennet(*recipe)[part] for part in (0, 1) for recipe in INIT_RECIPES),
+            *gap_of_sevennet("painn", "relations_atoms"),
+            *(gap_of_sevennet("painn", method, MEAN)[0] for method in ("relations_atoms", "all")),
+            450,
+            of_sevennet("painn", "relations_atoms", 450, MEAN)["energy_mae"][0],
+            1800,
+            of_sevennet("painn", UNDISTILLED, 1800, MEAN)["energy_mae"][0],
+        ],
     ),
     Claim(
         ENGINES_PAGE,
@@ -750,22 +762,20 @@ OF_ESCN = [method for group, method, split in FIGURES if group == ESCN and split
 # What is stated without a number.
 STATEMENTS = [
     (
-        TEACHERS,
-        "all terms together lower the errors of the energies on val_id, and hardly those of the forces",
-        all(
-            energy[1] > 0.05 and abs(forces[0]) < 0.05
-            for energy, forces in (of_sevennet("painn", "all"), of_sevennet("gemnet_dT", "all_without_vectors"))
-        ),
+        RECIPES,
+        "`relations` and `atom_energies` are the terms that bring most, `node_embeddings` and `vector_embeddings` next to "
+        "nothing",
+        max(tuned("relations"), tuned("atom_energies")) < 0.9 < 0.95 < min(tuned("n2n"), tuned("v2v")),
     ),
     (
         RECIPES,
-        "`node_embeddings` by itself raises the errors of PaiNN",
-        all(gap[2] < 0 for split in ("val_id", MEAN) for gap in of_sevennet("painn", "n2n", split)),
+        "The recipe as it stands lowers the errors there, too",
+        all(gap > 0 for recipe in INIT_RECIPES for gap in gap_of_sevennet(*recipe)),
     ),
     (
-        FOUNDATION_PAGE,
-        "n2n by itself, with the largest coefficient, raises PaiNN's errors",
-        all(gap[2] < 0 for split in ("val_id", MEAN) for gap in of_sevennet("painn", "n2n", split)),
+        RECIPES,
+        "`embedding_response` and `force_jacobian` in some steps (`every`) lower both errors further",
+        all(TRIED[DERIVATIVES, "full"][f"less_{name}"][1] > 0 for name in GAPS),
     ),
     (
         README,
@@ -999,7 +1009,6 @@ def test_the_demos_table_closes_the_gaps_that_its_errors_say():
             undistilled,
             distilled,
             teacher,
-            closed,
         )
         checked += 1
     assert checked == 8  # two errors on four splits
