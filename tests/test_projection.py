@@ -195,11 +195,14 @@ def test_projections_step_at_the_students_rate_clipped_apart(max_norm, length):
 
 
 def test_a_projection_has_the_weight_decay_of_the_student():
-    """That of fairchem's second group; the first has none, and the defaults are torch's where `optim` has it."""
+    """That of fairchem's second group; the first has none. What a scheduler has changed before is not taken over."""
     groups = [{"params": [torch.zeros(1)], "weight_decay": 0}, {"params": [torch.zeros(1)], "weight_decay": 0.003}]
     student = SimpleNamespace(width=OF_STUDENT, vector_width=OF_STUDENT)
     projections = Projections("linear", [keys.NODE_EMBEDDING], student, plain_teacher(), seed=0, device="cpu")
-    training = ProjectionTraining(projections, torch.optim.AdamW(groups, lr=0.1, betas=(0.8, 0.9)))
+    optimizer = torch.optim.AdamW(groups, lr=0.1, betas=(0.8, 0.9))
+    torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=9)
+    assert optimizer.param_groups[-1]["betas"] == (0.95, 0.9)
+    training = ProjectionTraining(projections, optimizer)
     (group,) = training.optimizer.param_groups
     assert (group["weight_decay"], group["betas"], group["lr"]) == (0.003, (0.8, 0.9), 0.1)
 

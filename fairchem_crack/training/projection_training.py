@@ -29,10 +29,11 @@ class ProjectionTraining:
         """Make an optimizer like the student's."""
         self.projections = projections
         self._statistics: ChannelStatistics | None = None
-        # some options are no arguments of the constructor: `initial_lr`, and `decoupled_weight_decay` since torch 2.7
-        accepted = inspect.signature(type(student)).parameters.keys() - {"params"}
-        last = student.param_groups[-1]  # fairchem's first group, where there are two, has no weight decay
-        options = {name: value for name, value in last.items() if name in accepted}
+        # some defaults are no arguments of the constructor: `decoupled_weight_decay` of AdamW since torch 2.7
+        accepted = inspect.signature(type(student)).parameters
+        options = {name: value for name, value in student.defaults.items() if name in accepted}
+        # fairchem gives it to the last group; its other options may be a scheduler's already, as OneCycleLR's betas
+        options.update({name: value for name, value in student.param_groups[-1].items() if name == "weight_decay"})
         parameters = projections.parameters()
         self.optimizer = type(student)(parameters, **options) if parameters else None
 
