@@ -73,8 +73,8 @@ QUESTIONS = {
     "hard": Question(
         "Hard negatives and weights",
         "Negatives of the same two elements and distance (`crack_alike`); adsorbate atoms with the weight 3, those below "
-        "the surface with 0.2 (`_adsorbate`). Rows but `crack` and `n2n` are of projections whose optimizer had a first moment "
-        "of 0.95 at its start, in place of 0.9.",
+        "the surface with 0.2 (`_adsorbate`). Rows but `crack` and `n2n` are of projections whose optimizer started with a "
+        "first moment of 0.95, not 0.9.",
         "crack",
         {f"n2n_adsorbate@{coefficient}": "n2n" for coefficient in (30, 100, 300, 1000, 3000, 10000)},
     ),
