@@ -5,12 +5,23 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import threading
 from typing import Any, Callable
+
+from tqdm import tqdm
+
+
+def fork() -> int:
+    """`os.fork`, whose child has its own lock of tqdm: killed with the one it shares, it would leave its parent waiting."""
+    pid = os.fork()
+    if pid == 0:
+        tqdm.set_lock(threading.RLock())
+    return pid
 
 
 def in_fork(function: Callable[..., int], *arguments: Any) -> str:
     """What becomes of a process that calls the function: `exit CODE` or `signal NUMBER`."""
-    pid = os.fork()
+    pid = fork()
     if pid == 0:
         code = 3
         try:

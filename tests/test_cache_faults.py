@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from caches import RECORDS, ROWS, content, make_plan, make_record, make_records, read_all, write_cache, write_chunks
-from killing import in_fork
+from killing import fork, in_fork
 from tolerances import SUM_OF_FLOAT64
 
 from fairchem_crack.teacher.cache import (
@@ -126,7 +126,7 @@ def test_a_killed_writer_leaves_whole_chunks(tmp_path):
     directory.mkdir()
     moments, before = random.Random(0), 0
     while before < 10:
-        pid = os.fork()
+        pid = fork()
         if pid == 0:
             try:
                 writer = CacheWriter(directory, plan)

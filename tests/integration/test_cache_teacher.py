@@ -29,6 +29,7 @@ from fairchem.core.common.relaxation.ase_utils import OCPCalculator
 from fairchem.core.common.utils import setup_imports
 from fairchem.core.datasets import data_list_collater
 from fairchem.core.datasets.base_dataset import create_dataset
+from killing import fork
 from tolerances import ENERGY, FORCE, PREDICTION, REPEATED, TOTAL_ENERGY
 
 from fairchem_crack.adapters import attach_features
@@ -346,7 +347,7 @@ def test_killed_at_ten_moments_it_resumes_where_it_was(distilled, many, tmp_path
     for _ in range(10):
         done = {digests[chunk] for chunk in written_chunks(directory, whole.plan)}
         log.write_text("")
-        pid = os.fork()
+        pid = fork()
         if pid == 0:
             try:
                 torch.set_num_threads(1)  # the threads of the parent's pool are not here
