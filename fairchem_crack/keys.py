@@ -22,14 +22,16 @@ TEACHER_FORCES: Final = "teacher_forces"  # (N_free, 3) forces, in the student's
 ENERGY_GRADIENT: Final = "energy_gradient"  # (N_free, 3) minus d E / d x, in the student's normalised unit of forces
 FORCE_JACOBIAN: Final = "force_jacobian"  # (N, 3) a random row of d F / d x of each system, in that unit per A
 EMBEDDING_RESPONSE: Final = "embedding_response"  # (N, D) change of the node embedding along a displacement, per A
+FORCE_RESPONSE: Final = "force_response"  # (N_free, 3) change of the forces along it, in the student's normalised unit per A
+RESPONSES: Final = (EMBEDDING_RESPONSE, FORCE_RESPONSE)  # to one displacement, by one more run of a model
 OF_PAIRS: Final = (RELATIONS, RELATION_VECTORS, RELATION_LENGTHS)  # terms of the atom pairs of the relation graph
 DISTILLATION_TERMS: Final = [  # and those that `terms.register_term` adds
     *(RELATIONS, NODE_EMBEDDINGS, VECTOR_EMBEDDINGS, NODE_CONTRAST, RELATION_VECTORS, RELATION_LENGTHS, SYSTEM_EMBEDDING),
-    *(ATOM_ENERGIES, TEACHER_ENERGY, TEACHER_FORCES, ENERGY_GRADIENT, FORCE_JACOBIAN, EMBEDDING_RESPONSE),
+    *(ATOM_ENERGIES, TEACHER_ENERGY, TEACHER_FORCES, ENERGY_GRADIENT, FORCE_JACOBIAN, EMBEDDING_RESPONSE, FORCE_RESPONSE),
 ]
 
 # Fields that can be requested of a teacher: those of `teacher.TeacherOutputs` and of a teacher cache. ATOM_ENERGIES,
-# FORCE_JACOBIAN and EMBEDDING_RESPONSE are called as their terms; they are in eV, eV/A^2 and 1/A.
+# FORCE_JACOBIAN, EMBEDDING_RESPONSE and FORCE_RESPONSE are called as their terms; they are in eV, eV/A^2, 1/A and eV/A^2.
 NODE_EMBEDDING: Final = "node_embedding"  # (N, D) dimensionless
 VECTOR_EMBEDDING: Final = "vector_embedding"  # (N, 3, D_v) dimensionless
 HIGHER_EMBEDDING: Final = "higher_embedding"  # (N, (L + 1)^2 - 4, D_v) degrees l = 2 to L, dimensionless

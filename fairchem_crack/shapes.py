@@ -23,6 +23,7 @@ SHAPES: dict[str, Shape] = {  # of the distillation terms, and of those that `te
     keys.ENERGY_GRADIENT: ATOM_VECTORS,
     keys.FORCE_JACOBIAN: ATOM_VECTORS,
     keys.EMBEDDING_RESPONSE: ("N", "D"),
+    keys.FORCE_RESPONSE: ATOM_VECTORS,
 }
 OF_VECTORS = ("l2mae", "l2norm")  # the length of a difference: of more than one column
 OF_SYSTEMS = ("per_atom_mae",)  # divides by the number of atoms: one number for each system

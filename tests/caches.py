@@ -9,10 +9,11 @@ from typing import Any, Optional
 import numpy as np
 
 from fairchem_crack.teacher.cache import CacheError, CacheWriter, Plan, Record, TeacherCache, encode, finish
+from fairchem_crack.teacher.cache.records import RESPONSES
 
 ALL_FIELDS = (
     *("energy", "forces", "atom_energies", "node_embedding"),
-    *("vector_embedding", "higher_embedding", "embedding_response"),
+    *("vector_embedding", "higher_embedding", "embedding_response", "force_response"),
 )
 RECORDS, ROWS = "shard.0000.records", "shard.0000.rows"
 
@@ -29,6 +30,9 @@ def make_record(
 ) -> Record:
     """Random arrays, and `pairs` of all pairs of atoms."""
     values = {name: np.asarray(rng.normal(size=plan.shape(name, atoms))) for name in plan.fields}
+    for name in RESPONSES[1:]:  # of one displacement
+        if {name, RESPONSES[0]} <= values.keys():
+            values[name][:, :3] = values[RESPONSES[0]][:, :3]
     chosen = rng.permutation(atoms * (atoms - 1) // 2)[:pairs]
     return Record(digest or rng.bytes(16), atoms, values, np.stack(np.triu_indices(atoms, 1))[:, chosen])
 

@@ -61,6 +61,7 @@ TERMS = {  # all of ours
     "relation_lengths": {"fn": "huber", "coefficient": 1},
     "system_embedding": {"fn": "mse", "coefficient": 1},
     "embedding_response": {"fn": "mse", "coefficient": 1},
+    "force_response": {"fn": "l2mae", "coefficient": 1},
     "atom_energies": {"fn": "mae", "coefficient": 1},
     "teacher_energy": {"fn": "mae", "coefficient": 1},
     "teacher_forces": {"fn": "l2mae", "coefficient": 1},

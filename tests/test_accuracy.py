@@ -196,7 +196,7 @@ def test_structures_are_made_once_and_their_cost_is_kept(tmp_path, monkeypatch):
     training.prepare(replace(CRACK, method="response"), PLAN, workspace, device="cpu")
     arguments, of_response = (tmp_path / "arguments").read_text().splitlines()
     assert "caches/escn-300-response " in of_response and "--embedding-response --jacobian-rows 2" in of_response
-    assert arguments.startswith("generate --output ") and "--jacobian-rows 0 --strategies rattle=2 --dataset" in arguments
+    assert arguments.startswith("generate --output ") and "--all-degrees --strategies rattle=2 --dataset" in arguments
     row, _ = workspace.table("labels").rows()
     assert row.pop("cpu_seconds") >= 0
     of_run = {"teacher": "escn", "train_systems": 300, "structures": "rattle2"}

@@ -78,8 +78,8 @@ def test_a_record_is_what_was_encoded(atoms, dtype):
     some = decoded(data, plan, atoms, ["forces"])
     assert list(some.values) == ["forces"] and some.pairs.shape == (2, 0)
     itemsize = np.dtype(dtype).itemsize
-    numbers = 8 + atoms * (12 + 4 + itemsize * (plan.width + 15 * plan.vector_width) + 4 * (3 + plan.width))
-    assert len(data) == 60 + numbers + 2 * record.pairs.shape[1] * (1 if atoms <= 256 else 2)
+    numbers = 8 + atoms * (12 + 4 + itemsize * (plan.width + 15 * plan.vector_width) + 4 * (3 + plan.width) + 4 * 6)
+    assert len(data) == 64 + numbers + 2 * record.pairs.shape[1] * (1 if atoms <= 256 else 2)
 
 
 def test_a_record_without_embeddings_and_pairs():
@@ -120,6 +120,14 @@ def test_what_cannot_be_is_not_written(change, message):
     pairs = change.pop("pairs", record.pairs)
     with pytest.raises(ValueError, match=message):
         encode(dataclasses.replace(record, pairs=pairs, values={**record.values, **change}), make_plan())
+
+
+def test_responses_to_different_displacements_are_not_written():
+    plan = make_plan(fields=ALL_FIELDS, vector_width=2, higher_rows=5)
+    record = make_record(np.random.default_rng(0), 4, plan)
+    record.values["force_response"][2, 1] += 1e-3
+    with pytest.raises(ValueError, match="embedding_response and force_response are of different displacements"):
+        encode(record, plan)
 
 
 def test_every_altered_bit_of_a_record_is_noticed():

@@ -60,7 +60,7 @@ def test_the_first_systems_of_a_split_are_the_same():
 def test_gemnet_is_given_no_vectors():
     plan = read_plan(EXPERIMENTS)
     runs = plan.runs(NAME, {})
-    assert len({run.method for run in runs}) == 9
+    assert len({run.method for run in runs}) == 10
     for run in runs:
         if run.student:
             assert plan.steps(NAME, run) > 0

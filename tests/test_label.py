@@ -352,6 +352,25 @@ def test_caches_of_two_tasks_of_one_model_are_of_two_teachers(tmp_path, slabs):
         validation_labels(config, AseDBDataset({"src": str(slabs)}), {"energy": "energy"})
 
 
+def test_the_response_of_forces_is_of_a_second_run(tmp_path, slabs, capsys):
+    """Of free atoms moved; with the teacher's own outputs as without it, and read by a training."""
+    cache, plain = label(slabs, tmp_path / "cache", "--force-response", "--vectors"), label(slabs, tmp_path / "plain")
+    assert "force_response" in cache.plan.fields
+    for system in Systems([slabs]):
+        record, without = cache.get(system.digest), plain.get(system.digest)
+        shift, response = np.split(record.values["force_response"], 2, axis=1)
+        assert 0 < system.fixed.sum() < len(shift) and not shift[system.fixed].any() and shift[~system.fixed].all()
+        moved = system.atoms.copy()
+        moved.positions += shift
+        expected = (outputs_of(moved).forces - outputs_of(system.atoms).forces) / 0.02
+        np.testing.assert_allclose(response, expected, rtol=1e-4, atol=1e-4)
+        assert all(np.array_equal(record.values[name], value) for name, value in without.values.items())
+    label(slabs, tmp_path / "cache", "--verify", "2")
+    assert "2 records recomputed" in capsys.readouterr().out
+    dataset = CachedDataset(AseDBDataset({**DATASET, "src": str(slabs)}), cache, "train", ["forces", "force_response"])
+    assert dataset[0].teacher_force_response.shape == (len(shift), 6)
+
+
 def test_verification_names_a_record_that_is_not_the_teachers(tmp_path, slabs, monkeypatch, capsys):
     directory = label(slabs, tmp_path / "cache", "--vectors").directory
     verify = ["--output", str(directory), "--verify", "10", "--data"]

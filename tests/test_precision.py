@@ -68,16 +68,18 @@ def test_only_auto_follows_the_trainings_precision(batch, name, precision):
 
 
 @pytest.mark.parametrize("precision", ["auto", "bfloat16"])
-def test_rows_of_the_jacobian_are_always_in_float32(batch, precision):
+def test_differences_of_forces_are_always_in_float32(batch, precision):
     """A difference of bfloat16 forces over 0.02 A has an error of 10 %."""
-    rows = {}
+    rows, responses = {}, {}
     for setting in ("float32", precision):
         model = teacher("equiformer_v2", setting)
         with torch.autocast("cpu", torch.bfloat16, enabled=setting == "auto"):
-            rows[setting] = model(batch, [keys.FORCE_JACOBIAN]).force_jacobian
+            outputs = model(batch, [keys.FORCE_JACOBIAN, keys.FORCE_RESPONSE])
+        rows[setting], responses[setting] = outputs.force_jacobian, outputs.force_response
     exact, computed = rows["float32"], rows[precision]
     assert torch.equal(computed.coordinates, exact.coordinates) and exact.values.abs().max() > 0
     assert torch.equal(computed.values, exact.values)
+    assert torch.equal(responses["float32"].values, responses[precision].values)
 
 
 def test_full_precision_leaves_the_settings_as_they_were():

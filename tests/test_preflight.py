@@ -33,6 +33,7 @@ STUDENT = SimpleNamespace(
         ),
         (keys.FORCE_JACOBIAN, {}, "whose forces can be differentiated; `toy` detaches the rotations of its edges"),
         (keys.ENERGY_GRADIENT, {}, "whose energy can be differentiated; `toy` detaches the rotations of its edges"),
+        (keys.FORCE_RESPONSE, {}, "whose forces can be differentiated; `toy` detaches the rotations of its edges"),
         (keys.NODE_EMBEDDINGS, {}, None),
     ],
 )

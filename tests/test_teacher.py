@@ -18,6 +18,7 @@ from fairchem_crack.config import TeacherConfig
 from fairchem_crack.io.checkpoints import UntrustedError
 from fairchem_crack.teacher import frozen as teacher_module
 from fairchem_crack.teacher.frozen import Teacher, _BatchIndependent, load_teacher
+from fairchem_crack.teacher.responses import STEP, displaced, draw_displacement
 from fairchem_crack.testing import collate, slabs
 
 CPU = torch.device("cpu")
@@ -210,6 +211,22 @@ def test_messages_are_passed_at_the_models_own_speed(name, fields):
         module.register_forward_pre_hook(lambda *_: modes.append(_len_torch_function_stack()))
     teacher(collate(slabs()), fields)
     assert set(modes) == {0}
+
+
+@pytest.mark.parametrize("name", ["equiformer_v2", "painn", "esen hydra, gradient forces"])
+def test_responses_are_differences_of_the_teachers_outputs(name):
+    teacher, batch = Teacher(name, build(name), Path("toy.pt")), collate(slabs())
+    fields = (keys.EMBEDDING_RESPONSE, keys.FORCE_RESPONSE)
+    both, alone = teacher(batch, fields, seed=3), teacher(batch, fields[:1], seed=3)
+    displacement = draw_displacement(batch, 3)
+    ends = [teacher(displaced(batch, part * displacement), ALL_FIELDS) for part in (0, 1)]
+    for response, field in zip(fields, (keys.NODE_EMBEDDING, keys.FORCES)):
+        assert torch.equal(both[response].displacement, displacement)
+        expected = (ends[1][field] - ends[0][field]) / STEP
+        torch.testing.assert_close(both[response].values, expected, **FLOAT32_SMALL)
+        assert expected.abs().max() > 0
+    torch.testing.assert_close(both.embedding_response.values, alone.embedding_response.values, **FLOAT32_SMALL)
+    assert alone.force_response is None
 
 
 def test_a_forward_that_fails_leaves_nothing_behind(teacher_checkpoint, batch):

@@ -21,10 +21,9 @@ from torch_geometric.data import Batch, Data
 
 from fairchem_crack import keys
 from fairchem_crack.adapters import attach_features
-from fairchem_crack.adapters.outputs import ModelOutputs
+from fairchem_crack.adapters.outputs import ModelOutputs, predicted
 from fairchem_crack.config import DistillConfig, RelationsConfig, ScheduleConfig, TeacherConfig, TermConfig
 from fairchem_crack.teacher.channels import ChannelStatistics, channel_statistics
-from fairchem_crack.teacher.embedding_response import STEP, draw_displacement, kept
 from fairchem_crack.teacher.force_jacobian import (
     DISPLACEMENT,
     JacobianRows,
@@ -35,6 +34,7 @@ from fairchem_crack.teacher.force_jacobian import (
     to_keep,
 )
 from fairchem_crack.teacher.frozen import EMBEDDINGS, TeacherOutputs
+from fairchem_crack.teacher.responses import STEP, draw_displacement, kept
 from fairchem_crack.testing import collate, slabs
 from fairchem_crack.training import terms
 from fairchem_crack.training.coefficients import WeightedTerm, active_terms
@@ -327,6 +327,57 @@ def test_a_response_is_the_change_of_the_embedding_per_length(kind):
     own, raw = compared(step, keys.EMBEDDING_RESPONSE, standardize=False)
     torch.testing.assert_close((own, raw), (2 * student, response.values))
     torch.testing.assert_close(features.node_embedding.detach(), rest)
+
+
+@pytest.mark.parametrize("name", ["painn", "painn hydra, gradient of its energy"])
+def test_the_response_of_forces_is_that_of_a_second_run(name):
+    """Of free atoms, in the unit of the student's forces; the response of the embedding is of the same run."""
+    model, batch = build(name), collate(slabs())
+    batch.fixed = torch.zeros(batch.num_nodes)
+    batch.fixed[:2] = 1
+    features, displacement = attach_features(model, "student"), draw_displacement(batch, 3)
+
+    def forces(position: Tensor) -> Tensor:
+        moved = copy.copy(batch)
+        moved.pos = position
+        return predicted(model(moved), keys.FORCES, keys.FORCES)
+
+    def learned(response: Tensor) -> Tensor:
+        weights = [weight for weight in model.parameters() if weight.requires_grad]
+        gradients = torch.autograd.grad(response.square().sum(), weights, allow_unused=True)
+        return torch.cat([gradient.flatten() for gradient in gradients if gradient is not None])
+
+    model.train()  # a gradient of the energy is differentiated again
+    expected = (forces(batch.pos + displacement) - forces(batch.pos))[2:] / STEP
+    gradients = learned(expected)
+    rest = {keys.FORCES: forces(batch.pos)}
+    responses = {
+        name: kept(torch.cat((displacement, torch.randn(batch.num_nodes, width)), dim=1))
+        for name, width in ((keys.EMBEDDING_RESPONSE, WIDTH), (keys.FORCE_RESPONSE, 3))
+    }
+    outputs = dataclasses.replace(plain_teacher(WIDTH)(batch), **responses)
+    statistics = ChannelStatistics(torch.zeros(WIDTH), torch.ones(WIDTH))
+    projections = {keys.NODE_EMBEDDING: nn.Linear(features.width, WIDTH)}
+    runs: list[int] = []
+    model.register_forward_hook(lambda *_: runs.append(1))
+    step = TermContext(batch, features, rest, outputs, projections, statistics, targets_on("cpu"))
+    student, target = compared(step, keys.FORCE_RESPONSE)
+    torch.testing.assert_close(student, expected)
+    torch.testing.assert_close(learned(student), gradients)
+    torch.testing.assert_close(target, responses[keys.FORCE_RESPONSE].values[2:] / SCALE["forces"])
+    of_embedding, _ = compared(step, keys.EMBEDDING_RESPONSE)
+    assert len(runs) == 1 and gradients.abs().max() > 0
+    alone = dataclasses.replace(outputs, force_response=None)
+    step = TermContext(batch, features, rest, alone, projections, statistics, targets_on("cpu"))
+    torch.testing.assert_close(compared(step, keys.EMBEDDING_RESPONSE)[0], of_embedding)
+
+
+def test_a_difference_of_half_precision_is_refused():
+    step = step_of(SIZES)
+    step.student.node_embedding = step.student.node_embedding.bfloat16()
+    step.teacher = dataclasses.replace(step.teacher, force_response=kept(torch.zeros(len(step.batch.pos), 6)))
+    with pytest.raises(ValueError, match=r"`force_response` takes .* for which torch\.bfloat16 has too few digits"):
+        compared(step, keys.FORCE_RESPONSE)
 
 
 def test_the_gradient_of_the_energy_is_compared_with_forces(device):

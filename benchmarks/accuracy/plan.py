@@ -14,6 +14,12 @@ from fairchem_crack import keys
 
 EXPERIMENTS = Path(__file__).with_name("experiments.yml")
 UNDISTILLED, TEACHER = "undistilled", "teacher"
+KEPT = {  # flags of `fairchem-crack cache-teacher`, by the name of what a cache keeps; N is the plan's `jacobian_rows`
+    "": [],
+    "jacobian": ["--jacobian-rows", "N"],
+    "response": ["--embedding-response", "--jacobian-rows", "N"],
+    "responses": ["--embedding-response", "--force-response"],
+}
 
 
 @dataclass(frozen=True)
@@ -114,9 +120,9 @@ class Plan:
         return terms
 
     def kept(self, run: Run) -> str:
-        """What the run's teacher cache keeps beside outputs and embeddings: nothing, `jacobian`, or `response` with both."""
+        """What the run's teacher cache keeps beside outputs and embeddings, see `KEPT`."""
         terms = {key for term in self.terms(run) for key in term}
-        of_terms = {keys.EMBEDDING_RESPONSE: "response", keys.FORCE_JACOBIAN: "jacobian"}
+        of_terms = {keys.FORCE_RESPONSE: "responses", keys.EMBEDDING_RESPONSE: "response", keys.FORCE_JACOBIAN: "jacobian"}
         return next((kept for key, kept in of_terms.items() if key in terms), "")
 
 

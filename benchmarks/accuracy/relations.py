@@ -88,8 +88,8 @@ QUESTIONS = {
     "recipe": Question(
         "Recipes",
         "All terms together, on the 300 systems: OC20's recipe (`crack_n2n_v2v_atoms`), changes of it, and terms of "
-        "derivatives: the Hessian, the gradient of the energy and the response of the embeddings, in every step or in a "
-        "third, fifth, sixth or tenth of the steps. Chosen with seed 100, which nothing else uses: in 380 steps and, where "
+        "derivatives: the Hessian, the gradient of the energy and the responses of embeddings and forces, in every step or "
+        "in a third to a tenth of the steps. Chosen with seed 100, which nothing else uses: in 380 steps and, where "
         "derivatives were seen, with seed 0, to help in 1140 steps only, in these. Step: CPU time over that of undistilled "
         "steps, of 60 in a row on the same batches; in brackets of either half. When the [accuracy benchmark](accuracy.md) "
         "was measured, it was 1.14 for OC20's recipe and 2.35 for the Hessian in every step. Undistilled, OC20's recipe and "

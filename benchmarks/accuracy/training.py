@@ -17,7 +17,7 @@ import numpy as np
 import yaml
 
 from benchmarks import ROOT
-from benchmarks.accuracy.plan import TEACHER, Plan, Run, of_student
+from benchmarks.accuracy.plan import KEPT, TEACHER, Plan, Run, of_student
 from benchmarks.accuracy.table import Table, locked
 from fairchem_crack.io.files import write_text
 
@@ -162,7 +162,7 @@ def prepare(run: Run, plan: Plan, workspace: Workspace, *, device: str) -> None:
 def run_teacher(run: Run, plan: Plan, workspace: Workspace, *, device: str) -> None:
     """Make the structures of a run and the teacher's cache, and append what they took to the table `labels`."""
     kept = plan.kept(run)
-    rows = plan.jacobian_rows if kept else 0
+    flags = [str(plan.jacobian_rows) if flag == "N" else flag for flag in KEPT[kept]]
     made, written_last = workspace.cache(run, kept), "header.json"
     if run.structures:
         made, written_last = workspace.structures(run), "generate.json"
@@ -172,12 +172,12 @@ def run_teacher(run: Run, plan: Plan, workspace: Workspace, *, device: str) -> N
         was_interrupted, start = made.exists(), _cpu_seconds()
         command = [COMMANDS / "fairchem-crack", "generate" if run.structures else "cache-teacher", "--output", made]
         command += ["--config-yml", ROOT / plan.students[run.student], *["--cpu"] * (device == "cpu"), "--all-degrees"]
-        command += ["--embedding-response"] * (kept == "response")
-        command += ["--jacobian-rows", str(rows), *plan.structures.get(run.structures, "").split()]
+        command += [*flags, *plan.structures.get(run.structures, "").split()]
         command += [f"--dataset.train.src={workspace.data(run.train_systems, 'train')}"]
         command += [f"--task.distill.teacher.checkpoint={ROOT / plan.teachers[run.teacher]}"]
         subprocess.run(command, cwd=workspace.directory, check=True)
         row = {name: getattr(run, name) for name in ("teacher", "train_systems", "structures")}
+        rows = plan.jacobian_rows if "N" in KEPT[kept] else 0
         row |= {"jacobian_rows": rows, "systems": workspace.systems(run), "device": device}
         on_cpu = device == "cpu" and not was_interrupted
         workspace.table("labels").append([{**row, "cpu_seconds": _cpu_seconds() - start if on_cpu else ""}])

@@ -69,6 +69,7 @@ def parser() -> argparse.ArgumentParser:
     cache.add_argument("--vectors", action="store_true", help="keep the l=1 embedding, even where no term reads it")
     cache.add_argument("--all-degrees", action="store_true", help="keep the embeddings of all degrees l, likewise")
     cache.add_argument("--embedding-response", action="store_true", help="keep what embedding_response reads, likewise")
+    cache.add_argument("--force-response", action="store_true", help="keep what force_response reads, likewise")
     cache.add_argument("--jacobian-rows", type=int, metavar="N", help="rows of the Jacobian of the forces")
     own.set_defaults(calculator=None, split="train")
     return own

@@ -89,7 +89,11 @@ class Job:
     def process(self) -> Optional[TeacherProcess]:
         """The teacher where it runs in another environment; it gives what the cache of dataset.train holds."""
         command, plan = self._teacher().command, self.cache().plan
-        return TeacherProcess(command, plan.dtype, keys.VECTOR_EMBEDDING in plan.fields, plan.chunk) if command else None
+        if not command:
+            return None
+        return TeacherProcess(
+            command, plan.dtype, keys.VECTOR_EMBEDDING in plan.fields, plan.chunk, keys.FORCE_RESPONSE in plan.fields
+        )
 
     def teacher(self, device: torch.device) -> Teacher:
         """The one that has filled the cache.

@@ -20,11 +20,11 @@ from fairchem_crack.io.samples import evenly_spaced
 from fairchem_crack.loss.relations import unordered_pairs
 from fairchem_crack.teacher.cache import CacheError, Plan, Record
 from fairchem_crack.teacher.cached import SAMPLE, digest_of
-from fairchem_crack.teacher.embedding_response import draw_displacement
-from fairchem_crack.teacher.embedding_response import to_keep as response_to_keep
 from fairchem_crack.teacher.force_jacobian import draw_coordinates, kept_coordinates, to_keep
 from fairchem_crack.teacher.frozen import EMBEDDINGS, Teacher
 from fairchem_crack.teacher.identity import of_calculator
+from fairchem_crack.teacher.responses import draw_displacement
+from fairchem_crack.teacher.responses import to_keep as response_to_keep
 
 OF_ATOMS = (keys.FORCES, keys.ATOM_ENERGIES, *EMBEDDINGS)  # one row for each atom
 
@@ -53,8 +53,8 @@ class TeacherSource:
         """See `Source`."""
         rows = kept.values.get(keys.FORCE_JACOBIAN)
         coordinates = None if rows is None else kept_coordinates(torch.from_numpy(np.array(rows)))
-        response = kept.values.get(keys.EMBEDDING_RESPONSE)
-        displacement = None if response is None else torch.from_numpy(np.array(response))[:, :3]
+        responses = [torch.from_numpy(np.array(kept.values[name])) for name in keys.RESPONSES if name in kept.values]
+        displacement = responses[0][:, :3] if responses else None
         return self._records([self.dataset[index]], coordinates, displacement)[0]
 
     def _records(
@@ -64,7 +64,7 @@ class TeacherSource:
         batch = data_list_collater([system.clone() for system in systems], otf_graph=True).to(self.device)
         if teacher.use_pbc:
             check_cells(batch, self.dataset.name)
-        outputs = teacher(batch, set(plan.fields) - {keys.FORCE_JACOBIAN, keys.EMBEDDING_RESPONSE})
+        outputs = teacher(batch, set(plan.fields) - {keys.FORCE_JACOBIAN, *keys.RESPONSES})
         pairs = unordered_pairs(outputs.edge_index, batch.num_nodes).cpu()
         sizes = batch.natoms.tolist()
         values = {name: _split(outputs[name], sizes) for name in plan.fields if name in OF_ATOMS}
@@ -73,9 +73,10 @@ class TeacherSource:
             coordinates = coordinates or [draw_coordinates(batch, seed) for seed in range(plan.jacobian_rows)]
             rows = [to_keep(teacher.jacobian_at(batch, chosen.to(self.device)), batch) for chosen in coordinates]
             values[keys.FORCE_JACOBIAN] = _split(torch.stack(rows, dim=1), sizes)
-        if keys.EMBEDDING_RESPONSE in plan.fields:
+        if not set(keys.RESPONSES).isdisjoint(plan.fields):
             displacement = draw_displacement(batch, 0) if displacement is None else displacement.to(self.device)
-            values[keys.EMBEDDING_RESPONSE] = _split(response_to_keep(teacher.response_to(batch, displacement)), sizes)
+            responses = teacher.responses_to(batch, displacement, plan.fields)
+            values |= {name: _split(response_to_keep(response), sizes) for name, response in responses.items()}
         records, owner, first = [], batch.batch.cpu()[pairs[0]], 0
         for index, (system, atoms) in enumerate(zip(systems, sizes)):
             own = (pairs[:, owner == index] - first).numpy()

@@ -17,9 +17,9 @@ from fairchem_crack.config import TeacherConfig
 from fairchem_crack.io.atoms import positions_in_file
 from fairchem_crack.io.boundaries import as_pbc
 from fairchem_crack.teacher.cache import PAIRS, CacheError, Record, TeacherCache, differences, system_digest
-from fairchem_crack.teacher.embedding_response import kept
 from fairchem_crack.teacher.force_jacobian import choose_rows
 from fairchem_crack.teacher.frozen import TeacherOutputs, load_teacher
+from fairchem_crack.teacher.responses import kept
 
 OTHERS = ("charge", "spin", "initial_charges", "initial_magmoms")  # as `io.atoms` gives them to a calculator
 NAMED = 4  # settings that a message names
@@ -183,8 +183,7 @@ class CachedTeacher:
         fields: dict[str, Any] = {name: value.float() for name, value in held.items()}
         if keys.FORCE_JACOBIAN in held:
             fields[keys.FORCE_JACOBIAN] = choose_rows(batch, fields[keys.FORCE_JACOBIAN], seed)
-        if keys.EMBEDDING_RESPONSE in held:
-            fields[keys.EMBEDDING_RESPONSE] = kept(fields[keys.EMBEDDING_RESPONSE])
+        fields |= {name: kept(fields[name]) for name in keys.RESPONSES if name in held}
         fields.setdefault(keys.NODE_EMBEDDING, batch.pos.new_zeros((batch.num_nodes, 0)))
         has_pairs = self.cache.plan.has_pairs  # else the student's graph must do, and the preflight says so
         pairs = batch[keys.TEACHER_PAIRS] if has_pairs else torch.zeros((2, 0), dtype=torch.long, device=batch.pos.device)

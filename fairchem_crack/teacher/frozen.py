@@ -32,9 +32,9 @@ from fairchem_crack.io.boundaries import OwnBoundaries
 from fairchem_crack.io.checkpoints import model_config, read_checkpoint, reading_safely
 from fairchem_crack.io.progress import progress_of
 from fairchem_crack.loss.precision import full_precision
-from fairchem_crack.teacher.embedding_response import STEP, Response, displaced, draw_displacement
 from fairchem_crack.teacher.force_jacobian import JacobianRows, draw_coordinates, jacobian_columns
 from fairchem_crack.teacher.identity import of_teacher
+from fairchem_crack.teacher.responses import STEP, Response, displaced, draw_displacement
 
 EMBEDDINGS = (keys.NODE_EMBEDDING, keys.VECTOR_EMBEDDING, keys.HIGHER_EMBEDDING)  # by the degrees l = 0, 1, and above
 
@@ -52,7 +52,8 @@ class TeacherOutputs:
         forces: (N, 3) eV/A.
         force_jacobian: the requested rows, see `Teacher.jacobian_at`.
         higher_embedding: (N, (L + 1)^2 - 4, D_v) degrees l = 2 to L, one after the other.
-        embedding_response: see `Teacher.response_to`.
+        embedding_response: see `Teacher.responses_to`.
+        force_response: likewise; of the same displacement.
     """
 
     edge_index: Tensor
@@ -64,6 +65,7 @@ class TeacherOutputs:
     force_jacobian: JacobianRows | None = None
     higher_embedding: Tensor | None = None
     embedding_response: Response | None = None
+    force_response: Response | None = None
 
     def __getitem__(self, name: str) -> Any:
         """A requested field."""
@@ -106,24 +108,28 @@ class Teacher:
 
         Args:
             requested: fields of `TeacherOutputs`; where only embeddings are requested, the blocks after them do not run.
-            seed: of the coordinates of `force_jacobian`, and of the displacement of `embedding_response`.
+            seed: of the coordinates of `force_jacobian`, and of the displacement of the responses.
         """
         with self._as_configured(batch):
-            if set(requested) <= {*EMBEDDINGS, keys.FORCE_JACOBIAN, keys.EMBEDDING_RESPONSE}:
+            if set(requested) <= {*EMBEDDINGS, keys.FORCE_JACOBIAN, *keys.RESPONSES}:
                 outputs = self._embed(own(batch), requested)
             else:
                 outputs = self._predict(own(batch), requested)
         if keys.FORCE_JACOBIAN in requested:
             outputs = replace(outputs, force_jacobian=self.jacobian_at(batch, draw_coordinates(batch, seed)))
-        if keys.EMBEDDING_RESPONSE in requested:
-            outputs = replace(outputs, embedding_response=self.response_to(batch, draw_displacement(batch, seed)))
+        if not set(keys.RESPONSES).isdisjoint(requested):
+            outputs = replace(outputs, **self.responses_to(batch, draw_displacement(batch, seed), requested))
         return outputs
 
-    def response_to(self, batch: Batch, displacement: Tensor) -> Response:
-        """The response of the node embedding to a displacement (N, 3) of the atoms; two runs, as far as the embedding."""
+    def responses_to(self, batch: Batch, displacement: Tensor, requested: Collection[str]) -> dict[str, Any]:
+        """The `Response` of those of `keys.RESPONSES` that are requested, to a displacement (N, 3); two runs."""
+        compared = {keys.EMBEDDING_RESPONSE: keys.NODE_EMBEDDING, keys.FORCE_RESPONSE: keys.FORCES}
+        compared = {response: field for response, field in compared.items() if response in requested}
+        run = self._predict if keys.FORCE_RESPONSE in compared else self._embed
         with self._as_configured(batch), full_precision(batch.pos.device.type):
-            moved, rest = (self._embed(own(system), ()) for system in (displaced(batch, displacement), batch))
-        return Response(displacement, (moved.node_embedding - rest.node_embedding) / STEP)
+            moved, rest = (run(own(system), compared.values()) for system in (displaced(batch, displacement), batch))
+        differences = {response: (moved[field] - rest[field]) / STEP for response, field in compared.items()}
+        return {response: Response(displacement, difference) for response, difference in differences.items()}
 
     def jacobian_at(self, batch: Batch, coordinates: Tensor) -> JacobianRows:
         """Rows of the Jacobian of the forces; two runs of the teacher.

@@ -29,6 +29,7 @@ class TeacherProcess:
         command: `task.distill.teacher.command`.
         dtype: of the embeddings.
         has_vectors: with the l=1 embedding.
+        has_response: with the response of the forces.
         chunk: systems that go through the teacher together.
     """
 
@@ -36,6 +37,7 @@ class TeacherProcess:
     dtype: str = "float16"
     has_vectors: bool = False
     chunk: int = 16
+    has_response: bool = False
 
     def line(self, directory: Path) -> list[str]:
         """The command line.
@@ -49,7 +51,8 @@ class TeacherProcess:
             raise ValueError(f"task.distill.teacher.command: {self.command!r} is no command ({error}).") from error
         files = ["--data", str(directory / SYSTEMS), "--output", str(directory / RECORDS)]
         options = ["--dtype", self.dtype, "--chunk", str(self.chunk), "--keep-going"]
-        return [*command, *files, *options, *(["--vectors"] if self.has_vectors else [])]
+        options += [*(["--vectors"] if self.has_vectors else []), *(["--force-response"] if self.has_response else [])]
+        return [*command, *files, *options]
 
     def label(self, systems: Iterable[Data], directory: Path) -> Labelled:
         """Label systems, or what is missing of them, by one call of the command.
@@ -96,6 +99,7 @@ class TeacherProcess:
                 f"`{self.command}` left no whole teacher cache. Delete {place}, and run the same command again. ({error})"
             ) from error
         expected = [keys.ENERGY, keys.FORCES, *([keys.VECTOR_EMBEDDING] if self.has_vectors else [])]
+        expected += [keys.FORCE_RESPONSE] if self.has_response else []
         lacking = [name for name in expected if name not in cache.plan.fields]
         if lacking:
             raise ValueError(f"`{self.command}` gives {', '.join(cache.plan.fields)}, and no {', '.join(lacking)}.")

@@ -28,7 +28,12 @@ from fairchem_crack.training.terms import COMPARED_AS, is_of_positions, teacher_
 
 AnyTeacher = Union[Teacher, CachedTeacher]
 # What of the student a term differentiates with respect to the positions.
-DIFFERENTIATED = {keys.ENERGY_GRADIENT: "energy", keys.FORCE_JACOBIAN: "forces", keys.EMBEDDING_RESPONSE: "embeddings"}
+DIFFERENTIATED = {
+    keys.ENERGY_GRADIENT: "energy",
+    keys.FORCE_JACOBIAN: "forces",
+    keys.EMBEDDING_RESPONSE: "embeddings",
+    keys.FORCE_RESPONSE: "forces",
+}
 
 
 def check_term(term: TermConfig, student: Features, name: str, teacher: AnyTeacher, outputs: ModelOutputs) -> None:

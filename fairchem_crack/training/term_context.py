@@ -6,14 +6,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Optional
 
+import torch
 from torch import Tensor, nn
 from torch_geometric.data import Batch
 
 from fairchem_crack import keys
 from fairchem_crack.adapters import Features
-from fairchem_crack.adapters.outputs import ModelOutputs
+from fairchem_crack.adapters.outputs import ModelOutputs, predicted
 from fairchem_crack.teacher.channels import ChannelStatistics
-from fairchem_crack.teacher.frozen import EMBEDDINGS, TeacherOutputs
+from fairchem_crack.teacher.frozen import EMBEDDINGS, TeacherOutputs, own
+from fairchem_crack.teacher.responses import displaced
 from fairchem_crack.training.projection import ALL, all_degrees, unwrapped
 
 
@@ -42,6 +44,7 @@ class TermContext:
     targets: ModelOutputs
     pairs: Optional[Tensor] = None
     _projected: dict[str, Tensor] = field(default_factory=dict, init=False)
+    _moved: dict[str, Tensor] = field(default_factory=dict, init=False)
 
     @property
     def projected(self) -> Tensor:
@@ -63,12 +66,52 @@ class TermContext:
             return own, self.statistics.standardize(teacher, name)
         return (self.statistics.restore(student, name) if projected else student), teacher
 
+    def moved(self, key: str) -> dict[str, Tensor]:
+        """The student after the displacement of the teacher's responses, by one run for all terms of the step.
+
+        Args:
+            key: of the term.
+
+        Returns:
+            (N, D) the projected node embedding, standardised, and (N, 3) the forces, normalised: those of them that the
+            step's terms compare.
+
+        Raises:
+            ValueError: the student runs in too few digits for a difference.
+        """
+        dtype = self.student.node_embedding.dtype
+        if torch.finfo(dtype).bits < 32:
+            raise ValueError(
+                f"loss_functions: `{key}` takes a difference of outputs, for which {dtype} has too few digits. Train "
+                "without --amp, or leave the term out."
+            )
+        if not self._moved:
+            self._moved.update(self._run_moved())
+        return self._moved
+
+    def _run_moved(self) -> dict[str, Tensor]:
+        """As far as the step's terms need."""
+        of_embedding, of_forces = self.teacher.embedding_response, self.teacher.force_response
+        response = of_forces if of_embedding is None else of_embedding
+        assert response is not None  # both are of one displacement
+        batch, moved = displaced(own(self.batch), response.displacement), {}
+        with self.student.aside():
+            if of_forces is None:
+                with self.student.stopping_after(*self._projected_together):
+                    self.student.model(batch)
+            else:
+                raw = self.student.model(batch)
+                moved[keys.FORCES] = predicted(raw, keys.FORCES, self.targets[keys.FORCES].name).view(-1, 3)
+            if of_embedding is not None:
+                moved[keys.NODE_EMBEDDING] = self._project_again()
+        return moved
+
     @property
-    def projected_together(self) -> tuple[str, ...]:
+    def _projected_together(self) -> tuple[str, ...]:
         """Which of the student's embeddings the projected node embedding is made of."""
         return EMBEDDINGS[: self.student.lmax + 1] if ALL in self.projections else (keys.NODE_EMBEDDING,)
 
-    def project_again(self) -> Tensor:
+    def _project_again(self) -> Tensor:
         """(N, D) the projected node embedding of a further forward of the student; without DDP, which takes one a step."""
         if ALL in self.projections:
             return unwrapped(self.projections[ALL])(all_degrees(self.student))[:, 0]

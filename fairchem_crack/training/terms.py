@@ -19,13 +19,16 @@ from fairchem_crack.io.batches import free_rows, movable_rows
 from fairchem_crack.loss.relations import relation_lengths, relation_vectors, unit_embedding
 from fairchem_crack.shapes import SHAPES, Shape
 from fairchem_crack.teacher.channels import degrees
-from fairchem_crack.teacher.embedding_response import STEP, displaced
 from fairchem_crack.teacher.force_jacobian import jacobian_rows
-from fairchem_crack.teacher.frozen import EMBEDDINGS, TeacherOutputs, own
+from fairchem_crack.teacher.frozen import EMBEDDINGS, TeacherOutputs
+from fairchem_crack.teacher.responses import STEP
 from fairchem_crack.training.term_context import TermContext
 
 # Which of the student's outputs a term compares that requests one of these fields of the teacher.
-COMPARED_AS = {keys.ENERGY: {keys.ENERGY, keys.ATOM_ENERGIES}, keys.FORCES: {keys.FORCES, keys.FORCE_JACOBIAN}}
+COMPARED_AS = {
+    keys.ENERGY: {keys.ENERGY, keys.ATOM_ENERGIES},
+    keys.FORCES: {keys.FORCES, keys.FORCE_JACOBIAN, keys.FORCE_RESPONSE},
+}
 
 
 TermInputs = tuple[Tensor, Tensor]  # of equal shape, student's and teacher's: what a term's loss compares
@@ -226,21 +229,19 @@ def _force_jacobian(context: TermContext, term: TermConfig) -> TermInputs:
 
 @register_term(keys.EMBEDDING_RESPONSE, keys.NODE_EMBEDDING, keys.EMBEDDING_RESPONSE)
 def _embedding_response(context: TermContext, term: TermConfig) -> TermInputs:
-    """(N, D) by a second run of the student, as far as its embedding; the same difference as the teacher's."""
-    response, features = context.teacher[keys.EMBEDDING_RESPONSE], context.student
-    if features.node_embedding.dtype != response.values.dtype:
-        raise ValueError(
-            f"loss_functions: `{term.key}` takes a difference of embeddings, for which {features.node_embedding.dtype} has "
-            "too few digits. Train without --amp, or leave the term out."
-        )
-    rest = context.embeddings(keys.NODE_EMBEDDING, standardize=True)[0]
-    with features.aside():
-        with features.stopping_after(*context.projected_together):
-            features.model(displaced(own(context.batch), response.displacement))
-        moved = context.project_again()
+    """(N, D) by a second run of the student; the same difference as the teacher's."""
+    response, rest = context.teacher[keys.EMBEDDING_RESPONSE], context.embeddings(keys.NODE_EMBEDDING)[0]
+    student = (context.moved(term.key)[keys.NODE_EMBEDDING] - rest) / STEP
     std = context.statistics.channel_std
-    student = (moved - rest) / STEP
     return (student, response.values / std) if term.standardize else (student * std, response.values)
+
+
+@register_term(keys.FORCE_RESPONSE, keys.FORCE_RESPONSE)
+def _force_response(context: TermContext, term: TermConfig) -> TermInputs:
+    """(N_free, 3) by the same run, in the unit of the student's forces, per A."""
+    response, free = context.teacher[keys.FORCE_RESPONSE], free_rows(context.batch)
+    student = (context.moved(term.key)[keys.FORCES] - context.outputs[keys.FORCES]) / STEP
+    return student[free].float(), context.targets[keys.FORCES].differences_in_own_unit(response.values)[free]
 
 
 def inputs_of(term: TermConfig, context: TermContext) -> TermInputs:

@@ -546,8 +546,10 @@ def test_a_cache_keeps_what_the_terms_of_its_yaml_read(distilled, tmp_path):
     ]
     plan = cache_teacher(distilled, tmp_path / "all", "--dtype", "float32").plan
     assert plan.fields[-2:] == ("vector_embedding", "force_jacobian") and plan.jacobian_rows == JACOBIAN_ROWS
-    plan = cache_teacher(distilled, tmp_path / "two", "--jacobian-rows", "2", "--embedding-response").plan
-    assert plan.jacobian_rows == 2 and plan.fields[-2:] == ("embedding_response", "force_jacobian")
+    flags = ("--jacobian-rows", "2", "--embedding-response", "--force-response")
+    plan = cache_teacher(distilled, tmp_path / "two", *flags).plan
+    assert plan.jacobian_rows == 2 and plan.fields[-3:] == ("embedding_response", "force_response", "force_jacobian")
+    cache_teacher(distilled, tmp_path / "two", *flags, "--verify", "3")  # by the displacements that were kept
 
 
 def test_a_cache_that_lacks_what_terms_read_names_all_of_it(refused, from_cache):

@@ -37,7 +37,11 @@ def test_each_term_is_trained_by_itself(run, distilled, key):
 @pytest.mark.parametrize("student", ["painn", "gemnet_t"])
 def test_all_terms_from_a_cache_are_those_online(run, distilled, teacher_checkpoint, tmp_path, student):
     terms = {**TERMS, "relations": {**TERMS["relations"], "lmax": 0}}
-    for key in ("force_jacobian", "embedding_response"):  # from a cache their rows and displacements are other ones
+    for key in (
+        "force_jacobian",
+        "embedding_response",
+        "force_response",
+    ):  # from a cache their rows and displacements are other ones
         terms.pop(key)
     if student == "gemnet_t":
         distilled["model"] = GEMNET
@@ -65,11 +69,12 @@ def test_all_terms_from_a_cache_are_those_online(run, distilled, teacher_checkpo
 def test_rows_and_responses_from_a_cache_are_trained(run, distilled, tmp_path, student):
     if student == "gemnet_t":
         distilled["model"] = GEMNET
-    terms = {"force_jacobian": {**TERMS["force_jacobian"], "every": 2}, "embedding_response": TERMS["embedding_response"]}
+    terms = {key: TERMS[key] for key in ("embedding_response", "force_response")}
+    terms["force_jacobian"] = {**TERMS["force_jacobian"], "every": 2}
     config = with_terms(distilled, terms)
     config["task"]["distill"]["teacher"] = {"cache": str(write_cache(config, tmp_path))}
     steps = run(config).steps
-    assert all(step["loss_embedding_response"] > 0 for step in steps)
+    assert all(step["loss_embedding_response"] > 0 and step["loss_force_response"] > 0 for step in steps)
     assert all(step["loss_force_jacobian"] > 0 for step in steps[::2])
 
 

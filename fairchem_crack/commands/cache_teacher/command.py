@@ -29,6 +29,7 @@ def parser() -> argparse.ArgumentParser:
     )
     own.add_argument("--all-degrees", action="store_true", help="keep the embeddings of all degrees l, likewise")
     own.add_argument("--embedding-response", action="store_true", help="keep what embedding_response reads, likewise")
+    own.add_argument("--force-response", action="store_true", help="keep what force_response reads, likewise")
     own.add_argument(
         "--jacobian-rows",
         type=int,
@@ -91,5 +92,5 @@ def job_of(given: Given, *, runs_commands: bool = False) -> Job:
         cpu=options.cpu,
         jacobian_rows=rows if options.jacobian_rows is None else options.jacobian_rows,
         has_all_degrees=options.all_degrees or keys.HIGHER_EMBEDDING in needs,
-        has_response=options.embedding_response or keys.EMBEDDING_RESPONSE in needs,
+        responses=tuple(name for name in keys.RESPONSES if getattr(options, name) or name in needs),
     )

@@ -45,7 +45,7 @@ class Job:
         dtype: of the embeddings.
         has_vectors: keep the l=1 embedding too.
         has_all_degrees: keep the embeddings of all degrees l.
-        has_response: keep the response of the node embedding to one displacement of each system; two runs of the teacher.
+        responses: of `keys.RESPONSES`, those to keep, to one displacement of each system; two runs of the teacher for all.
         jacobian_rows: rows of the Jacobian of the forces to keep of each system; each costs two runs of the teacher.
         chunk: systems that go through the teacher together, and are read together.
         calculator: "module:function" that makes an ASE calculator, in the teacher's place.
@@ -62,7 +62,7 @@ class Job:
     cpu: bool = False
     jacobian_rows: int = 0
     has_all_degrees: bool = False
-    has_response: bool = False
+    responses: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_at_least(self, {"chunk": 1, "jacobian_rows": 0})
@@ -87,7 +87,7 @@ class Job:
             return None
         not_given = {
             "force_jacobian needs rows of the teacher's Jacobian": self.jacobian_rows,
-            "embedding_response needs the response of the teacher's embedding": self.has_response,
+            "embedding_response needs the response of the teacher's embedding": keys.EMBEDDING_RESPONSE in self.responses,
             "a term with `lmax: all` needs the teacher's embeddings of l > 1": self.has_all_degrees,
         }
         for needed in (needed for needed, is_needed in not_given.items() if is_needed):
@@ -95,7 +95,7 @@ class Job:
                 f"{needed}, which task.distill.teacher.command does not give. Leave the term or the flag out, or give a "
                 "teacher by its `checkpoint`."
             )
-        return TeacherProcess(command, self.dtype, self.has_vectors, self.chunk)
+        return TeacherProcess(command, self.dtype, self.has_vectors, self.chunk, keys.FORCE_RESPONSE in self.responses)
 
     @property
     def _teacher_options(self) -> dict[str, Any]:
@@ -129,8 +129,7 @@ class Job:
                     "Take --vectors, or `lmax: 1` in the term."
                 )
             fields += (keys.HIGHER_EMBEDDING,)
-        if self.has_response:
-            fields += (keys.EMBEDDING_RESPONSE,)
+        fields += self.responses
         if self.jacobian_rows:
             fields += (keys.FORCE_JACOBIAN,)
         return Plan(

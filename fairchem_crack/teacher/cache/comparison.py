@@ -12,8 +12,10 @@ from fairchem_crack.teacher.cache.records import CacheError, Plan, Record
 
 # Accepted deviation of a recomputed field, of its largest entry: by the type that it is kept or computed in.
 EQUAL = {"float16": 2e-3, "float32": 1e-4, "float64": 1e-4, "bfloat16": 5e-2}
-EQUAL_ROWS = 1e-2  # of the Jacobian: a difference of forces, divided by twice 0.01 A
-SMALLEST_SCALE = {"energy": 1.0, "forces": 1.0, "force_jacobian": 1.0}  # eV, eV/A, eV/A^2: rounding does not shrink
+EQUAL_DIFFERENCES = 1e-2  # of forces, divided by 0.02 A
+DIFFERENCES = ("force_jacobian", "force_response")
+# eV, eV/A, eV/A^2: rounding does not shrink
+SMALLEST_SCALE = {"energy": 1.0, "forces": 1.0, **dict.fromkeys(DIFFERENCES, 1.0)}
 OF_SYMMETRY = ("vector_embedding", "higher_embedding")  # in a primitive cell, for example, only their rounding is left
 BESIDE = 0.1  # of the node embedding's largest entry, by which that rounding goes
 
@@ -69,5 +71,5 @@ def _deviation(fresh: Record, kept: Record, name: str) -> float:
 
 
 def _limit(plan: Plan, name: str) -> float:
-    limit = EQUAL_ROWS if name == "force_jacobian" else EQUAL[plan.type_of(name).name]
+    limit = EQUAL_DIFFERENCES if name in DIFFERENCES else EQUAL[plan.type_of(name).name]
     return max(limit, EQUAL.get(plan.precision, 0.0)) if plan.has_pairs else limit

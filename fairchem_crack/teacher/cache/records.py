@@ -21,9 +21,12 @@ FIELDS: dict[str, tuple[Optional[str], Optional[str]]] = {
     "node_embedding": ("width", None),
     "vector_embedding": ("3 vector_width", None),
     "higher_embedding": ("higher_rows vector_width", None),
-    "embedding_response": ("response_width", "float32"),  # A and 1/A, see embedding_response.to_keep
+    "embedding_response": ("response_width", "float32"),  # A and 1/A, see responses.to_keep
+    "force_response": ("6", "float32"),  # A and eV/A^2, likewise; of the same displacement
     "force_jacobian": ("jacobian_rows 4", "float32"),  # eV/A^2, see jacobian.to_keep
 }
+RESPONSES = ("embedding_response", "force_response")
+RESPONSE_STEP = 0.02  # A, h of a displacement h u, whose u has normally distributed components
 PAIRS = "pairs"  # the last part of a record
 _START = struct.Struct("<II16s")  # N, P, digest of the system
 
@@ -98,7 +101,7 @@ class Record:
         digest: of the system, `system_digest`.
         values: by the names of `FIELDS`, energy () in eV, forces (N, 3) in eV/A, atom_energies (N,) eV,
             node_embedding (N, D), vector_embedding (N, 3, D_v), higher_embedding (N, (L + 1)^2 - 4, D_v), force_jacobian
-            (N, rows, 4), embedding_response (N, 3 + D).
+            (N, rows, 4), embedding_response (N, 3 + D), force_response (N, 3 + 3).
         pairs: (2, P) unordered pairs of the teacher's edges, i < j, each once.
     """
 
@@ -184,6 +187,9 @@ def encode(record: Record, plan: Plan) -> bytes:
     if np.unique(pairs[0].astype(np.int64) * atoms + pairs[1]).size < pairs.shape[1]:  # a training takes them as they are
         raise ValueError("pairs holds a pair twice; expected each once, whatever the number of its periodic images.")
     parts = [_field_bytes(name, record.values[name], plan, atoms) for name in plan.fields]
+    displacements = [record.values[name][:, :3] for name in RESPONSES if name in plan.fields]
+    if not all(np.array_equal(displacements[0], other) for other in displacements):  # a training moves the student once
+        raise ValueError(f"{' and '.join(RESPONSES)} are of different displacements.")
     if plan.has_pairs:
         parts.append(pairs.astype(_pair_type(atoms)).tobytes())
     head = _START.pack(atoms, pairs.shape[1] if plan.has_pairs else 0, record.digest) + b"".join(map(_checksum, parts))

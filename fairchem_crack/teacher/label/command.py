@@ -32,6 +32,7 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument("--verify", type=int, metavar="N", help="recompute N records of a finished cache, and compare")
     own.add_argument("--dtype", default="float16", choices=["float16", "float32"], help="of the embeddings (float16)")
     own.add_argument("--vectors", action="store_true", help="keep the l=1 embedding too, for vector_embeddings")
+    own.add_argument("--force-response", action="store_true", help="keep what force_response reads, by a second run of each")
     own.add_argument("--chunk", type=int, default=16, metavar="N", help="systems that go through the teacher together (16)")
     own.add_argument("--processes", type=int, default=1, metavar="N", help="each with its own teacher (1)")
     own.add_argument(
@@ -73,6 +74,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> None:
             directory=options.output or Path(),
             dtype=options.dtype,
             has_vectors=options.vectors,
+            has_response=options.force_response,
             chunk=options.chunk,
             devices=tuple(options.device),
             data_keys=tuple(options.data_keys),

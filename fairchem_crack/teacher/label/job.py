@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Optional
 
@@ -18,6 +19,7 @@ from fairchem_crack.io.samples import evenly_spaced
 from fairchem_crack.teacher.cache import PAIRS, CacheError, Plan, Record, TeacherCache, empty_record
 from fairchem_crack.teacher.cache.fill import begin, filled, systems_of, write_chunks
 from fairchem_crack.teacher.label.protocol import EQUAL, Labeller, Outputs, deviations, fault_of
+from fairchem_crack.teacher.label.responses import displaced, with_response
 from fairchem_crack.teacher.label.systems import System, Systems
 from fairchem_crack.teacher.label.teachers import labeller_of
 
@@ -25,6 +27,8 @@ SAMPLE = 64  # systems of which the plan has a digest
 NAMED = 8  # systems that a message lists
 EVERY = 10.0  # s between two lines of progress
 THREADS = "OMP_NUM_THREADS"
+RESPONSE = "force_response"
+Run = Callable[[Sequence[System]], Sequence[Optional[Outputs]]]
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class Job:
         directory: of the cache.
         dtype: of the embeddings.
         has_vectors: keep the l=1 embedding too.
+        has_response: keep the response of the forces to a displacement of each system, by a second run of the teacher.
         chunk: systems that go through the teacher together.
         devices: of torch, taken by the processes in turn; empty lets the framework choose.
         data_keys: see `Systems`; so has `is_untagged`.
@@ -48,6 +53,7 @@ class Job:
     directory: Path
     dtype: str = "float16"
     has_vectors: bool = False
+    has_response: bool = False
     chunk: int = 16
     devices: tuple[str, ...] = ()
     data_keys: tuple[str, ...] = ()
@@ -82,7 +88,10 @@ class Job:
             vector_width=vectors.shape[2] if self.has_vectors and vectors is not None else 0,
             dtype=self.dtype,
             chunk=self.chunk,
-            fields=tuple(name for name in outputs.fields if name != "vector_embedding" or self.has_vectors),
+            fields=(
+                *(name for name in outputs.fields if name != "vector_embedding" or self.has_vectors),
+                *([RESPONSE] if self.has_response else []),
+            ),
             has_pairs=outputs.pairs is not None,
             graph={} if labeller.cutoff is None else {"cutoff": float(labeller.cutoff)},
             identity=dict(labeller.identity),
@@ -99,12 +108,7 @@ class Job:
     def maker(self, systems: Systems, labeller: Labeller, plan: Plan) -> Callable[[Sequence[int]], list[Record]]:
         """What makes the records of these systems."""
         run = attempted if self.keeps_going else outputs_of
-
-        def make(indices: Sequence[int]) -> list[Record]:
-            chosen = [systems[index] for index in indices]
-            return [record_of(system, outputs, plan) for system, outputs in zip(chosen, run(labeller, chosen))]
-
-        return make
+        return lambda indices: records_of([systems[index] for index in indices], partial(run, labeller), plan)
 
 
 def label(job: Job, *, processes: int = 1, is_repair: bool = False) -> TeacherCache:
@@ -178,6 +182,19 @@ def _check_repeated(labeller: Labeller, system: System, outputs: Outputs) -> Non
             f"{system.name}: the teacher's {field} changed by {worst:.1e} of the largest when it was called again. A cache "
             "keeps what stays the same: is the model in training mode, with dropout for example?"
         )
+
+
+def records_of(systems: Sequence[System], run: Run, plan: Plan) -> list[Record]:
+    """The records of these systems.
+
+    Args:
+        run: the teacher, `outputs_of` or `attempted`.
+    """
+    outputs = run(systems)
+    if RESPONSE in plan.fields:
+        moved = run([displaced(system) for system in systems])
+        outputs = [with_response(*each) for each in zip(systems, outputs, moved)]
+    return [record_of(system, each, plan) for system, each in zip(systems, outputs)]
 
 
 def record_of(system: System, outputs: Optional[Outputs], plan: Plan) -> Record:

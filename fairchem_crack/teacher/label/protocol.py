@@ -28,6 +28,7 @@ class Outputs:
         node_embedding: (N, D) invariant under rotation, dimensionless.
         vector_embedding: (N, 3, D_v) l=1 embedding, components x, y, z, which rotate with the system.
         pairs: (2, P) atoms that share an edge of the teacher's graph, i < j, each pair once; see `pairs_of`.
+        force_response: (N, 6) A and eV/A^2, no teacher's own: see `responses.with_response`.
     """
 
     energy: float
@@ -36,6 +37,7 @@ class Outputs:
     node_embedding: Optional[np.ndarray] = None
     vector_embedding: Optional[np.ndarray] = None
     pairs: Optional[np.ndarray] = None
+    force_response: Optional[np.ndarray] = None
 
     def __post_init__(self) -> None:
         for name in ("forces", "atom_energies", "node_embedding", "vector_embedding", "pairs"):
@@ -45,7 +47,7 @@ class Outputs:
     @property
     def fields(self) -> dict[str, np.ndarray]:
         """What a record keeps, by name and without the pairs."""
-        names = ("energy", "forces", "atom_energies", "node_embedding", "vector_embedding")
+        names = ("energy", "forces", "atom_energies", "node_embedding", "vector_embedding", "force_response")
         return {name: np.asarray(getattr(self, name)) for name in names if getattr(self, name) is not None}
 
 
@@ -108,7 +110,7 @@ def fault_of(outputs: Outputs, atoms: Atoms) -> str:
     for name, value in outputs.fields.items():
         if value.dtype.kind not in "fiu":
             return f"{name} of type {value.dtype}, expected numbers"
-        shape = {"energy": (), "forces": (count, 3), "atom_energies": (count,)}.get(name)
+        shape = {"energy": (), "forces": (count, 3), "atom_energies": (count,), "force_response": (count, 6)}.get(name)
         if shape is not None and value.shape != shape:
             return f"{name} of shape {value.shape}, expected {shape}"
         if shape is None and (value.ndim != (2 if name == "node_embedding" else 3) or len(value) != count or not value.size):

@@ -29,11 +29,13 @@ class System(NamedTuple):
         name: its place in the data, and what its data name it.
         atoms: without constraints and calculator.
         digest: the same as the training's.
+        fixed: (N,) bool.
     """
 
     name: str
     atoms: Atoms
     digest: bytes
+    fixed: np.ndarray
 
 
 class Systems:
@@ -113,8 +115,9 @@ class Systems:
             atoms = as_fairchem_reads(atoms, is_untagged=self._is_untagged)
             others = {key: atoms.info.get(key) for key in self._data_keys}
             digest = _digest(atoms, cell, others)
+        fixed = fixed_atoms(atoms)
         atoms.set_constraint()
-        return System(name, atoms, digest)
+        return System(name, atoms, digest, fixed)
 
 
 def fault_of(atoms: Atoms) -> str:

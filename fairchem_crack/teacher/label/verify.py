@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 from fairchem_crack.teacher.cache import CacheError, TeacherCache, start
 from fairchem_crack.teacher.cache.comparison import chosen, compare
-from fairchem_crack.teacher.label.job import Job, attempted, record_of
+from fairchem_crack.teacher.label.job import RESPONSE, Job, attempted, records_of
 
 
 def verify(job: Job, count: int, *, seed: int = 0) -> tuple[int, float]:
@@ -24,7 +25,14 @@ def verify(job: Job, count: int, *, seed: int = 0) -> tuple[int, float]:
     """
     cache = TeacherCache(job.directory)
     held = cache.plan
-    job = replace(job, dtype=held.dtype, has_vectors="vector_embedding" in held.fields, chunk=held.chunk, keeps_going=True)
+    job = replace(
+        job,
+        dtype=held.dtype,
+        has_vectors="vector_embedding" in held.fields,
+        has_response=RESPONSE in held.fields,
+        chunk=held.chunk,
+        keeps_going=True,
+    )
     systems, labeller = job.systems(), job.labeller()
     plan = replace(job.plan(systems, labeller), systems=held.systems, sample=held.sample)
     start(job.directory, plan)
@@ -34,6 +42,6 @@ def verify(job: Job, count: int, *, seed: int = 0) -> tuple[int, float]:
         kept = cache.get(system.digest)
         if kept is None:
             raise CacheError(f"Teacher cache {job.directory} has no record of {system.name}: it is of other data.")
-        fresh = record_of(system, attempted(labeller, [system])[0], plan)
+        (fresh,) = records_of([system], partial(attempted, labeller), plan)
         worst = max(worst, compare(job.directory, plan, f"of {system.name}", fresh=fresh, kept=kept))
     return len(indices), worst

@@ -1,7 +1,8 @@
-"""How node embeddings respond to a displacement of the atoms: (z(x + h u) - z(x)) / h, per A.
+"""How node embeddings z and forces F respond to a displacement of the atoms: (z(x + h u) - z(x)) / h, per A; F likewise.
 
 u is random, one for each system, and moves its free atoms. A force needs no more of an embedding than its first derivative,
-which this is along u; the force Jacobian is a second one. Student and teacher take the same difference, of the same u and h.
+which this is along u. The response of the forces is J u of their Jacobian J, of which `force_jacobian` has rows: a student
+runs once more for it, where a row takes a second derivative. Both models take the same difference, of the same u and h.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from torch import Tensor
 from torch_geometric.data import Batch
 
 from fairchem_crack.io.named_records import free_atoms
+from fairchem_crack.teacher.cache import RESPONSE_STEP
 
-STEP = 0.02  # A, h; u has normally distributed components
+STEP = RESPONSE_STEP
 
 
 class Response(NamedTuple):
@@ -23,7 +25,7 @@ class Response(NamedTuple):
 
     Attributes:
         displacement: (N, 3) h u, A; 0 for fixed atoms.
-        values: (N, D) the response of the node embedding, 1/A.
+        values: the response of the node embedding, (N, D) in 1/A, or of the forces, (N, 3) in eV/A^2.
     """
 
     displacement: Tensor
@@ -44,7 +46,7 @@ def displaced(batch: Batch, displacement: Tensor) -> Batch:
 
 
 def to_keep(response: Response) -> Tensor:
-    """(N, 3 + D) as a teacher cache keeps it."""
+    """(N, 3 + D) or (N, 3 + 3), as a teacher cache keeps it."""
     return torch.cat((response.displacement.to(response.values.dtype), response.values), dim=1)
 
 
