@@ -158,7 +158,7 @@ def test_the_fused_kernels_are_in_use_here():
     assert tiles.fused_kernels() is not None
 
 
-def run_python(code):
+def run_python(code, **environment):
     """The last line that a fresh process prints, and its exit status; `loss()` is there for it."""
     prelude = """
 import multiprocessing, sys, torch
@@ -170,7 +170,8 @@ def loss():
     value.backward()
     return round(value.item(), 4), round(student.grad.abs().sum().item(), 4)
 """
-    done = subprocess.run([sys.executable, "-c", prelude + code], capture_output=True, text=True, timeout=300)
+    command, environment = [sys.executable, "-c", prelude + code], {**os.environ, **environment}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.stdout, done.stderr[-2000:]
     return done.stdout.splitlines()[-1], done.returncode
 
@@ -184,6 +185,23 @@ def test_kernels_run_without_a_directory_for_a_cache():
     kind = "\nfrom fairchem_crack.loss import cpu_kernels; print(value, type(cpu_kernels._sum_rows._cache).__name__)"
     expected, _ = run_python("print(loss())")
     assert run_python(refuse + "value = loss()" + kind) == (f"{expected} NullCache", 0)
+
+
+@pytest.mark.slow
+def test_kernels_from_the_cache_sum_as_those_just_compiled(tmp_path):
+    code = """
+from fairchem_crack.loss import cpu_kernels as kernels
+draw = lambda *size: torch.rand(size, generator=generator)
+generator = torch.Generator().manual_seed(0)
+gram, pairs, scale = draw(40, 1500), torch.randint(0, 40, (2, 300), generator=generator), draw(300)
+rows, columns, gradients = torch.zeros(3, 300), torch.zeros(3, 1500), (torch.zeros(40, 1500), torch.zeros(300))
+kernels.sum_rows(gram, pairs, scale, *rows)
+kernels.sum_columns(gram, pairs, scale, *columns)
+kernels.gradients(gram, pairs, scale, scale, draw(300), draw(1500), *gradients)
+print([values.double().sum().item().hex() for values in (*rows, *columns, *gradients)], list(rows[0, 7:99].tolist()))
+"""
+    compiled, loaded = (run_python(code, NUMBA_CACHE_DIR=str(tmp_path)) for _ in range(2))
+    assert compiled == loaded and list(tmp_path.rglob("*.nbc"))
 
 
 @pytest.mark.parametrize("parent", ["pass", "loss()"], ids=["before any loss", "after a loss"])

@@ -17,8 +17,11 @@ from llvmlite import ir
 from numba.extending import intrinsic
 from torch import Tensor
 
-# Reassociation lets LLVM keep a sum in the lanes of a vector. Infinities and NaN keep their meaning, to reach the loss.
-FAST = {"reassoc", "nsz", "contract", "arcp"}
+# No reassociation: in the process that compiles a kernel and in those that read it from numba's cache, sums are of another
+# order then, and a training differs in its last digits. Infinities and NaN keep their meaning, to reach the loss.
+FAST = {"nsz", "contract", "arcp"}
+# Sums over a row are kept in so many parts, which a loop without reassociation adds to in vectors.
+LANES = 64
 # Columns of H a thread works on in the backward: 2 kB of each row, so that the rows of a system's atoms stay in the cache.
 CHUNK = 512
 _ONE, _HALF = np.float32(1), np.float32(0.5)
@@ -66,30 +69,39 @@ def _exp(x):
     return (p * r * r + r + _ONE) * _as_float((numba.int32(n) + numba.int32(127)) << numba.int32(23))  # type: ignore[call-arg]
 
 
-@_compiled(fastmath=True)
-def _largest_difference(first, second):
-    """Apart from the sums, which do not vectorise with a maximum in their loop; a NaN reaches the loss through them."""
-    largest = np.float32(0)
-    for f in range(first.size):
-        d = abs(first[f] - second[f])
-        largest = d if d > largest else largest
-    return largest
+@_compiled(fastmath=FAST)
+def _sum(values):
+    """Of a row, in the same order as the other sums."""
+    lanes = np.zeros(LANES, np.float32)
+    for start in range(0, values.size, LANES):
+        part = values[start : start + LANES]
+        for lane in range(part.size):
+            lanes[lane] += part[lane]
+    total = np.float32(0)
+    for lane in range(LANES):
+        total += lanes[lane]
+    return total
 
 
 @_compiled(parallel=True, fastmath=FAST, error_model="numpy")
 def _sum_rows(gram, first, second, scale, total, moment, largest):
     for e in numba.prange(first.size):
         i, j, factor = gram[first[e]], gram[second[e]], scale[e]
-        row_total, row_moment = np.float32(0), np.float32(0)
-        for f in range(gram.shape[1]):
-            x = (i[f] - j[f]) * factor
-            up = _exp(x)
-            down = _ONE / up
-            row_total += up + down
-            row_moment += x * (up - down)
-        total[e] += row_total
-        moment[e] += row_moment
-        largest[e] = max(largest[e], _largest_difference(i, j) * factor)
+        totals, moments, sizes = np.zeros(LANES, np.float32), np.zeros(LANES, np.float32), np.zeros(LANES, np.float32)
+        for start in range(0, gram.shape[1], LANES):
+            i_part, j_part = i[start : start + LANES], j[start : start + LANES]
+            for lane in range(i_part.size):
+                x = (i_part[lane] - j_part[lane]) * factor
+                up = _exp(x)
+                down = _ONE / up
+                totals[lane] += up + down
+                moments[lane] += x * (up - down)
+                d = abs(x)
+                sizes[lane] = d if d > sizes[lane] else sizes[lane]  # a NaN reaches the loss through the sums
+        for lane in range(LANES):
+            total[e] += totals[lane]
+            moment[e] += moments[lane]
+            largest[e] = max(largest[e], sizes[lane])
 
 
 @_compiled(parallel=True, fastmath=FAST, error_model="numpy")
@@ -115,21 +127,20 @@ def _gradients(gram, first, second, scale, slope, row_weight, column_weight, gra
     parts = np.zeros((chunks, first.size), np.float32)
     for chunk in numba.prange(chunks):  # a thread owns its columns: no two add to one entry
         start, end = chunk * CHUNK, min((chunk + 1) * CHUNK, gram.shape[1])
-        weight = column_weight[start:end]
+        weight, moments = column_weight[start:end], np.empty(CHUNK, np.float32)
         for e in range(first.size):
             i, j = gram[first[e], start:end], gram[second[e], start:end]
             factor, steep, own = scale[e], slope[e], row_weight[e]
             i_grad, j_grad = gram_grad[first[e], start:end], gram_grad[second[e], start:end]
-            part = np.float32(0)
             for f in range(end - start):
                 x = (i[f] - j[f]) * factor
                 up = _exp(x)
                 g = (up - _ONE / up) * (own + weight[f])
-                part += g * x
+                moments[f] = g * x
                 g *= steep
                 i_grad[f] += g
                 j_grad[f] -= g
-            parts[chunk, e] = part
+            parts[chunk, e] = _sum(moments[: end - start])
     for e in numba.prange(first.size):
         for chunk in range(chunks):
             scale_grad[e] += parts[chunk, e]
