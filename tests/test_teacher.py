@@ -219,7 +219,8 @@ def test_responses_are_differences_of_the_teachers_outputs(name):
     fields = (keys.EMBEDDING_RESPONSE, keys.FORCE_RESPONSE)
     both, alone = teacher(batch, fields, seed=3), teacher(batch, fields[:1], seed=3)
     displacement = draw_displacement(batch, 3)
-    ends = [teacher(displaced(batch, part * displacement), ALL_FIELDS) for part in (0, 1)]
+    with teacher.features.edges_at(batch.pos):
+        ends = [teacher(displaced(batch, part * displacement), ALL_FIELDS) for part in (0, 1)]
     for response, field in zip(fields, (keys.NODE_EMBEDDING, keys.FORCES)):
         assert torch.equal(both[response].displacement, displacement)
         expected = (ends[1][field] - ends[0][field]) / STEP
@@ -227,6 +228,31 @@ def test_responses_are_differences_of_the_teachers_outputs(name):
         assert expected.abs().max() > 0
     torch.testing.assert_close(both.embedding_response.values, alone.embedding_response.values, **FLOAT32_SMALL)
     assert alone.force_response is None
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_edges_of_other_positions_have_lengths_of_their_own(name):
+    """Where no edge differs, a run with the edges of the atoms at rest is the run of the moved atoms."""
+    teacher, batch = Teacher(name, build(name), Path("toy.pt")), collate(slabs())
+    moved = displaced(batch, 0.05 * draw_displacement(batch, 0))
+    expected = teacher(moved, ALL_FIELDS)
+    with teacher.features.edges_at(batch.pos):
+        outputs = teacher(moved, ALL_FIELDS)
+    assert torch.equal(outputs.edge_index, expected.edge_index)
+    for field in ALL_FIELDS:
+        torch.testing.assert_close(outputs[field], expected[field], rtol=1e-4, atol=1e-5)
+    assert not torch.equal(outputs.node_embedding, teacher(batch).node_embedding)
+
+
+@pytest.mark.parametrize("name", ["equiformer_v2", "painn", "gemnet_t"])
+def test_a_displacement_within_the_context_changes_no_edge(name):
+    teacher, batch = Teacher(name, build(name, max_neighbors=6), Path("toy.pt")), collate(slabs())
+    rest, moved = teacher(batch).edge_index, displaced(batch, 20 * draw_displacement(batch, 0))
+    with teacher.features.edges_at(batch.pos):
+        assert torch.equal(teacher(moved).edge_index, rest)
+    after = teacher(moved).edge_index
+    assert after.shape != rest.shape or not torch.equal(after, rest)
+    assert "generate_graph" not in vars(teacher.features.backbone)
 
 
 def test_a_forward_that_fails_leaves_nothing_behind(teacher_checkpoint, batch):

@@ -340,7 +340,8 @@ def test_the_response_of_forces_is_that_of_a_second_run(name):
     def forces(position: Tensor) -> Tensor:
         moved = copy.copy(batch)
         moved.pos = position
-        return predicted(model(moved), keys.FORCES, keys.FORCES)
+        with features.edges_at(batch.pos):
+            return predicted(model(moved), keys.FORCES, keys.FORCES)
 
     def learned(response: Tensor) -> Tensor:
         weights = [weight for weight in model.parameters() if weight.requires_grad]

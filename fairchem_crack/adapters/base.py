@@ -8,6 +8,7 @@ and registering the class under the model's fairchem name, `@register_features("
 from __future__ import annotations
 
 import abc
+import copy
 import difflib
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -161,6 +162,26 @@ class Features(abc.ABC):
                 stack.enter_context(calling_within(rotation, "set_wigner", exact))
             yield
 
+    @contextmanager
+    def edges_at(self, positions: Tensor) -> Iterator[None]:
+        """Within this context the model has the edges of these positions (N, 3), at the lengths that its batch gives them.
+
+        A difference of outputs over a displacement is then one of the same edges, as a derivative is. Else it jumps where an
+        atom beyond `max_neighbors` takes the place of a neighbor, which over 0.02 A can be all that there is of it.
+        """
+        make = getattr(self.backbone, "generate_graph", None)
+        if make is None:
+            yield
+            return
+
+        def generate_graph(data: Batch, *args: Any, **options: Any) -> Any:
+            rest = copy.copy(data)
+            rest.pos = positions
+            return _lengthened(make(rest, *args, **options), data.pos - positions)
+
+        with replaced(self.backbone, "generate_graph", generate_graph):
+            yield
+
     @property
     def batch(self) -> Batch:
         """The batch of the current forward."""
@@ -221,11 +242,29 @@ def calling_within(owner: object, method: str, *contexts: Context) -> Iterator[N
                 stack.enter_context(context())
             return original(*args, **options)
 
+    with replaced(owner, method, call):
+        yield
+
+
+@contextmanager
+def replaced(owner: object, method: str, call: Callable) -> Iterator[None]:
+    """Within this context `owner` has another method of this name, which hides that of its class."""
+    hidden = vars(owner).get(method)  # by a context around this one
     setattr(owner, method, call)
     try:
         yield
     finally:
-        delattr(owner, method)  # which hid the method of its class
+        delattr(owner, method) if hidden is None else setattr(owner, method, hidden)
+
+
+def _lengthened(graph: Any, displacement: Tensor) -> Any:
+    """fairchem's graph, GraphData or a dict, after a displacement of its atoms (N, 3); its vectors are x[0] - x[1]."""
+    fields = graph if isinstance(graph, dict) else vars(graph)
+    first, second = fields["edge_index"]
+    vectors = fields["edge_distance_vec"] + displacement[first] - displacement[second]
+    lengths = vectors.norm(dim=-1).clone()  # some models write into it
+    fields.update(edge_distance_vec=vectors, edge_distance=lengths)
+    return graph
 
 
 def register_features(*model_names: str) -> Callable[[type[Features]], type[Features]]:

@@ -127,7 +127,9 @@ class Teacher:
         compared = {response: field for response, field in compared.items() if response in requested}
         run = self._predict if keys.FORCE_RESPONSE in compared else self._embed
         with self._as_configured(batch), full_precision(batch.pos.device.type):
-            moved, rest = (run(own(system), compared.values()) for system in (displaced(batch, displacement), batch))
+            rest = run(own(batch), compared.values())
+            with self.features.edges_at(batch.pos.detach()):
+                moved = run(own(displaced(batch, displacement)), compared.values())
         differences = {response: (moved[field] - rest[field]) / STEP for response, field in compared.items()}
         return {response: Response(displacement, difference) for response, difference in differences.items()}
 
@@ -137,7 +139,8 @@ class Teacher:
         Args:
             coordinates: one of each system, see `JacobianRows`.
         """
-        with self._as_configured(batch), full_precision(batch.pos.device.type):
+        edges = self.features.edges_at(batch.pos.detach())
+        with self._as_configured(batch), full_precision(batch.pos.device.type), edges:
             rows = jacobian_columns(self._forces, own(batch), coordinates)
         return JacobianRows(coordinates, rows)
 

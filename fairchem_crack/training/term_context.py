@@ -95,7 +95,7 @@ class TermContext:
         response = of_forces if of_embedding is None else of_embedding
         assert response is not None  # both are of one displacement
         batch, moved = displaced(own(self.batch), response.displacement), {}
-        with self.student.aside():
+        with self.student.aside(), self.student.edges_at(self.batch.pos.detach()):
             if of_forces is None:
                 with self.student.stopping_after(*self._projected_together):
                     self.student.model(batch)
