@@ -18,6 +18,7 @@ from torch import Tensor
 from fairchem_crack.export.neighbors import SKIN, Pairs
 from fairchem_crack.export.student import Student, is_exported, read_student
 from fairchem_crack.export.systems import check_elements, check_positions, complete_cell
+from fairchem_crack.io.denormals import without_denormals
 
 
 class StudentCalculator(Calculator):
@@ -78,7 +79,8 @@ class StudentCalculator(Calculator):
         self.atoms = system.atoms
         pairs, shifts = (torch.from_numpy(array).to(self.device) for array in self.pairs(positions, system.cell, given.pbc))
         moved = torch.from_numpy(positions).to(self.device)
-        energy, forces, energies = self.student(system.numbers, moved, system.cells, pairs, shifts, system.index)
+        with without_denormals():
+            energy, forces, energies = self.student(system.numbers, moved, system.cells, pairs, shifts, system.index)
         self._system = system
         self.results = {
             "energy": energy.item(),

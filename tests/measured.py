@@ -12,6 +12,7 @@ from benchmarks.accuracy.plan import EXPERIMENTS, Run, read_plan
 from benchmarks.accuracy.summary import GAPS, GROUP, MEAN, Results
 from benchmarks.accuracy.training import Workspace
 from benchmarks.cache.report import by_shape
+from benchmarks.denormals import ratios
 from benchmarks.screening.report import ratio
 from benchmarks.shuffle.report import MEAN as MEAN_OF_SPLITS
 from benchmarks.shuffle.report import difference
@@ -291,6 +292,7 @@ LOSS_ON_GPU = {(row["method"], row["pairs"]): row for row in load("crack_loss_gp
 STEP = load("step")["students"]["painn"]
 PRECISION = load("teacher")["precision"]["mean"]
 READ_AHEAD = load("read_ahead")
+DENORMALS = {part: ratios(seconds)[1] for part, seconds in load("denormals")["students"]["painn"].items()}
 TRUE_SIZE = {row["name"]: row["step"]["seconds"] for row in load("true_size")["results"]}
 SCREENING = load("screening")
 CACHE = load("cache")

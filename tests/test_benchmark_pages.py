@@ -25,6 +25,7 @@ def module_of(name: str):
         ("cache", "cache.report"),
         ("crack_loss", "crack_loss"),
         ("crack_loss_gpu", "crack_loss"),
+        ("denormals", "denormals"),
         ("engines", "engines.report"),
         ("gpu", "gpu.report"),
         ("gradient_forces", "gradient_forces"),

@@ -16,6 +16,7 @@ from ase import Atoms, units
 from ase.build import bulk, fcc100, molecule
 from ase.md.verlet import VelocityVerlet
 from fairchem.core.modules.normalization.element_references import LinearReferences
+from test_denormals import are_flushed
 from tolerances import REORDERED
 
 from fairchem_crack.calculator import StudentCalculator
@@ -182,6 +183,22 @@ def test_after_an_error_nothing_of_the_atoms_before_is_left(exported):
         with pytest.raises(ValueError, match="no atomic number 92"):
             student.get_forces(atoms)
         atoms.positions += 0.1
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_denormals_are_flushed_in_a_step_only(exported, before, monkeypatch):
+    atoms, seen = slab(), []
+    atoms.calc = StudentCalculator(exported)
+    kind = type(atoms.calc.student)
+    run = kind.__call__
+    monkeypatch.setattr(kind, "__call__", lambda *inputs: (seen.append(are_flushed()), run(*inputs))[1])
+    were_flushed = are_flushed()
+    torch.set_flush_denormal(before)
+    try:
+        atoms.get_forces()
+        assert seen == [True] and are_flushed() is before
+    finally:
+        torch.set_flush_denormal(were_flushed)
 
 
 def test_a_copy_is_a_calculator_of_its_own(exported):

@@ -113,9 +113,10 @@ def main(arguments: list[str] | None = None) -> None:
     if name not in COMMANDS:
         _parser().parse_args(arguments)  # help, or an error
         return
+    runs_models = name not in WITHOUT_MODEL and not {"-h", "--help"} & set(arguments)
     try:
         check_installed()
-        if name not in WITHOUT_MODEL and not {"--cpu", "-h", "--help"} & set(arguments):
+        if runs_models and "--cpu" not in arguments:
             check_built_for_cuda()
     except (ModuleNotFoundError, RuntimeError) as error:
         sys.exit(f"fairchem-crack {name}: {error}")
@@ -125,8 +126,13 @@ def main(arguments: list[str] | None = None) -> None:
         importlib.import_module(OPTIONS[name]).parser().parse_args(arguments[1:])  # help, or an error, without the wait
     module, _, function = COMMANDS[name][0].partition(":")
     try:
+        command = getattr(importlib.import_module(module), function)
+        if runs_models:
+            from fairchem_crack.io.denormals import flush_denormals
+
+            flush_denormals()
         with trusting("--trust" in arguments):
-            getattr(importlib.import_module(module), function)(arguments[1:])
+            command(arguments[1:])
     except REFUSALS as error:
         if name == "train":  # beyond its own refusals, an error of a training keeps its traceback
             raise

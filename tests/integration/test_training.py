@@ -8,6 +8,7 @@ import json
 import pytest
 import torch
 from conftest import same_weights
+from test_denormals import are_flushed
 from tolerances import REORDERED, REPEATED
 
 from fairchem_crack import keys
@@ -53,6 +54,12 @@ def test_every_step_logs_each_loss_and_the_relations(run, distilled):
         total += 10 * record["loss_relations"] + record["loss_node_embeddings"]
         assert record["loss"] == pytest.approx(total, rel=REORDERED)
         assert record[keys.NUM_PAIRS] > 20
+
+
+def test_a_training_flushes_denormals(run, distilled):
+    torch.set_flush_denormal(False)
+    run(distilled)
+    assert are_flushed()
 
 
 def test_distillation_changes_the_student_towards_the_teacher(run, stock, distilled):
