@@ -235,7 +235,7 @@ GENERATED_ROWS = [line.printed(_label(line)) for line in dict.fromkeys(Line(*key
 SCREENED = {(row["question"], row["student"], row["method"]): row for row in load("relations")["rows"]}
 TRIED = {(row["method"], row["budget"]): row for row in load("relations")["rows"] if row["question"] == "recipe"}
 STEP_OF_TRIED = {method: row["step_cost"][0] for (method, _), row in TRIED.items() if "step_cost" in row}
-DERIVATIVES = "sixth_response_60_tenth_hessian_600"
+DERIVATIVES = "fifth_responses_40"
 EMBEDDED = {row["method"]: row for row in load("relations")["embeddings"] if row["train_systems"] == 300}
 
 
