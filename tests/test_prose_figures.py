@@ -35,7 +35,6 @@ from measured import (
     MAIN,
     OC20,
     OOD,
-    PLAN,
     PRECISION,
     READ_AHEAD,
     SCREENED,
