@@ -14,6 +14,7 @@ from fairchem_crack import keys
 
 EXPERIMENTS = Path(__file__).with_name("experiments.yml")
 UNDISTILLED, TEACHER = "undistilled", "teacher"
+SAME_TIME = {"time": "steps", "full_time": "full"}  # budgets of as much time as another takes of what it is compared with
 KEPT = {  # flags of `fairchem-crack cache-teacher`, by the name of what a cache keeps; N is the plan's `jacobian_rows`
     "": [],
     "jacobian": ["--jacobian-rows", "N"],
@@ -29,7 +30,7 @@ class Run:
     Attributes:
         teacher: none for an undistilled student; with no student, the teacher itself is evaluated.
         method: of experiments.yml; method@coefficient is with another coefficient of its first term.
-        budget: of experiments.yml, how long the student is trained; never "time" for an undistilled one.
+        budget: of experiments.yml, how long the student is trained; none of `SAME_TIME` for an undistilled one.
         structures: of experiments.yml, which are made of the systems to train on; none for an undistilled student.
     """
 
@@ -55,8 +56,7 @@ class Run:
         """The same with another method; an undistilled student is the same run for all teachers, structures and costs."""
         if method != UNDISTILLED:
             return replace(self, method=method)
-        budget = "steps" if self.budget == "time" else self.budget
-        return replace(self, method=method, teacher="", structures="", budget=budget)
+        return replace(self, method=method, teacher="", structures="", budget=SAME_TIME.get(self.budget, self.budget))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from benchmarks.accuracy.page import DIGITS, gap, markdown, show
-from benchmarks.accuracy.plan import EXPERIMENTS, UNDISTILLED, Run, expand, read_plan
+from benchmarks.accuracy.plan import EXPERIMENTS, SAME_TIME, UNDISTILLED, Run, expand, read_plan
 from benchmarks.accuracy.summary import DECIMALS, GAPS, Results, costs_of, hours, mean_costs, plain
 from benchmarks.accuracy.training import Workspace
 
@@ -124,7 +124,8 @@ def figures(workspace: Workspace) -> dict[str, Any]:
             if results.seeds(line):
                 row = {"question": section, **results.figures(line, line.method, SPLIT)}
                 row.pop("step_cost", None)  # of another table, measured before
-                reference = replace(line, method=question.references.get(line.method, question.reference))
+                method = question.references.get(line.method, question.reference)
+                reference = replace(line, method=method, budget=SAME_TIME.get(line.budget, line.budget))
                 if line.method not in (UNDISTILLED, reference.method):
                     row["reference"] = reference.method
                     row |= {f"less_{name}": plain(results.less(line, reference, SPLIT, name)) for name in GAPS}
