@@ -35,9 +35,9 @@ def before(request) -> Iterator[bool]:
 def test_numpy_does_not_warn_of_them():
     code = """
 import numpy
-from fairchem_crack.io.denormals import flush_denormals
-flush_denormals()
-print(*map(numpy.finfo, (numpy.float16, numpy.float32, numpy.float64)))
+from fairchem_crack.io.denormals import without_denormals
+with without_denormals():
+    print(*map(numpy.finfo, (numpy.float16, numpy.float32, numpy.float64)))
 """
     done = subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", code], capture_output=True, text=True)
     assert done.returncode == 0 and "smallest_subnormal = 4.94065" in done.stdout, done.stderr[-1000:]
@@ -54,4 +54,4 @@ def test_commands_that_run_models_flush_them(before, monkeypatch):
     for name, are_now in (("progress", before), ("explore", True)):
         monkeypatch.setitem(cli.COMMANDS, name, (f"{__name__}:command", ""))
         cli.main([name, "--cpu"])
-        assert SEEN.pop() is are_now
+        assert SEEN.pop() is are_now and are_flushed() is before

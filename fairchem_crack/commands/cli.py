@@ -6,6 +6,7 @@ import argparse
 import importlib
 import sys
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 
 from fairchem_crack import __version__
 from fairchem_crack.io.locks import LockedError
@@ -127,16 +128,18 @@ def main(arguments: list[str] | None = None) -> None:
     module, _, function = COMMANDS[name][0].partition(":")
     try:
         command = getattr(importlib.import_module(module), function)
-        if runs_models:
-            from fairchem_crack.io.denormals import flush_denormals
-
-            flush_denormals()
-        with trusting("--trust" in arguments):
+        with trusting("--trust" in arguments), _without_denormals() if runs_models else nullcontext():
             command(arguments[1:])
     except REFUSALS as error:
         if name == "train":  # beyond its own refusals, an error of a training keeps its traceback
             raise
         sys.exit(f"fairchem-crack {name}: {error}")
+
+
+def _without_denormals() -> AbstractContextManager:
+    from fairchem_crack.io.denormals import without_denormals  # which needs torch
+
+    return without_denormals()
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -15,18 +15,13 @@ import torch
 FLOATS = (np.float16, np.float32, np.float64)
 
 
-def flush_denormals() -> None:
-    """Have the CPU take them for 0, in this thread and those that it starts."""
-    for dtype in FLOATS:
-        np.finfo(dtype)  # which warns where its first call finds them to be 0, and remembers what it found before
-    torch.set_flush_denormal(True)
-
-
 @contextmanager
 def without_denormals() -> Iterator[None]:
-    """The same within this context, in a process that is not ours."""
+    """Within this context the CPU takes them for 0, in this thread and those that it starts."""
+    for dtype in FLOATS:
+        np.finfo(dtype)  # which warns where its first call finds them to be 0, and remembers what it found before
     were_flushed = float(torch.tensor(1e-40) * 1) == 0
-    flush_denormals()
+    torch.set_flush_denormal(True)
     try:
         yield
     finally:

@@ -22,7 +22,7 @@ from fairchem_crack.adapters.outputs import ModelOutputs
 from fairchem_crack.config import DistillConfig, read_options, refuse
 from fairchem_crack.io.batches import to_device
 from fairchem_crack.io.checkpoints import reading_safely
-from fairchem_crack.io.denormals import flush_denormals
+from fairchem_crack.io.denormals import without_denormals
 from fairchem_crack.io.labels import OptionalLabels
 from fairchem_crack.io.named_records import NAMED, NamedRecords, listed
 from fairchem_crack.io.samples import evenly_spaced
@@ -83,7 +83,6 @@ class CrackDistillTrainer(CheckedTrainer):
 
     def __init__(self, *, task: dict, loss_functions: list[dict], **fairchem_arguments: Any) -> None:
         check_built_for_cuda(fairchem_arguments.get("cpu", False))
-        flush_denormals()
         load_plugins(imports_of(task))
         names = self.name_faults({"task": task, "optim": fairchem_arguments.get("optimizer"), **fairchem_arguments})
         options = read_options(task, loss_functions)
@@ -123,7 +122,7 @@ class CrackDistillTrainer(CheckedTrainer):
 
     def train(self, disable_eval_tqdm: bool = False) -> None:
         """Load the teacher, check it against data and student, then train as fairchem does; the only training of its run."""
-        with self._only_training():
+        with self._only_training(), without_denormals():
             self._train(disable_eval_tqdm)
 
     def _train(self, disable_eval_tqdm: bool) -> None:

@@ -398,7 +398,7 @@ def test_a_few_systems_without_a_free_atom_are_warned_of(check, with_records):
 
 
 def test_a_loss_that_is_not_finite_is_named(check, distilled):
-    distilled["dataset"]["train"]["transforms"] = {"normalizer": {"energy": {"mean": 0.0, "stdev": 1e-44}}}
+    distilled["dataset"]["train"]["transforms"] = {"normalizer": {"energy": {"mean": 1e3, "stdev": 1.3e-38}}}
     status, output = check(distilled)
     assert status == 1
     assert problems(output)[0].startswith("- loss_functions: `energy` is inf on a sample of 12 systems")
