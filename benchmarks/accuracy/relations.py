@@ -90,8 +90,10 @@ QUESTIONS = {
         "All terms together, on the 300 systems: OC20's recipe (`crack_n2n_v2v_atoms`), changes of it, and terms of "
         "derivatives: the Hessian, the gradient of the energy and the responses of embeddings and forces, in every step or "
         "in a third to a tenth of the steps. Chosen with seed 100, which nothing else uses: in 380 steps and, where "
-        "derivatives were seen, with seed 0, to help in 1140 steps only, in these. Step: CPU time over that of undistilled "
-        "steps, of 60 in a row on the same batches; in brackets of either half. When the [accuracy benchmark](accuracy.md) "
+        "derivatives were seen, with seed 0, to help in 1140 steps only, in these. Rows with the Hessian or responses, but "
+        "`fifth_responses_40` and the seeds 0 to 2 of `fourth_responses_30`, are of an earlier version, in whose "
+        "differences the teacher's neighbors could change. Step: CPU time over that of undistilled steps, of 60 in a row on "
+        "the same batches; in brackets of either half. When the [accuracy benchmark](accuracy.md) "
         "was measured, it was 1.14 for OC20's recipe and 2.35 for the Hessian in every step. Undistilled, OC20's recipe and "
         "that with the Hessian have in 1140 steps the rows of the table `generated`: the same trainings.",
         "crack_n2n_v2v_atoms",
