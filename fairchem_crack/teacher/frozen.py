@@ -34,7 +34,7 @@ from fairchem_crack.io.progress import progress_of
 from fairchem_crack.loss.precision import full_precision
 from fairchem_crack.teacher.force_jacobian import JacobianRows, draw_coordinates, jacobian_columns
 from fairchem_crack.teacher.identity import of_teacher
-from fairchem_crack.teacher.responses import STEP, Response, displaced, draw_displacement
+from fairchem_crack.teacher.responses import OF_RESPONSE, STEP, Response, displaced, draw_displacement
 
 EMBEDDINGS = (keys.NODE_EMBEDDING, keys.VECTOR_EMBEDDING, keys.HIGHER_EMBEDDING)  # by the degrees l = 0, 1, and above
 
@@ -123,15 +123,13 @@ class Teacher:
 
     def responses_to(self, batch: Batch, displacement: Tensor, requested: Collection[str]) -> dict[str, Any]:
         """The `Response` of those of `keys.RESPONSES` that are requested, to a displacement (N, 3); two runs."""
-        compared = {keys.EMBEDDING_RESPONSE: keys.NODE_EMBEDDING, keys.FORCE_RESPONSE: keys.FORCES}
-        compared = {response: field for response, field in compared.items() if response in requested}
+        compared = {response: OF_RESPONSE[response] for response in keys.RESPONSES if response in requested}
         run = self._predict if keys.FORCE_RESPONSE in compared else self._embed
         with self._as_configured(batch), full_precision(batch.pos.device.type):
             rest = run(own(batch), compared.values())
             with self.features.edges_at(batch.pos.detach()):
                 moved = run(own(displaced(batch, displacement)), compared.values())
-        differences = {response: (moved[field] - rest[field]) / STEP for response, field in compared.items()}
-        return {response: Response(displacement, difference) for response, difference in differences.items()}
+        return {name: Response(displacement, (moved[field] - rest[field]) / STEP) for name, field in compared.items()}
 
     def jacobian_at(self, batch: Batch, coordinates: Tensor) -> JacobianRows:
         """Rows of the Jacobian of the forces; two runs of the teacher.

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Batch
 
+from fairchem_crack import keys
 from fairchem_crack.io.named_records import free_atoms
 from fairchem_crack.teacher.cache import RESPONSE_STEP
 
 STEP = RESPONSE_STEP
+OF_RESPONSE = {keys.EMBEDDING_RESPONSE: keys.NODE_EMBEDDING, keys.FORCE_RESPONSE: keys.FORCES}  # what changes
 
 
 class Response(NamedTuple):
