@@ -1,7 +1,7 @@
 """Numbers below 1.2e-38, which Intel's processors compute with many times more slowly than with others.
 
-Where a Gaussian basis of distances has died down it is full of them (docs/benchmarks/denormals.md). As 0 they change no digit
-of a float32 result that is not itself so small.
+Where a Gaussian basis of distances has died down it is full of them (docs/benchmarks/denormals.md). As 0 they change no
+digit of a float32 result that is not itself so small.
 """
 
 from __future__ import annotations
