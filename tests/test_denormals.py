@@ -5,11 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from inspect import signature
+from unittest.mock import MagicMock
 
 import pytest
 import torch
 
 from fairchem_crack.commands import cli
+from fairchem_crack.commands.cache_teacher import job as cache_teacher
+from fairchem_crack.evaluation.s2ef import runs
+from fairchem_crack.explore import exploration
+from fairchem_crack.generate import making
 from fairchem_crack.io.denormals import without_denormals
 
 SEEN: list[bool] = []
@@ -55,3 +61,24 @@ def test_commands_that_run_models_flush_them(before, monkeypatch):
         monkeypatch.setitem(cli.COMMANDS, name, (f"{__name__}:command", ""))
         cli.main([name, "--cpu"])
         assert SEEN.pop() is are_now and are_flushed() is before
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "first"),
+    [
+        (cache_teacher, "_rank", "load_plugins"),
+        (exploration, "_share", "load_plugins"),
+        (making, "_in_process", "load_plugins"),
+        (runs, "measure", "CheckpointEvaluator"),
+    ],
+)
+def test_their_processes_flush_them(before, monkeypatch, module, name, first):
+    def look(*_, **__):
+        SEEN.append(are_flushed())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, first, look)
+    in_process = getattr(module, name)
+    with pytest.raises(KeyboardInterrupt):
+        in_process(*(MagicMock() for _ in signature(in_process).parameters))
+    assert SEEN.pop() and are_flushed() is before

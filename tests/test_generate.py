@@ -229,8 +229,10 @@ def test_energies_of_two_zeros_are_warned_of(caplog, offset, is_warned):
     assert (f"{expected} are off by 30 eV from the labels" in caplog.text) == is_warned == bool(caplog.records)
 
 
-def lone(**fields) -> Data:
-    system = Data(pos=torch.zeros(1, 3), atomic_numbers=torch.tensor([8]), natoms=1, fixed=torch.zeros(1), **fields)
+def lone(position=0.0, **fields) -> Data:
+    system = Data(
+        pos=torch.full((1, 3), position), atomic_numbers=torch.tensor([8]), natoms=1, fixed=torch.zeros(1), **fields
+    )
     system.cell = torch.eye(3)[None] * fields.get("edge", 20.0)
     return system
 
@@ -240,6 +242,8 @@ def lone(**fields) -> Data:
     [
         (lone(pbc=torch.tensor([True, True, False]), edge=0.0), "a cell without volume"),
         (lone(edge=0.0), "a cell without volume"),  # to fairchem, it is periodic
+        (lone(position=np.nan), "numbers that are not finite"),
+        (lone(edge=np.inf), "numbers that are not finite"),
         (lone(pbc=torch.zeros(3, dtype=torch.bool)), "no two atoms within the teacher's cutoff"),
         (lone(edge=5.0), None),  # its images are its neighbors
     ],

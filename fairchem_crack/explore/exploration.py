@@ -25,6 +25,7 @@ from fairchem_crack.generate.counts import nested
 from fairchem_crack.generate.elsewhere import LABELLING
 from fairchem_crack.generate.staging import Staging, Systems
 from fairchem_crack.generate.unit import Candidate
+from fairchem_crack.io.denormals import without_denormals
 from fairchem_crack.io.files import write_bytes, write_json
 from fairchem_crack.io.processes import values_from
 from fairchem_crack.io.samples import evenly_spaced
@@ -171,6 +172,7 @@ def _in_ranks(stage: Stage, tools: Tools, place: Path, number: int, todo: list[i
         pass
 
 
+@without_denormals()
 def _share(
     stage: Stage, job: Job, place: Path, number: int, starts: list[int], rank: int, put: Callable[[int], None]
 ) -> None:

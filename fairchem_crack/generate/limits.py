@@ -29,12 +29,14 @@ ISOLATED = "no two atoms within the teacher's cutoff"
 
 
 def check_parent(system: Data, teacher: Optional[Teacher]) -> None:
-    """Raise ThrownOut for a system on which models fail: periodic in a flat cell, or without two neighbors.
+    """Raise ThrownOut for a system on which models fail: not finite, periodic in a flat cell, or without two neighbors.
 
     Args:
         teacher: None where it runs in another environment; its cutoff is not known then.
     """
     atoms, batch = to_atoms(system), data_list_collater([system], otf_graph=True)
+    if not (np.isfinite(atoms.positions).all() and np.isfinite(atoms.cell.array).all()):
+        raise ThrownOut(NOT_FINITE)
     periodic = atoms.cell.array[atoms.pbc]
     if len(periodic) and np.linalg.matrix_rank(periodic) < len(periodic):
         raise ThrownOut(FLAT)

@@ -17,6 +17,7 @@ from fairchem_crack.generate.settings import Settings
 from fairchem_crack.generate.staging import Staging
 from fairchem_crack.generate.unit import Unit, Workshop, judged, outputs_of
 from fairchem_crack.io.datasets import close_unused
+from fairchem_crack.io.denormals import without_denormals
 from fairchem_crack.io.named_records import NamedRecords
 from fairchem_crack.io.processes import values_from
 from fairchem_crack.plugins import imports_of, load_plugins
@@ -134,6 +135,7 @@ def in_ranks(
     return values_from(_in_process, shares)
 
 
+@without_denormals()
 def _in_process(
     share: Share,
     job: TeacherJob,

@@ -21,6 +21,7 @@ from fairchem_crack import keys
 from fairchem_crack.config import TeacherConfig, parse, split_loss_functions
 from fairchem_crack.io.arguments import check_at_least
 from fairchem_crack.io.datasets import load_split
+from fairchem_crack.io.denormals import without_denormals
 from fairchem_crack.io.labels import read_unlabelled
 from fairchem_crack.io.named_records import NamedRecords
 from fairchem_crack.io.processes import values_from
@@ -191,6 +192,7 @@ def cache_teacher(job: Job, *, ranks: int = 1, is_repair: bool = False) -> Teach
     return TeacherCache(job.directory)
 
 
+@without_denormals()
 def _rank(job: Job, chunks: list[int], rank: int, put: Callable[[int], None]) -> None:
     logging.basicConfig(level=logging.WARNING)
     load_plugins(imports_of(job.config.get("task")))

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from fairchem_crack.evaluation.s2ef.evaluator import Atoms, CheckpointEvaluator
+from fairchem_crack.io.denormals import without_denormals
 from fairchem_crack.io.processes import end_with_parent
 from fairchem_crack.io.progress import Progress
 from fairchem_crack.plugins import load_plugins
@@ -110,6 +111,7 @@ def _start_process(devices: Any, cpu: bool, imports: Sequence[str]) -> None:
     load_plugins(imports, "--import")
 
 
+@without_denormals()
 def measure(task: Task) -> Evaluation:
     """Evaluate a checkpoint on some splits."""
     evaluator = CheckpointEvaluator(
