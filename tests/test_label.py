@@ -238,6 +238,7 @@ def test_any_calculator_or_function_is_a_teacher(tmp_path, teacher, width):
         ("stub_labeller:without_embedding", r"row 5 .*: the teacher .* gives no node_embedding, as it did for others"),
         ("stub_labeller:misshapen", r"node_embedding of shape \(3, 4\), expected \(N, D\) with N = 2"),
         ("sevennet:7net-0", r"--teacher sevennet:7net-0: No module named 'sevenn'.* Run it where `sevenn` is installed"),
+        ("nequix:a.pt", r"--teacher nequix:a.pt: No module named .*\. Run it where `nequix\[torch\]` is installed"),
         ("sevennet", r"expected a model, for example sevennet:7net-0"),
         (
             "stub_labeller:fails_to_load",

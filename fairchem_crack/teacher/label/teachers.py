@@ -16,11 +16,11 @@ from ase import Atoms
 from fairchem_crack.io.calculators import energy_and_forces, is_calculator
 from fairchem_crack.teacher.label.protocol import Labeller, Outputs
 
-FRAMEWORKS = {  # of each: its package, and an example of a model
+FRAMEWORKS = {  # of each: what `pip install` takes, and an example of a model
     "sevennet": ("sevenn", "sevennet:7net-0"),
     "chgnet": ("chgnet", "chgnet:0.3.0"),
     "mace": ("mace-torch", "mace:weights/mace.model"),
-    "nequix": ("nequix", "nequix:weights/nequix-oam-1.pt"),
+    "nequix": ("nequix[torch]", "nequix:weights/nequix-oam-1.pt"),
     "orb": ("orb-models", "orb:orb-v3-conservative-inf-omat"),
     "fairchem2": ("fairchem-core", "fairchem2:uma-s-1p1@oc20"),
 }
@@ -77,7 +77,8 @@ def labeller_of(teacher: str, device: Optional[str] = None) -> Labeller:
             raise ValueError(f"--teacher {teacher}: {error}. Run it where `{package}` is installed.") from error
         except Exception as error:  # a framework raises anything
             raise ValueError(f"--teacher {teacher}: {type(error).__name__}: {error}") from error
-        labeller.identity = {package: _version(package), **labeller.identity}
+        name = package.partition("[")[0]
+        labeller.identity = {name: _version(name), **labeller.identity}
         return labeller
     if not colon:
         raise ValueError(f"--teacher {teacher}: expected {EXPECTED}.")
