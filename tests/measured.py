@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import astuple, replace
 from pathlib import Path
 from statistics import mean, median
@@ -208,6 +209,7 @@ _STRUCTURES = {
     "md9": "`md=9`",
     "displace9": "`displace+rattle=9`",
     "mixed9": "mixed",
+    "mixed9_responses": "mixed, made anew",
 }
 _TRAININGS = {
     "undistilled": "labels only",
@@ -218,6 +220,7 @@ _TRAININGS = {
     "filled_crack_n2n_v2v_atoms": "recipe, `labels: fill`",
     "weighted_crack_n2n_v2v_atoms": "recipe, `labels: fill`, `data_label_weight` 9",
     "labelled_crack_n2n_v2v_atoms_300": "recipe with `atom_energies` 300",
+    "labelled_fifth_responses_10_300": "with responses, without relations, `atom_energies` 300",
 }
 
 
@@ -233,7 +236,10 @@ GENERATED_ROWS = [line.printed(_label(line)) for line in dict.fromkeys(Line(*key
 # When relations help
 
 SCREENED = {(row["question"], row["student"], row["method"]): row for row in load("relations")["rows"]}
-TRIED = {(row["method"], row["budget"]): row for row in load("relations")["rows"] if row["question"] == "recipe"}
+TRIED, TRIED_OF_GEMNET = (
+    {(row["method"], row["budget"]): row for row in load("relations")["rows"] if row["question"] == question}
+    for question in ("recipe", "recipe_gemnet_dT")
+)
 STEP_OF_TRIED = {method: row["step_cost"][0] for (method, _), row in TRIED.items() if "step_cost" in row}
 DERIVATIVES = "fifth_responses_40"
 EMBEDDED = {row["method"]: row for row in load("relations")["embeddings"] if row["train_systems"] == 300}
@@ -258,6 +264,7 @@ def missed(method: str) -> list[float]:
 # Students of SevenNet-0
 
 FOUNDATION = load("foundation")
+RESULTS_OF_SEVENNET = Results(Workspace(ROOT / "docs/benchmarks/foundation"), "foundation")
 
 
 def gap_of_sevennet(student: str, method: str, split: str = "val_id") -> list[float]:
@@ -273,9 +280,38 @@ def of_sevennet(student: str, method: str, systems: int, split: str) -> dict:
     return row
 
 
-def tuned(method: str) -> float:
-    """The criterion of PaiNN's best coefficient of a method: mean of both errors on val_id over the undistilled one's."""
-    return min(row["criterion"] for row in FOUNDATION["tuning"] if row["method"] == method)
+def gap_intervals_of_sevennet(student: str, method: str, split: str) -> list[list[float]]:
+    """The same, each with the ends of its interval."""
+    row = of_sevennet(student, method, 1800, split)
+    return [[100 * end for end in row[f"gap_{name}"]] for name in GAPS]
+
+
+def largest_of_sevennet(methods: Sequence[str], split: str, part: int) -> str:
+    """Of these methods of PaiNN, all with five seeds, that which closes most of the gap in energy (0) or forces (1)."""
+    assert {of_sevennet("painn", method, 1800, split)["seeds"] for method in methods} == {5}
+    return max(methods, key=lambda method: gap_of_sevennet("painn", method, split)[part])
+
+
+def less_than_n2n(split: str, quantity: str) -> float:
+    """How much smaller PaiNN's errors are with relations than with node embeddings: the lower end of its interval."""
+    relations, n2n = (Run("painn", "sevennet", method, None, 1800, "steps") for method in ("relations", "n2n"))
+    return RESULTS_OF_SEVENNET.less(relations, n2n, split, quantity).low
+
+
+def gaps_of_nequix(student: str, method: str, split: str = "val_id") -> list[float]:
+    """As `gap_of_sevennet`, of the students of Nequix-OAM-1."""
+    row = _of_nequix(student, method, split)
+    return [100 * row[f"gap_{name}"][0] for name in GAPS]
+
+
+def seeds_of_nequix(student: str, method: str) -> int:
+    return _of_nequix(student, method, "val_id")["seeds"]
+
+
+def _of_nequix(student: str, method: str, split: str) -> dict:
+    sought = {"student": student, "method": method, "split": split}
+    (row,) = (row for row in load("foundation_nequix")["rows"] if sought.items() <= row.items())
+    return row
 
 
 def relaxed_by_students(column: str) -> list[float]:

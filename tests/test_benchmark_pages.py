@@ -100,6 +100,7 @@ OF_ROWS = [
     ("generated", "accuracy", "accuracy.generated", "accuracy.generated", 500),
     ("relations", "accuracy", "accuracy.relations", "accuracy.relations", 500),
     ("foundation", "foundation", "foundation.page", "foundation.page", 500),
+    ("foundation_nequix", "foundation_nequix", "foundation.page", "foundation.page", 200),
 ]
 
 

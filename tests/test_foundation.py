@@ -15,7 +15,7 @@ from ase.data import covalent_radii
 
 from benchmarks.accuracy.plan import Run, read_plan
 from benchmarks.accuracy.training import Workspace
-from benchmarks.foundation import EXPERIMENTS, NAME, dft, page, side_by_side, simulations
+from benchmarks.foundation import EXPERIMENTS, NAME, POTENTIALS, dft, page, side_by_side, simulations
 from benchmarks.foundation.starts import draw_starts
 from benchmarks.foundation.systems import LIMITS, VOLUMES, draw_split, held_out_compositions, surfaces
 from fairchem_crack.evaluation.stability.measure import Settings
@@ -57,15 +57,64 @@ def test_the_first_systems_of_a_split_are_the_same():
         assert (one.get_all_distances(mic=True)[first, second] > LIMITS.min_distance * touching).all()
 
 
-def test_gemnet_is_given_no_vectors():
-    plan = read_plan(EXPERIMENTS)
+@pytest.mark.parametrize(("teacher", "methods"), [("sevennet", 10), ("nequix", 8)])
+def test_gemnet_is_given_no_vectors(teacher, methods):
+    plan = read_plan(POTENTIALS[teacher].experiments)
     runs = plan.runs(NAME, {})
-    assert len({run.method for run in runs}) == 10
+    assert len({run.method for run in runs}) == methods and list(plan.teachers) == [teacher]
     for run in runs:
         if run.student:
             assert plan.steps(NAME, run) > 0
             fields = {name for term in plan.terms(run) for name in term}
             assert run.student == "painn" or "vector_embeddings" not in fields
+
+
+def test_what_was_tuned_for_one_teacher_is_taken_for_the_other():
+    first, second = (read_plan(POTENTIALS[teacher].experiments) for teacher in ("sevennet", "nequix"))
+    assert second.methods.items() <= first.methods.items()
+
+
+def test_a_line_of_the_page_is_of_all_trainings_of_a_method():
+    model = {"student": "painn", "method": "all"}
+    relaxations = [
+        {"student": "", "method": "teacher", "steps": [9, 9], "converged": 2, "seconds": 5.0, "excess": []},
+        *(
+            {
+                **model,
+                "steps": [steps, steps],
+                "converged": 1,
+                "seconds": 1.0,
+                "excess": [excess, excess],
+                "force": [1.0, 1.0],
+            }
+            | {"displacement": [0.2, 0.4], "adsorbate": [0.1, 0.9]}
+            for steps, excess in ((10, 0.1), (30, 0.3))
+        ),
+    ]
+    sites = [
+        {**model, "group": group, "starts": 2, "pairs": 1, "ordered": ordered, "regret": 0.5, "spread": 1.0}
+        for group in ("A", "B")
+        for ordered in (1.0, 0.5)
+    ]
+    dynamics = [
+        {
+            **model,
+            "ps": [0.3, ps],
+            "reason": ["", reason],
+            "temperature": [300.0, kelvin],
+            "rdf": [0.1, None],
+            "seconds": 2.0,
+        }
+        for ps, reason, kelvin in ((0.3, "", 280.0), (0.1, "exploded", None))
+    ]
+    text = "\n".join(side_by_side.section({"relaxations": relaxations, "sites": sites, "dynamics": dynamics}))
+    assert "| teacher |  | 2 of 2 | 9 | 5.00 |  |  |  |  |  |" in text
+    assert (
+        "| painn all | 2 | 2 of 4 | 20 | 1.00 [1.00, 1.00] | 0.200 [0.100, 0.300] | 0.200 [0.100, 0.300] "
+        "| 0.30 [0.30, 0.30] | 2 of 4 | 1.00 [1.00, 1.00] |"
+    ) in text
+    assert "| painn all | 2 | A | 2 | 1.00 | 1.5 of 2 | 0.500 [0.500, 0.500] |" in text and text.count("| 1.5 of 2 |") == 2
+    assert "| painn all | 2 | 3 of 4 | 0.10 | 300, 280 | 0.10, none | 2 [2, 2] |" in text
 
 
 def relaxation(energies: list[float]) -> list[Atoms]:

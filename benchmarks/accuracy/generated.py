@@ -22,6 +22,7 @@ NAMES = {
     "filled_crack_n2n_v2v_atoms": "`labels: fill`",
     "weighted_crack_n2n_v2v_atoms": "`labels: fill`, `data_label_weight` 9",
     "labelled_crack_n2n_v2v_atoms_300": "recipe with `atom_energies` 300",
+    "labelled_fifth_responses_10_300": "`node_embeddings` 1000, no relations, `atom_energies` 300, responses of weight 10",
     **dict.fromkeys(("recipe_atoms_100", "hessian_100_without_vectors_atoms"), "with the Hessian, the data's labels"),
     **dict.fromkeys(RECIPES.values(), "recipe"),
     **dict.fromkeys(("crack_n2n_v2v_atoms", "crack_n2n_atoms"), "recipe, the data's labels"),

@@ -16,7 +16,7 @@ from benchmarks.accuracy.training import Workspace
 
 TABLE, SPLIT = "relations", "val_id"
 CHOICE = "choice"  # ends the names of budgets of the runs by which a recipe was chosen
-COSTED = "recipe"  # the section that says what a step costs
+COSTED = ("recipe", "recipe_gemnet_dT")  # the sections that say what a step costs
 PARTS = {"system": "system", "within": "within", "system_fitted": "system, fitted", "within_fitted": "within, fitted"}
 VARIED = ("student", "train_systems", "steps")  # columns where a section has several
 
@@ -35,6 +35,7 @@ class Question(NamedTuple):
     references: Mapping[str, str] = MappingProxyType({})
 
 
+DEMO = "labelled_crack_n2n_v2v_atoms_300"  # the demo's recipe
 OF_TUNED = ("init_crack@80", "init_n2n@1000", "init_n2n@10000", "init_crack_n2n_tuned")
 OF_PAPER = {
     f"{start}_{terms}{atoms}": f"{start}_n2n{atoms}"
@@ -52,8 +53,9 @@ QUESTIONS = {
     "paper": Question(
         "The paper in small",
         "EquiformerV2 of one or two blocks from one of six, at the published weights, from scratch (`paper_`) or from the "
-        "teacher's first blocks (`init_`). The rows of `init_` are of an earlier version, which measured where the "
-        "projections start before it copied the blocks, and counted the gradients of frozen parts in the clipped norm.",
+        "teacher's first blocks (`init_`). The rows of `init_` with two blocks, with `infonce` or with `_atoms` are of an "
+        "earlier version, which measured where the projections start before it copied the blocks, and counted the gradients "
+        "of frozen parts in the clipped norm.",
         "paper_n2n",
         OF_PAPER,
     ),
@@ -82,8 +84,13 @@ QUESTIONS = {
     "generated": Question(
         "On structures that the teacher labelled",
         "Nine generated structures of each system (mixed9), all labels the teacher's (`labelled`): terms one by one, all of "
-        "them, and all but one.",
+        "them, and all but one; and, with seed 100, the demo's recipe (`_300`: of `atom_energies`), the same without "
+        "relations, and with responses, which were chosen so for the [table with five seeds](generated.md).",
         "labelled_crack_n2n_v2v_atoms",
+        dict.fromkeys(
+            (DEMO, "labelled_n2n_v2v_atoms_300", *(f"labelled_fifth_responses_{of}" for of in ("40", "40_300", "10_300"))),
+            DEMO,
+        ),
     ),
     "recipe": Question(
         "Recipes",
@@ -97,6 +104,12 @@ QUESTIONS = {
         "was measured, it was 1.14 for OC20's recipe and 2.35 for the Hessian in every step. Undistilled, OC20's recipe and "
         "that with the Hessian have in 1140 steps the rows of the table `generated`: the same trainings.",
         "crack_n2n_v2v_atoms",
+    ),
+    "recipe_gemnet_dT": Question(
+        "Recipes of GemNet-dT",
+        "Its recipe (`crack_n2n_atoms`), and with the responses of embeddings and forces in a fifth of the steps. Step: as "
+        "above.",
+        "crack_n2n_atoms",
     ),
 }
 INTRO = """# When relations help
@@ -131,7 +144,7 @@ def figures(workspace: Workspace) -> dict[str, Any]:
                 if line.method not in (UNDISTILLED, reference.method):
                     row["reference"] = reference.method
                     row |= {f"less_{name}": plain(results.less(line, reference, SPLIT, name)) for name in GAPS}
-                if section == COSTED and (cost := costs.get((line.student, line.teacher, line.method))):
+                if section in COSTED and (cost := costs.get((line.student, line.teacher, line.method))):
                     row["step_cost"] = cost
                 rows.append(row)
     return {"rows": rows, "embeddings": embeddings(workspace), "cost": hours(workspace.table(TABLE).rows())}

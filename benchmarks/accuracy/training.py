@@ -161,7 +161,7 @@ def prepare(run: Run, plan: Plan, workspace: Workspace, *, device: str) -> None:
 
 def run_teacher(run: Run, plan: Plan, workspace: Workspace, *, device: str) -> None:
     """Make the structures of a run and the teacher's cache, and append what they took to the table `labels`."""
-    kept = plan.kept(run)
+    kept = "" if run.structures else plan.kept(run)  # what structures keep is among their own arguments
     flags = [str(plan.jacobian_rows) if flag == "N" else flag for flag in KEPT[kept]]
     made, written_last = workspace.cache(run, kept), "header.json"
     if run.structures:

@@ -15,6 +15,8 @@ Here again:
     python -m benchmarks.foundation simulate runs/foundation    # relaxations and dynamics; the teacher's: see simulations.py
     python -m benchmarks.foundation report runs/foundation      # docs/benchmarks/foundation.*
 
+With another teacher, in another directory: `--experiments benchmarks/foundation/nequix.yml`, with the caches named as there.
+
 The rows in the directory's CSVs are the only record of what is done, as in benchmarks.accuracy.
 """
 

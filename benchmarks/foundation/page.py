@@ -22,18 +22,18 @@ from benchmarks.accuracy.page import (
     tuning_table,
     write_page,
 )
-from benchmarks.accuracy.plan import TEACHER, UNDISTILLED, Run, read_plan
+from benchmarks.accuracy.plan import TEACHER, UNDISTILLED, read_plan
 from benchmarks.accuracy.summary import DECIMALS, GAPS, MEAN, Results, choices, hours
 from benchmarks.accuracy.training import SPLITS, Workspace
-from benchmarks.foundation import BEST, EXPERIMENTS, NAME, side_by_side
+from benchmarks.foundation import BEST, NAME, POTENTIALS, side_by_side
 from benchmarks.foundation.data import LABELS
 from benchmarks.foundation.systems import ADSORBATES, HELD_OUT_ADSORBATES, HELD_OUT_COMPOSITIONS, VOLUMES
 
 SHOWN = ("val_id", MEAN)
 ERROR = 1.2  # of the teacher's against DFT: the goal of a student
-INTRO = """# Foundation: students of SevenNet-0
+INTRO = """# Foundation: students of {title}
 
-The teacher is SevenNet-0 (`sevenn`, `7net-0`; its weights are in the package), in an environment of its own. It
+The teacher is {text}, in an environment of its own. It
 labelled {trained} systems to train on and {validated} to validate on; nothing here has another label. The systems are
 adsorbates on metals and ordered alloys of {metals}: {compositions} compositions in the prototypes A1, A2, L1_2, L1_0
 and B2, of 16 metal atoms, facets 111, 100 and 211 or 110 and 100. They are not relaxed: each surface is strained, its
@@ -43,18 +43,17 @@ that the elements of some relaxations of the table against DFT are among them; n
 
 **These are small-budget numbers**: the systems were labelled in minutes of one CPU core, and a training takes minutes.
 They compare methods; they are not the accuracy that a student of this teacher can reach.
-`benchmarks/foundation/experiments.yml` says what each method is. `undistilled` is trained on the teacher's energies and
+`benchmarks/foundation/{experiments}` says what each method is. `undistilled` is trained on the teacher's energies and
 forces only. All errors but those against DFT are against the teacher, whose own are 0: gap closed is the part of
 the undistilled student's error that a method removes. What the brackets mean, how the best weights are chosen, and how
 the data are split is as in the [accuracy benchmark](accuracy.md). Where a method has few seeds, differences as small as
 those between the seeds of `undistilled` mean nothing.
 
 Before they are compared, energies are divided by what the element references leave of them, {energy_stdev:.1f} eV, and
-forces by their root mean square on free atoms, {force_size:.2f} eV/Å, as `fairchem-crack references` has it. The
-coefficients of PaiNN's single terms and of `relations_atoms` were tuned here ([below](#coefficients)). Those of `all`, and
-all of GemNet-dT, were found on the demo's data, with another teacher.
+forces by their root mean square on free atoms, {force_size:.2f} eV/Å, as `fairchem-crack references` has it.
+{coefficients}
 
-![gap closed](foundation.png)
+![gap closed]({page}.png)
 """
 
 
@@ -64,9 +63,11 @@ def figures(workspace: Workspace) -> dict[str, Any]:
     Raises:
         ValueError: there are no rows of the teacher, none of a student, or none of the labels.
     """
-    results, plan, rows = Results(workspace, NAME), read_plan(EXPERIMENTS), []
-    if Run(teacher=next(iter(plan.teachers)), method=TEACHER) not in results.rows:
+    results, rows = Results(workspace, NAME), []
+    teacher = [run for run in results.rows if run.method == TEACHER]
+    if not teacher:
         raise ValueError(f"{workspace.directory}: no rows of the teacher in {NAME}.csv; run --only method=teacher.")
+    plan = read_plan(POTENTIALS[teacher[0].teacher].experiments)
     for group in results.groups():
         names = {run.method for run in results.rows if run.student and group == replace(run, method="", seed=None)}
         for method in (name for name in plan.methods if name == UNDISTILLED or name in names):
@@ -78,8 +79,8 @@ def figures(workspace: Workspace) -> dict[str, Any]:
     if not labels:
         raise ValueError(f"{workspace.directory}: no {LABELS}.csv; run collect.")
     systems = {row["split"]: 0 for row in rows if row["split"] != MEAN}
-    teacher = [run for run in results.rows if run.method == TEACHER]
     return {
+        "teacher": teacher[0].teacher,
         "systems": {split: results.errors(teacher, split, "energy").size for split in systems},
         "cost": hours(workspace.table(NAME).rows()),
         "rows": rows,
@@ -185,6 +186,7 @@ def page(content: dict[str, Any]) -> str:
     """The page of these `figures`, and of nothing else."""
     rows, validated = content["rows"], sum(content["systems"].values())
     largest = max(row["train_systems"] for row in rows)
+    potential = POTENTIALS[content["teacher"]]
     compositions = len(VOLUMES) + 3 * len(VOLUMES) * (len(VOLUMES) - 1) // 2
     intro = INTRO.format(
         trained=largest,
@@ -194,6 +196,7 @@ def page(content: dict[str, Any]) -> str:
         adsorbates=", ".join(ADSORBATES),
         new_adsorbates=", ".join(HELD_OUT_ADSORBATES),
         held_out=HELD_OUT_COMPOSITIONS,
+        **{**potential._asdict(), "experiments": potential.experiments.name},
         **content["labels"],
     )
     lines = [intro]
@@ -216,7 +219,7 @@ def page(content: dict[str, Any]) -> str:
     if content["dft"]:
         lines += ["## Against DFT", "", DFT.format(error=ERROR), "", *dft_section(content["dft"])]
     runs, spent = content["cost"]
-    commands = COMMANDS.format(runs=runs, hours=f"{spent:.1f}")
+    commands = COMMANDS.format(runs=runs, hours=f"{spent:.1f}", page=potential.page, experiments=potential.experiments.name)
     return "\n".join([*lines, "## Commands", "", commands])
 
 
@@ -234,18 +237,19 @@ change at all. Goal: {error} times the error of the teacher, the first model; ot
 stand beside it."""
 COMMANDS = """The docstring of `benchmarks/foundation/__main__.py` has the commands, from an empty directory. These {runs}
 trainings ran on two CPU cores, several side by side, in {hours} hours of CPU time, those of the coefficients not counted;
-the others of `experiments.yml` are what `run` adds to the rows.
+the others of `{experiments}` are what `run` adds to the rows.
 
-    cp -r docs/benchmarks/foundation runs/foundation
-    python -m benchmarks.foundation report runs/foundation
+    cp -r docs/benchmarks/{page} runs/{page}
+    python -m benchmarks.foundation report runs/{page}
 """
 
 
 def write_report(workspace: Workspace, out: Path) -> None:
     """Write JSON, page, picture and rows to `out`."""
-    publish_rows(workspace, out / NAME)
     content = figures(workspace)
-    write_page(out / NAME, content, page(content))
+    place = out / POTENTIALS[content["teacher"]].page
+    publish_rows(workspace, place)
+    write_page(place, content, page(content))
     largest = max(row["train_systems"] for row in content["rows"])
     groups = [group for group in groups_of(content["rows"]) if group[0]["train_systems"] == largest]
-    figure.draw({title(group[0]): group for group in groups}, out / f"{NAME}.png")
+    figure.draw({title(group[0]): group for group in groups}, place.with_suffix(".png"))

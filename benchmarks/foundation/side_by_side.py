@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import combinations
 from operator import itemgetter
 from statistics import fmean, median
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.accuracy.page import markdown
+from benchmarks.accuracy.page import markdown, show
 from benchmarks.accuracy.summary import DECIMALS
 from benchmarks.accuracy.training import Workspace
 from benchmarks.foundation.simulations import (
@@ -139,63 +140,70 @@ def rounded(value: float) -> float:
 
 
 def section(content: dict[str, list[dict]]) -> list[str]:
-    """The tables of relaxations, sites and dynamics."""
-    relaxations, sites, dynamics = (content[name] for name in ("relaxations", "sites", "dynamics"))
-    teacher = next(row for row in relaxations if not row["student"])
-    count = len(teacher["steps"])
+    """The tables of relaxations, sites and dynamics: a line for each method, over its trainings."""
+    relaxations, sites, dynamics = (pooled(content[name]) for name in ("relaxations", "sites", "dynamics"))
+    count, ps = len(relaxations[0][0]["steps"]), SETTINGS.ps
     lines = ["## Relaxations and dynamics side by side", "", RELAXATION.format(starts=count, fmax=FMAX, steps=STEPS), ""]
     cells = []
-    for row in relaxations:
-        own = [
-            title(row),
-            f"{row['converged']} of {len(row['steps'])}",
-            f"{median(row['steps']):.0f}",
-            f"{row['seconds']:.2f}",
-        ]
-        if row["excess"]:
-            own += [f"{median(row['excess']):.3f}", f"{fmean(row['excess']):.3f}", f"{median(row['displacement']):.2f}"]
-            own += [f"{sum(value < NEAR for value in row['adsorbate'])} of {len(row['adsorbate'])}"]
-            own += [f"{median(row['force']):.2f}"]
-        cells.append([*own, *[""] * (9 - len(own))])
-    heading = ["model", "converged", "steps", "CPU s", "excess energy, median [eV]", "mean [eV]", "displacement [Å]"]
-    lines += [*markdown([*heading, "adsorbate in the same place", "teacher's force there [eV/Å]"], cells), ""]
-    lines += verdict(relaxations)
+    for rows in relaxations:
+        converged, steps = sum(row["converged"] for row in rows), [step for row in rows for step in row["steps"]]
+        own = [*titles(rows), f"{converged} of {len(steps)}", f"{median(steps):.0f}"]
+        own.append(over([row["seconds"] for row in rows], 2))
+        if rows[0]["excess"]:
+            near = [value < NEAR for row in rows for value in row["adsorbate"]]
+            own += [over([mean(row[name]) for row in rows], digits) for mean, name, digits in SHOWN]
+            own += [f"{sum(near)} of {len(near)}", over([median(row["force"]) for row in rows], 2)]
+        cells.append(own)
+    width = max(map(len, cells))
+    heading = ["model", "trainings", "converged", "steps", "CPU s", "excess energy, median [eV]", "mean [eV]"]
+    heading += ["displacement [Å]", "adsorbate in the same place", "teacher's force there [eV/Å]"]
+    lines += [*markdown(heading, [[*own, *[""] * (width - len(own))] for own in cells]), ""]
+    lines += verdict(content["relaxations"])
     lines += [SITES.format(distinct=DISTINCT, tied=TIED), ""]
-    cells = [
-        [
-            title(row),
-            row["group"],
-            str(row["starts"]),
-            f"{row['spread']:.2f}",
-            f"{row['ordered']:g} of {row['pairs']}",
-            f"{row['regret']:.3f}",
-        ]
-        for row in sites
-    ]
-    heading = ["model", "surface, adsorbate", "starts", "teacher's energies span [eV]", "pairs ordered as by the teacher"]
-    lines += [*markdown([*heading, "cost of the choice [eV]"], cells), ""]
-    ps = SETTINGS.ps
-    lines += [DYNAMIC.format(temperature=TEMPERATURE, ps=ps, starts=len(dynamics[0]["ps"])), ""]
-    cells = [
-        [
-            title(row),
-            f"{row['reason'].count('')} of {len(row['ps'])}",
-            f"{min(row['ps']):.2f}",
-            listed(row["temperature"], 0),
-            listed(row["rdf"], 2),
-            f"{row['seconds']:.0f}",
-        ]
-        for row in dynamics
-    ]
-    heading = [
-        "model",
-        f"lasted {ps:g} ps",
-        "shortest [ps]",
-        "mean temperature [K]",
-        "distance of the distribution",
-        "CPU s",
-    ]
-    return [*lines, *markdown(heading, cells), ""]
+    cells = []
+    for rows in sites:
+        ordered, pairs = (sum(row[name] for row in rows) for name in ("ordered", "pairs"))
+        span, regret = rows[0]["spread"], over([row["regret"] for row in rows], 3)
+        own = [rows[0]["group"], str(rows[0]["starts"]), f"{span:.2f}", f"{ordered:g} of {pairs}", regret]
+        cells.append([*titles(rows), *own])
+    heading = ["model", "trainings", "surface, adsorbate", "starts", "teacher's energies span [eV]"]
+    lines += [*markdown([*heading, "pairs ordered as by the teacher", "cost of the choice [eV]"], cells), ""]
+    lines += [DYNAMIC.format(temperature=TEMPERATURE, ps=ps, starts=len(dynamics[0][0]["ps"])), ""]
+    cells = []
+    for rows in dynamics:
+        lasted, shortest = [not reason for row in rows for reason in row["reason"]], min(min(row["ps"]) for row in rows)
+        own = [*titles(rows), f"{sum(lasted)} of {len(lasted)}", f"{shortest:.2f}"]
+        own += [by_start([row[name] for row in rows], digits) for name, digits in (("temperature", 0), ("rdf", 2))]
+        cells.append([*own, over([row["seconds"] for row in rows], 0)])
+    heading = ["model", "trainings", f"lasted {ps:g} ps", "shortest [ps]", "mean temperature [K]"]
+    return [*lines, *markdown([*heading, "distance of the distribution", "CPU s"], cells), ""]
+
+
+SHOWN: tuple[tuple[Callable[[list[float]], float], str, int], ...] = (  # of a relaxation's lists, as they are shown
+    (median, "excess", 3),
+    (fmean, "excess", 3),
+    (median, "displacement", 2),
+)
+
+
+def pooled(rows: list[dict]) -> list[list[dict]]:
+    """The rows of the trainings of each method (and group of starts), which stand in one line."""
+    kinds: dict[tuple, list[dict]] = {}
+    for row in rows:
+        kinds.setdefault((row["student"], row["method"], row.get("group")), []).append(row)
+    return list(kinds.values())
+
+
+def over(values: list[float], digits: int) -> str:
+    """The mean over the trainings, in brackets the lowest and the highest."""
+    ends = [min(values), max(values)] * (len(values) > 1)
+    return show([fmean(values), *ends], digits)
+
+
+def by_start(values: list[list[float | None]], digits: int) -> str:
+    """The mean over the trainings, for each start, of those that got there."""
+    reached = ([value for value in of_start if value is not None] for of_start in zip(*values))
+    return ", ".join(f"{fmean(of_start):.{digits}f}" if of_start else "none" for of_start in reached)
 
 
 def verdict(relaxations: list[dict]) -> list[str]:
@@ -206,14 +214,10 @@ def verdict(relaxations: list[dict]) -> list[str]:
     return [f"{VERDICT.format(fmax=FMAX, low=min(forces), high=max(forces))}", ""]
 
 
-def listed(values: list[float | None], digits: int) -> str:
-    """A value for each start."""
-    return ", ".join("none" if value is None else f"{value:.{digits}f}" for value in values)
-
-
-def title(row: dict) -> str:
-    """Of a model."""
-    return f"{row['student']} {row['method']}".strip()
+def titles(rows: list[dict]) -> list[str]:
+    """The model, and of how many trainings."""
+    first = rows[0]
+    return [f"{first['student']} {first['method']}".strip(), str(len(rows)) if first["student"] else ""]
 
 
 RELAXATION = """All models relax the same {starts} starts with LBFGS to {fmax} eV/Å, in at most {steps} steps: O on
@@ -221,7 +225,7 @@ Pt(111), and CO on Rh3Mo(111), whose composition is held out, each at random pla
 that is not strained; and the first systems of val_id and val_ood_cat. Excess energy: the **teacher's** energy of the
 student's relaxed structure, less that of its own. It is negative where the student has found a lower minimum from there.
 Displacement: mean of the free atoms from where the teacher puts them. CPU time is the median of a relaxation, on one thread
-of a machine with other work. One training of each method."""
+of a machine with other work. Over the trainings of a method: the mean, in brackets the lowest and the highest."""
 VERDICT = """**No student of this budget replaces its teacher in a relaxation**: where it has brought its own forces to
 {fmax} eV/Å, the teacher's are {low:.1f} to {high:.1f} eV/Å in the median."""
 SITES = """Which place is better? Pairs of relaxed starts of a surface that the teacher has more than {distinct} eV apart; a
