@@ -143,7 +143,7 @@ def exponent(first: dict, row: dict, column: str) -> float:
 def dft_section(rows: list[dict]) -> list[str]:
     """The tables against DFT, a line for each relaxation and one for their mean, and what of the goal is reached."""
     models = list(dict.fromkeys((row["student"], row["method"], row["seeds"]) for row in rows))
-    heads = [" ".join(part for part in (student, method) if part) for student, method, _ in models]
+    heads = [f"{student} {method} ({seeds})" if student else method for student, method, seeds in models]
     lines = []
     for column, size, unit, digits in (("forces", "of DFT's forces", "eV/Å", 3), ("energy", "of DFT's energies", "eV", 2)):
         cells = []
@@ -234,7 +234,7 @@ DFT = """Frames of DFT relaxations of OC20 whose elements the students have seen
 anything like them: relaxed bulks of other prototypes and larger cells. Energies are those of a frame less that of the
 last frame; forces are the components on free atoms. DFT's mean sizes are the errors of a model that predicts no
 change at all. Goal: {error} times the error of the teacher, the first model; other teachers that labelled the frames
-stand beside it."""
+stand beside it. In parentheses: of how many trainings the mean is."""
 COMMANDS = """The docstring of `benchmarks/foundation/__main__.py` has the commands, from an empty directory. These {runs}
 trainings ran on two CPU cores, several side by side, in {hours} hours of CPU time, those of the coefficients not counted;
 the others of `{experiments}` are what `run` adds to the rows.

@@ -139,13 +139,30 @@ def rounded(value: float) -> float:
     return round(float(value), DECIMALS)
 
 
+SHOWN: tuple[tuple[Callable[[list[float]], float], str, int], ...] = (  # of a relaxation's lists, as they are shown
+    (median, "excess", 3),
+    (fmean, "excess", 3),
+    (median, "displacement", 2),
+)
+
+
 def section(content: dict[str, list[dict]]) -> list[str]:
     """The tables of relaxations, sites and dynamics: a line for each method, over its trainings."""
     relaxations, sites, dynamics = (pooled(content[name]) for name in ("relaxations", "sites", "dynamics"))
-    count, ps = len(relaxations[0][0]["steps"]), SETTINGS.ps
-    lines = ["## Relaxations and dynamics side by side", "", RELAXATION.format(starts=count, fmax=FMAX, steps=STEPS), ""]
+    starts, of_dynamics = len(relaxations[0][0]["steps"]), len(dynamics[0][0]["ps"])
+    return [
+        *("## Relaxations and dynamics side by side", ""),
+        *(RELAXATION.format(starts=starts, fmax=FMAX, steps=STEPS), ""),
+        *(*relaxations_table(relaxations), "", *verdict(content["relaxations"])),
+        *(SITES.format(distinct=DISTINCT, tied=TIED), "", *sites_table(sites), ""),
+        *(DYNAMIC.format(temperature=TEMPERATURE, ps=SETTINGS.ps, starts=of_dynamics), "", *dynamics_table(dynamics), ""),
+    ]
+
+
+def relaxations_table(methods: list[list[dict]]) -> list[str]:
+    """How far relaxations got, and where the teacher sees them end."""
     cells = []
-    for rows in relaxations:
+    for rows in methods:
         converged, steps = sum(row["converged"] for row in rows), [step for row in rows for step in row["steps"]]
         own = [*titles(rows), f"{converged} of {len(steps)}", f"{median(steps):.0f}"]
         own.append(over([row["seconds"] for row in rows], 2))
@@ -157,33 +174,31 @@ def section(content: dict[str, list[dict]]) -> list[str]:
     width = max(map(len, cells))
     heading = ["model", "trainings", "converged", "steps", "CPU s", "excess energy, median [eV]", "mean [eV]"]
     heading += ["displacement [Å]", "adsorbate in the same place", "teacher's force there [eV/Å]"]
-    lines += [*markdown(heading, [[*own, *[""] * (width - len(own))] for own in cells]), ""]
-    lines += verdict(content["relaxations"])
-    lines += [SITES.format(distinct=DISTINCT, tied=TIED), ""]
+    return markdown(heading, [[*own, *[""] * (width - len(own))] for own in cells])
+
+
+def sites_table(methods: list[list[dict]]) -> list[str]:
+    """Whether students order the relaxed starts of a surface as the teacher does."""
     cells = []
-    for rows in sites:
+    for rows in methods:
         ordered, pairs = (sum(row[name] for row in rows) for name in ("ordered", "pairs"))
         span, regret = rows[0]["spread"], over([row["regret"] for row in rows], 3)
         own = [rows[0]["group"], str(rows[0]["starts"]), f"{span:.2f}", f"{ordered:g} of {pairs}", regret]
         cells.append([*titles(rows), *own])
     heading = ["model", "trainings", "surface, adsorbate", "starts", "teacher's energies span [eV]"]
-    lines += [*markdown([*heading, "pairs ordered as by the teacher", "cost of the choice [eV]"], cells), ""]
-    lines += [DYNAMIC.format(temperature=TEMPERATURE, ps=ps, starts=len(dynamics[0][0]["ps"])), ""]
+    return markdown([*heading, "pairs ordered as by the teacher", "cost of the choice [eV]"], cells)
+
+
+def dynamics_table(methods: list[list[dict]]) -> list[str]:
+    """How long dynamics last, and what they sample."""
     cells = []
-    for rows in dynamics:
+    for rows in methods:
         lasted, shortest = [not reason for row in rows for reason in row["reason"]], min(min(row["ps"]) for row in rows)
         own = [*titles(rows), f"{sum(lasted)} of {len(lasted)}", f"{shortest:.2f}"]
         own += [by_start([row[name] for row in rows], digits) for name, digits in (("temperature", 0), ("rdf", 2))]
         cells.append([*own, over([row["seconds"] for row in rows], 0)])
-    heading = ["model", "trainings", f"lasted {ps:g} ps", "shortest [ps]", "mean temperature [K]"]
-    return [*lines, *markdown([*heading, "distance of the distribution", "CPU s"], cells), ""]
-
-
-SHOWN: tuple[tuple[Callable[[list[float]], float], str, int], ...] = (  # of a relaxation's lists, as they are shown
-    (median, "excess", 3),
-    (fmean, "excess", 3),
-    (median, "displacement", 2),
-)
+    heading = ["model", "trainings", f"lasted {SETTINGS.ps:g} ps", "shortest [ps]", "mean temperature [K]"]
+    return markdown([*heading, "distance of the distribution", "CPU s"], cells)
 
 
 def pooled(rows: list[dict]) -> list[list[dict]]:
