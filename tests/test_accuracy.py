@@ -110,6 +110,8 @@ def test_only_some_of_the_runs_are_chosen():
         PLAN.runs("accuracy", command.fields(["seeds=1"]))
     with pytest.raises(ValueError, match="--only seed=5: no run of table accuracy has it; there are 1, 2\\."):
         PLAN.runs("accuracy", command.fields(["seed=5,1"]))
+    with pytest.raises(ValueError, match="--only budget=time: no run of table accuracy has it with seed=2\\."):
+        PLAN.runs("accuracy", command.fields(["seed=2", "budget=steps,time"]))
     with pytest.raises(ValueError, match="--only seed: expected NAME=VALUE"):
         command.fields(["seed"])
 

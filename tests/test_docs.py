@@ -47,6 +47,7 @@ from fairchem_crack import keys
 from fairchem_crack.adapters import base
 from fairchem_crack.evaluation.speed.runs import RELAXES_IN_BATCHES
 from fairchem_crack.teacher.cache import TeacherCache
+from fairchem_crack.teacher.label.teachers import FRAMEWORKS
 
 ROOT = Path(__file__).parents[1]
 NAMES = (
@@ -425,6 +426,11 @@ def test_the_page_of_the_rooms_has_those_of_the_contract():
     package = ROOT / "fairchem_crack"
     rooms = {path.relative_to(package).with_suffix("").parts[0] for path in package.rglob("*.py")} - {"__init__", "host"}
     assert sorted(layers) == sorted(rooms)
+
+
+def test_the_page_of_teachers_has_what_adapters_need():
+    rows = re.findall(r"^\| `(\w+):.*?\| `([^`]+)`", (ROOT / "docs/teachers.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert dict(rows) == {framework: package for framework, (package, _) in FRAMEWORKS.items()}
 
 
 def test_pre_commit_runs_what_make_lint_runs():

@@ -237,8 +237,15 @@ def test_any_calculator_or_function_is_a_teacher(tmp_path, teacher, width):
         ("stub_labeller:unlike_its_sum", r"N2: .*atom_energies whose sum is .* eV, and the energy is 7 eV"),
         ("stub_labeller:without_embedding", r"row 5 .*: the teacher .* gives no node_embedding, as it did for others"),
         ("stub_labeller:misshapen", r"node_embedding of shape \(3, 4\), expected \(N, D\) with N = 2"),
-        ("sevennet:7net-0", r"--teacher sevennet:7net-0: No module named 'sevenn'.* Run it where `sevenn` is installed"),
-        ("nequix:a.pt", r"--teacher nequix:a.pt: No module named .*\. Run it where `nequix\[torch\]` is installed"),
+        (
+            "sevennet:7net-0",
+            r"--teacher sevennet:7net-0: No module named 'sevenn'.* Run it where `sevenn>=0.11` is installed",
+        ),
+        ("nequix:a.pt", r"--teacher nequix:a.pt: No module named .*\. Run it where `nequix\[torch\]>=0\.3` is installed"),
+        (
+            "fairchem2:uma-s-1p1@oc20",  # in the student's own environment
+            r"fairchem-core 1\..* is installed here, which is too old\. Run it where `fairchem-core>=2\.16` is installed",
+        ),
         ("sevennet", r"expected a model, for example sevennet:7net-0"),
         (
             "stub_labeller:fails_to_load",

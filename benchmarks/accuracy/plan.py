@@ -78,7 +78,7 @@ class Plan:
             only: what of the fields of `Run` is run; empty for all.
 
         Raises:
-            ValueError: a grid or `only` has an unknown name, or `only` a value that no run has.
+            ValueError: a grid or `only` has an unknown name, or `only` a value that no run has, or none with its others.
         """
         if unknown := only.keys() - {field.name for field in fields(Run)}:
             raise ValueError(f"--only {', '.join(sorted(unknown))}: expected one of {', '.join(asdict(Run()))}.")
@@ -98,6 +98,10 @@ class Plan:
                 expected = ", ".join(str(value) for value in known_values if value not in (None, ""))
                 raise ValueError(f"--only {name}={','.join(absent)}: no run of table {table} has it; there are {expected}.")
         chosen = [run for run in runs if all(getattr(run, name) in values for name, values in only.items())]
+        for name, values in only.items():
+            if absent := [str(value) for value in values if all(getattr(run, name) != value for run in chosen)]:
+                others = " ".join(f"{other}={','.join(map(str, only[other]))}" for other in only if other != name)
+                raise ValueError(f"--only {name}={','.join(absent)}: no run of table {table} has it with {others}.")
         return sorted(chosen, key=lambda run: -1 if run.seed is None else run.seed)
 
     def steps(self, table: str, run: Run) -> int:

@@ -16,13 +16,14 @@ from ase import Atoms
 from fairchem_crack.io.calculators import energy_and_forces, is_calculator
 from fairchem_crack.teacher.label.protocol import Labeller, Outputs
 
-FRAMEWORKS = {  # of each: what `pip install` takes, and an example of a model
-    "sevennet": ("sevenn", "sevennet:7net-0"),
-    "chgnet": ("chgnet", "chgnet:0.3.0"),
-    "mace": ("mace-torch", "mace:weights/mace.model"),
-    "nequix": ("nequix[torch]", "nequix:weights/nequix-oam-1.pt"),
-    "orb": ("orb-models", "orb:orb-v3-conservative-inf-omat"),
-    "fairchem2": ("fairchem-core", "fairchem2:uma-s-1p1@oc20"),
+# Of each: what `pip install` takes, from the oldest version with all that its adapter calls; and an example of a model.
+FRAMEWORKS = {
+    "sevennet": ("sevenn>=0.11", "sevennet:7net-0"),
+    "chgnet": ("chgnet>=0.3.8", "chgnet:0.3.0"),
+    "mace": ("mace-torch>=0.3.13", "mace:weights/mace.model"),
+    "nequix": ("nequix[torch]>=0.3", "nequix:weights/nequix-oam-1.pt"),
+    "orb": ("orb-models>=0.7", "orb:orb-v3-conservative-inf-omat"),
+    "fairchem2": ("fairchem-core>=2.16", "fairchem2:uma-s-1p1@oc20"),
 }
 OWN = (
     "package.module:function, which takes no argument and returns a Labeller, an ASE calculator, or a function of a list of "
@@ -64,22 +65,11 @@ def labeller_of(teacher: str, device: Optional[str] = None) -> Labeller:
         device: of torch; None takes a GPU where there is one.
 
     Raises:
-        ValueError: there is none, or its framework is not installed; the message begins with `--teacher`.
+        ValueError: there is none, or its framework is not installed or too old; the message begins with `--teacher`.
     """
     framework, colon, model = teacher.partition(":")
     if framework in FRAMEWORKS:
-        package, example = FRAMEWORKS[framework]
-        if not model:
-            raise ValueError(f"--teacher {teacher}: expected a model, for example {example}.")
-        try:
-            labeller = importlib.import_module(f"{__package__}.frameworks.{framework}").load(model, device)
-        except ModuleNotFoundError as error:
-            raise ValueError(f"--teacher {teacher}: {error}. Run it where `{package}` is installed.") from error
-        except Exception as error:  # a framework raises anything
-            raise ValueError(f"--teacher {teacher}: {type(error).__name__}: {error}") from error
-        name = package.partition("[")[0]
-        labeller.identity = {name: _version(name), **labeller.identity}
-        return labeller
+        return _of_framework(teacher, framework, model, device)
     if not colon:
         raise ValueError(f"--teacher {teacher}: expected {EXPECTED}.")
     try:
@@ -97,6 +87,30 @@ def labeller_of(teacher: str, device: Optional[str] = None) -> Labeller:
         kind = f"the class {made.__name__}, no instance" if isinstance(made, type) else type(made).__name__
         raise ValueError(f"--teacher {teacher}: `{model}` returned {kind}. Expected {OWN}.")
     labeller.identity = {"source": _source_digest(make), **labeller.identity}
+    return labeller
+
+
+def _of_framework(teacher: str, framework: str, model: str, device: Optional[str]) -> Labeller:
+    """The teacher of one of `FRAMEWORKS`."""
+    from packaging.requirements import Requirement
+
+    package, example = FRAMEWORKS[framework]
+    if not model:
+        raise ValueError(f"--teacher {teacher}: expected a model, for example {example}.")
+    needed = Requirement(package)
+    installed = _version(needed.name)
+    if installed is not None and not needed.specifier.contains(installed, prereleases=True):
+        raise ValueError(
+            f"--teacher {teacher}: {needed.name} {installed} is installed here, which is too old. Run it where `{package}` "
+            "is installed; where pip finds none, the environment's Python is too old for it."
+        )
+    try:
+        labeller = importlib.import_module(f"{__package__}.frameworks.{framework}").load(model, device)
+    except ModuleNotFoundError as error:
+        raise ValueError(f"--teacher {teacher}: {error}. Run it where `{package}` is installed.") from error
+    except Exception as error:  # a framework raises anything
+        raise ValueError(f"--teacher {teacher}: {type(error).__name__}: {error}") from error
+    labeller.identity = {needed.name: installed, **labeller.identity}
     return labeller
 
 
