@@ -35,7 +35,7 @@ from fairchem_crack.io.datasets import Records, open_dataset
 from fairchem_crack.io.wrapping import wrapped
 from fairchem_crack.teacher.cache import CacheError, TeacherCache
 from fairchem_crack.teacher.cached import CachedDataset, digest_of
-from fairchem_crack.teacher.label import Outputs, protocol
+from fairchem_crack.teacher.label import Outputs, job, protocol
 from fairchem_crack.teacher.label.command import main
 from fairchem_crack.teacher.label.systems import EXPORTED, Systems
 from fairchem_crack.teacher.labels import TeacherLabels, validation_labels
@@ -300,6 +300,12 @@ def test_systems_that_no_teacher_should_see_are_named(tmp_path, atoms, message):
     data = database(tmp_path / "data.db", [slab(), atoms])
     with pytest.raises(SystemExit, match=rf"label: row 2 of data\.db.*: {message}.*\. Leave the system out of the data"):
         label(data, tmp_path / "cache")
+
+
+def test_progress_counts_what_was_there(monkeypatch, capsys):
+    monkeypatch.setattr(job, "EVERY", 0)
+    job.show_progress(iter([2, 1]), missing=3, total=10)
+    assert [line.split(",")[0] for line in capsys.readouterr().out.splitlines()] == ["9 of 10 systems", "10 of 10 systems"]
 
 
 def test_a_half_written_cache_is_refused_and_then_finished(tmp_path, slabs):

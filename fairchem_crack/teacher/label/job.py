@@ -134,7 +134,7 @@ def label(job: Job, *, processes: int = 1, is_repair: bool = False) -> TeacherCa
                 os.environ.setdefault(THREADS, str(max(1, (os.cpu_count() or 1) // processes)))
                 shares = [(job, plan, todo[process::processes], process) for process in range(processes)]
                 written = values_from(_label_share, shares)
-            show_progress(written, sum(len(systems_of(plan, chunk)) for chunk in todo))
+            show_progress(written, sum(len(systems_of(plan, chunk)) for chunk in todo), plan.systems)
     return TeacherCache(job.directory)
 
 
@@ -144,17 +144,22 @@ def _label_share(job: Job, plan: Plan, chunks: list[int], process: int, put: Cal
         put(written)
 
 
-def show_progress(written: Iterator[int], total: int) -> None:
-    """A line now and then: how far, how fast, how long still."""
+def show_progress(written: Iterator[int], missing: int, total: int) -> None:
+    """A line now and then: how far, how fast, how long still.
+
+    Args:
+        written: how many systems are, each time.
+        missing: those of the `total` that it writes.
+    """
     began = shown = time.monotonic()
-    done = 0
+    left = missing
     for count in written:
-        done += count
+        left -= count
         now = time.monotonic()
         if now - shown >= EVERY:
-            shown, pace = now, (now - began) / done
-            left = max(0.0, (total - done) * pace)
-            print(f"{done} of {total} systems, {pace:.2g} s each, about {left / 60:.0f} min left", flush=True)
+            shown, pace = now, (now - began) / (missing - left)
+            minutes = left * pace / 60
+            print(f"{total - left} of {total} systems, {pace:.2g} s each, about {minutes:.0f} min left", flush=True)
 
 
 def check_elements(systems: Systems, labeller: Labeller, teacher: str) -> None:
