@@ -93,7 +93,7 @@ class CachedDataset(Dataset):
             raise CacheError(
                 f"Teacher cache {cache.directory} holds {', '.join(cache.plan.fields)}, and no {', '.join(lacking)}, which "
                 "terms of loss_functions need. Write a new cache to another directory: `fairchem-crack cache-teacher` keeps "
-                "what the terms of its YAML need."
+                "what the terms of its YAML need, `python -m fairchem_crack.teacher.label` what its flags say."
             )
         size = len(dataset)  # type: ignore[arg-type]
         if len(cache) < size:
