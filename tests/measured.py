@@ -298,19 +298,24 @@ def less_than_n2n(split: str, quantity: str) -> float:
     return RESULTS_OF_SEVENNET.less(relations, n2n, split, quantity).low
 
 
-def gaps_of_nequix(student: str, method: str, split: str = "val_id") -> list[float]:
-    """As `gap_of_sevennet`, of the students of Nequix-OAM-1."""
-    row = _of_nequix(student, method, split)
+def gaps_of_potential(teacher: str, student: str, method: str, split: str = "val_id") -> list[float]:
+    """As `gap_of_sevennet`, of the students of another foundation potential."""
+    row = _of_potential(teacher, student, method, split)
     return [100 * row[f"gap_{name}"][0] for name in GAPS]
 
 
-def seeds_of_nequix(student: str, method: str) -> int:
-    return _of_nequix(student, method, "val_id")["seeds"]
+def gaps_of_chgnet(student: str) -> list[float]:
+    """`gaps_of_potential` of the recipe that `init` writes for CHGNet, which has no vectors."""
+    return gaps_of_potential("chgnet", student, "all_without_vectors")
 
 
-def _of_nequix(student: str, method: str, split: str) -> dict:
+def seeds_of_potential(teacher: str, student: str, method: str) -> int:
+    return _of_potential(teacher, student, method, "val_id")["seeds"]
+
+
+def _of_potential(teacher: str, student: str, method: str, split: str) -> dict:
     sought = {"student": student, "method": method, "split": split}
-    (row,) = (row for row in load("foundation_nequix")["rows"] if sought.items() <= row.items())
+    (row,) = (row for row in load(f"foundation_{teacher}")["rows"] if sought.items() <= row.items())
     return row
 
 

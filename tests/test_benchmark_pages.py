@@ -101,6 +101,7 @@ OF_ROWS = [
     ("relations", "accuracy", "accuracy.relations", "accuracy.relations", 500),
     ("foundation", "foundation", "foundation.page", "foundation.page", 500),
     ("foundation_nequix", "foundation_nequix", "foundation.page", "foundation.page", 200),
+    ("foundation_chgnet", "foundation_chgnet", "foundation.page", "foundation.page", 100),
 ]
 
 

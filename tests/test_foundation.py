@@ -57,7 +57,7 @@ def test_the_first_systems_of_a_split_are_the_same():
         assert (one.get_all_distances(mic=True)[first, second] > LIMITS.min_distance * touching).all()
 
 
-@pytest.mark.parametrize(("teacher", "methods"), [("sevennet", 10), ("nequix", 8)])
+@pytest.mark.parametrize(("teacher", "methods"), [("sevennet", 10), ("nequix", 8), ("chgnet", 4)])
 def test_gemnet_is_given_no_vectors(teacher, methods):
     plan = read_plan(POTENTIALS[teacher].experiments)
     runs = plan.runs(NAME, {})
@@ -69,8 +69,9 @@ def test_gemnet_is_given_no_vectors(teacher, methods):
             assert run.student == "painn" or "vector_embeddings" not in fields
 
 
-def test_what_was_tuned_for_one_teacher_is_taken_for_the_other():
-    first, second = (read_plan(POTENTIALS[teacher].experiments) for teacher in ("sevennet", "nequix"))
+@pytest.mark.parametrize("teacher", ["nequix", "chgnet"])
+def test_what_was_tuned_for_one_teacher_is_taken_for_others(teacher):
+    first, second = (read_plan(POTENTIALS[name].experiments) for name in ("sevennet", teacher))
     assert second.methods.items() <= first.methods.items()
 
 

@@ -43,4 +43,12 @@ POTENTIALS = {
         EXPERIMENTS.with_name("nequix.yml"),
         f"{NAME}_nequix",
     ),
+    "chgnet": Potential(
+        "CHGNet",
+        "CHGNet 0.3.0 (`chgnet`; its weights are in the package)",
+        "All coefficients are those of the [benchmark with SevenNet-0](foundation.md), on the same systems: nothing was "
+        "tuned for this teacher, which has no l=1 embedding.",
+        EXPERIMENTS.with_name("chgnet.yml"),
+        f"{NAME}_chgnet",
+    ),
 }
