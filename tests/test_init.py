@@ -10,6 +10,7 @@ import pytest
 import yaml
 from ase import Atoms
 from ase.calculators.singlepoint import SinglePointCalculator
+from ase.constraints import FixAtoms
 from ase.db import connect
 from ase.io import write
 from conftest import distill_config, write_cache, write_edited
@@ -19,6 +20,7 @@ from fairchem_crack.commands.cli import main
 from fairchem_crack.commands.init.data import DataSummary
 from fairchem_crack.commands.init.recipe import recipe
 from fairchem_crack.commands.init.teacher import TeacherSummary
+from fairchem_crack.teacher.export import write_database
 
 ENERGY_OF = {"Cu": -3.0, "O": -5.0}  # eV
 
@@ -154,3 +156,93 @@ def test_atom_energies_need_labels_of_the_teachers_zero(labels, references, is_t
     teacher = TeacherSummary("sevennet", "caches/7net", frozenset({"node_embedding", "atom_energies"}), cache=object())
     terms = [name for loss in recipe("painn", data, teacher).losses for name in loss]
     assert ("atom_energies" in terms) is is_trained and "node_embeddings" in terms
+
+
+def test_hold_out_divides_one_database(teacher_checkpoint, tmp_path, capsys):
+    """All rows are on one side, as they were; what they carry, too."""
+    source = tmp_path / "oxides.db"
+    rng = np.random.default_rng(0)
+    with connect(source) as rows:
+        for index in range(40):
+            atoms = oxide(rng)
+            atoms.set_constraint(FixAtoms([0]))
+            rows.write(atoms, key_value_pairs={"material": f"number {index}"}, data={"sid": index, "list": [index]})
+    given = ["--dataset", source, "--hold-out", 10, "--student", "painn", "--teacher", teacher_checkpoint]
+    config = init(*given, output=tmp_path / "deep" / "mine.yml")
+    train, val = (config["dataset"][split]["src"] for split in ("train", "val"))
+    assert (train, val) == tuple(str(tmp_path / "deep" / f"mine_{split}.db") for split in ("train", "val"))
+    parts = [{row.data["sid"]: row for row in connect(file).select()} for file in (train, val)]
+    assert 1 <= len(parts[1]) <= 10 and not parts[0].keys() & parts[1].keys()
+    assert f"Held out for validation: {len(parts[1])} systems, {val}" in capsys.readouterr().out
+    before = {row.data["sid"]: row for row in connect(source).select()}
+    after = {**parts[0], **parts[1]}
+    assert before.keys() == after.keys()
+    for sid, row in after.items():
+        assert row.toatoms() == before[sid].toatoms() and row.key_value_pairs == {"material": f"number {sid}"}
+        assert row.data == {"sid": sid, "list": [sid]} and repr(row.toatoms().constraints) == "[FixAtoms(indices=[0])]"
+        assert row.energy == before[sid].energy and np.array_equal(row.forces, before[sid].forces)
+
+
+def test_frames_of_one_trajectory_are_on_one_side(teacher_checkpoint, tmp_path):
+    """Else the student would be validated on frames next to those that it was trained on."""
+    source = tmp_path / "relaxations.db"
+    rng = np.random.default_rng(0)
+    with connect(source) as rows:
+        for relaxation in range(12):
+            first = oxide(rng)
+            for _ in range(5):
+                frame = first.copy()
+                frame.rattle(0.05, rng=rng)
+                frame.cell[2, 2] += relaxation / 10
+                frame.calc = SinglePointCalculator(frame, **first.calc.results)
+                rows.write(frame, key_value_pairs={"relaxation": relaxation})
+    given = ["--dataset", source, "--hold-out", 13, "--student", "painn", "--teacher", teacher_checkpoint]
+    config = init(*given, output=tmp_path / "mine.yml")
+    train, val = (
+        [row.relaxation for row in connect(config["dataset"][split]["src"]).select()] for split in ("train", "val")
+    )
+    assert (len(train), len(val)) == (50, 10) and not set(train) & set(val)
+
+
+def test_labels_of_a_cache_replace_those_of_the_data(data, teacher_checkpoint, tmp_path, capsys):
+    """One database that the teacher labelled is enough: both parts have their records in the one cache."""
+    cache = write_cache(distill_config(data, teacher_checkpoint), tmp_path)
+    gc.collect()
+    config = distill_config(data, teacher_checkpoint)
+    source = tmp_path / "all.db"
+    write_database(config, "train", source)
+    gc.collect()
+    given = ["--dataset", source, "--hold-out", 3, "--labels", "teacher", "--student", "painn", "--teacher", cache]
+    written = init(*given, output=tmp_path / "mine.yml")
+    assert written["task"]["distill"] == {"teacher": {"cache": str(cache), "val_cache": str(cache)}, "labels": "teacher"}
+    out = capsys.readouterr().out
+    assert "No problem found" in out and f"val: energy, forces (teacher: of {cache})" in out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"--hold-out": "0"}, "--hold-out 0: expected at least 1"),
+        ({"--hold-out": "1", "--val": "good.db"}, "expected no --val, no --val-cache"),
+        ({"--hold-out": "1", "--dataset": "nowhere.db"}, "--dataset nowhere.db: does not exist"),
+        ({"--hold-out": "1", "--dataset": "lmdbs"}, r"--hold-out: divides an ASE database .* not lmdbs"),
+        ({"--hold-out": "1", "--dataset": "alike.db"}, "--hold-out 1: alike.db has 4 systems, but no 1 of them or fewer"),
+        ({"--hold-out": "1", "--dataset": "bare.db"}, r"--dataset my_student_train.db: no system of a sample"),
+        ({"--hold-out": "1", "--output": "there.yml"}, r"there_val\.db is there already"),
+        ({"--labels": "teacher"}, "--labels teacher: expected a teacher cache of --dataset as --teacher"),
+    ],
+)
+def test_no_part_is_left_of_a_division_that_fails(change, message, teacher_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    database(Path("bare.db"), [False, False])
+    database(Path("good.db"), [True, True])
+    Path("lmdbs").mkdir()
+    with connect("alike.db") as rows:
+        for _ in range(4):
+            rows.write(oxide(np.random.default_rng(0)))
+    Path("there_val.db").write_text("mine")
+    before = {file.name: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
+    options = {"--dataset": "good.db", "--student": "painn", "--teacher": str(teacher_checkpoint), **change}
+    with pytest.raises(SystemExit, match=f"fairchem-crack init: .*{message}"):
+        main(["init", *(word for option in options.items() for word in option)])
+    assert {file.name: file.stat().st_mtime_ns for file in tmp_path.iterdir()} == before

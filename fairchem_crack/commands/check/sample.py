@@ -71,7 +71,8 @@ def examine_agreement(check: Check) -> str:
     else:
         line += _warning(f"zero forces have {size:.3g}. Was the teacher trained on data of this kind, in this unit?")
     if not energies.is_plausible and check.distill and check.distill.labels == "teacher":
-        line += "; the student learns the teacher's energies, so that validation shows the difference"
+        shows = "and is validated on them" if check.distill.teacher.val_cache else "so that validation shows the difference"
+        line += f"; the student learns the teacher's energies, {shows}"
     elif not energies.is_plausible:
         compared = [term.key for term in check.terms if keys.ENERGY in teacher_fields(term)]
         line += _warning(explanation(energies, compared))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from contextlib import ExitStack
 from pathlib import Path
 
 from fairchem_crack.io.arguments import check_at_least
@@ -31,6 +32,14 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument("--dataset", type=Path, required=True, metavar="PATH", help="an ASE database, or fairchem's LMDBs")
     own.add_argument("--val", type=Path, metavar="PATH", help="the same of other systems, to choose the best checkpoint by")
     own.add_argument("--val-cache", metavar="DIR", help="a cache of the teacher's outputs for --val, where it has no labels")
+    own.add_argument(
+        "--hold-out", type=int, metavar="N", help="in place of --val: hold out N systems of an ASE database, at random"
+    )
+    own.add_argument(
+        "--labels",
+        choices=["teacher"],
+        help="train on the teacher's energies and forces, whatever the data have",
+    )
     own.add_argument("--student", required=True, choices=STUDENTS)
     own.add_argument("--teacher", required=True, help="a checkpoint of fairchem, or the directory of a teacher cache")
     own.add_argument("--output", type=Path, default=Path("my_student.yml"), metavar="FILE.yml", help="(my_student.yml)")
@@ -44,12 +53,13 @@ def init(arguments: list[str]) -> None:
     options = parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     output: Path = options.output
-    check_at_least(options, {"systems": 2})
+    check_at_least(options, {"systems": 2, "hold_out": 1})
     if output.suffix not in (".yml", ".yaml"):
         raise ValueError(f"--output {output}: expected the name of a .yml file.")
     if output.exists():
         raise ValueError(f"--output {output}: there is such a file already. Give another name, or remove it.")
     from fairchem_crack.commands.init.data import look_at
+    from fairchem_crack.commands.init.hold_out import hold_out
     from fairchem_crack.commands.init.page import page
     from fairchem_crack.commands.init.recipe import recipe
     from fairchem_crack.commands.init.teacher import read_teacher
@@ -57,17 +67,28 @@ def init(arguments: list[str]) -> None:
     from fairchem_crack.teacher.cache import TeacherCache
 
     teacher = read_teacher(options.teacher, trust=options.trust)
-    data = look_at(options.dataset, options.systems, teacher.cache)
-    val_cache = None if options.val_cache is None else TeacherCache(Path(options.val_cache))
-    val = None if options.val is None else look_at(options.val, 2, val_cache, option="--val")
-    if val_cache is not None and (val is None or data.labels == "data"):
-        raise ValueError("--val-cache: gives labels to --val; expected --val, and --dataset without labels of its own.")
-    references = None
-    if data.references is not None:
-        references = output.with_name(f"{output.stem}_references.npz")
-        output.parent.mkdir(parents=True, exist_ok=True)
-        data.references.write(references)
-    chosen = recipe(options.student, data, teacher)
-    write_text(output, page(data, val, teacher, chosen, references, options.val_cache))
+    if options.labels == "teacher" and teacher.cache is None:
+        raise ValueError("--labels teacher: expected a teacher cache of --dataset as --teacher; its energies are looked at.")
+    if options.hold_out is not None and (options.val is not None or options.val_cache is not None):
+        raise ValueError("--hold-out: takes the systems to validate on from --dataset; expected no --val, no --val-cache.")
+    with ExitStack() as parts:
+        if options.hold_out is not None:
+            options.dataset, options.val = parts.enter_context(hold_out(options.dataset, options.hold_out, output))
+        data = look_at(options.dataset, options.systems, teacher.cache, whose=options.labels)
+        if options.hold_out is not None and teacher.cache is not None and data.labels != "data":
+            options.val_cache = options.teacher
+        val_cache = None if options.val_cache is None else TeacherCache(Path(options.val_cache))
+        val = None if options.val is None else look_at(options.val, 2, val_cache, option="--val", whose=options.labels)
+        if val_cache is not None and (val is None or data.labels == "data"):
+            raise ValueError("--val-cache: gives labels to --val; expected --val, and --dataset without labels of its own.")
+        references = None
+        if data.references is not None:
+            references = output.with_name(f"{output.stem}_references.npz")
+            output.parent.mkdir(parents=True, exist_ok=True)
+            data.references.write(references)
+        chosen = recipe(options.student, data, teacher)
+        write_text(output, page(data, val, teacher, chosen, references, options.val_cache))
     print("\n".join([f"Data: {data.summary}.", f"Teacher: {teacher.summary}.", f"Student: {chosen.summary}."]))
+    if options.hold_out is not None and val is not None:
+        print(f"Held out for validation: {val.systems} systems, {options.val}; trained on: {options.dataset}.")
     print((NEXT if teacher.cache is None else NEXT_WITH_CACHE).format(output=output))

@@ -64,13 +64,16 @@ class DataSummary:
         return f"{kind} of {self.systems} systems, {self.atoms:.0f} atoms in the mean, {', '.join(self.elements)}"
 
 
-def look_at(path: Path, at_most: int, cache: Optional[TeacherCache], *, option: str = "--dataset") -> DataSummary:
+def look_at(
+    path: Path, at_most: int, cache: Optional[TeacherCache], *, option: str = "--dataset", whose: Optional[str] = None
+) -> DataSummary:
     """Read a sample of a dataset.
 
     Args:
         at_most: systems to read, evenly spaced.
         cache: of the teacher, whose labels count where the data have none.
         option: that gave the path, for errors.
+        whose: "teacher" for its labels in place of those of the data.
 
     Raises:
         FileNotFoundError: there are no such data.
@@ -83,14 +86,15 @@ def look_at(path: Path, at_most: int, cache: Optional[TeacherCache], *, option: 
     renamed = {before: name for before, name in RENAMED.items() if before in sample[0] and name not in sample[0]}
     if renamed:
         options["key_mapping"] = renamed
-    own = [_labels_of(system, renamed) for system in sample]
+    own = [None if whose == "teacher" else _labels_of(system, renamed) for system in sample]
     known = sum(labels is not None for labels in own)
     labels = "data" if known == len(own) else "fill" if known else "teacher"
     filled = own if labels == "data" else [given or of_teacher for given, of_teacher in zip(own, cached)]
     labelled = [(system, given) for system, given in zip(sample, filled) if given is not None]
     if not labelled:
+        what = "the teacher's energy and forces" if whose else "an energy and forces"
         raise ValueError(
-            f"{option} {path}: no system of a sample of {len(sample)} has an energy and forces, and no cache has them. "
+            f"{option} {path}: no system of a sample of {len(sample)} has {what}, and no cache has them. "
             f"Write the teacher's cache of these systems first (docs/teachers.md), and give it as {CACHE_OF[option]}."
         )
     return _summary(options, systems, labels, [system for system, _ in labelled], [given for _, given in labelled])

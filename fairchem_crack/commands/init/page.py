@@ -74,12 +74,12 @@ optim:
 logger: tensorboard # or wandb
 """
 WITHOUT_VAL = """\
-  # No --val was given: nothing tells when to stop, and there is no best checkpoint. Systems that training does not see:
+  # No --val or --hold-out was given: nothing tells when to stop, and there is no best checkpoint. Systems not trained on:
   # val: {src: PATH}"""
 OF_LABELS = {
     "data": "",
     "fill": "    labels: fill # systems without energy or forces have the teacher's\n",
-    "teacher": "    labels: teacher # the data have no energies and forces\n",
+    "teacher": "    labels: teacher # its energies and forces, to train and to validate on\n",
 }
 ATOM_ENERGIES = """\
   # These data have total energies. Where the teacher's have the same zero (`check` compares them), its atom energies help:
