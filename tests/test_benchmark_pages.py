@@ -23,8 +23,8 @@ def module_of(name: str):
     "name, module",
     [
         ("cache", "cache.report"),
-        ("crack_loss", "crack_loss"),
-        ("crack_loss_gpu", "crack_loss"),
+        ("crack_loss", "crack_loss.report"),
+        ("crack_loss_gpu", "crack_loss.report"),
         ("denormals", "denormals"),
         ("engines", "engines.report"),
         ("gpu", "gpu.report"),

@@ -22,7 +22,7 @@ def read(file: Path) -> list[dict]:
 
 
 def read_loss(directory: Path, log: Path) -> list[dict]:
-    """The rows of `crack_loss.py`: of its JSON, which it writes at its end; until then what it has printed."""
+    """The rows of `benchmarks.crack_loss`: of its JSON, which it writes at its end; until then what it has printed."""
     for file in directory.glob("crack_loss*.json"):
         return json.loads(file.read_text())["results"]
     printed = LOSS_LINE.findall(log.read_text(errors="replace")) if log.exists() else []

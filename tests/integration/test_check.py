@@ -244,7 +244,7 @@ def test_a_missing_config_file_is_named(command, distilled, tmp_path):
 @pytest.mark.parametrize("method", ["ours", "unfused"])
 @pytest.mark.parametrize("device, page", [("cpu", "crack_loss"), ("cuda", "crack_loss_gpu")])
 def test_memory_estimate_is_that_of_the_benchmark(device, page, method):
-    """Peaks measured by benchmarks/crack_loss.py, D = 128, N = P / 12.5."""
+    """Peaks measured by benchmarks/crack_loss, D = 128, N = P / 12.5."""
     report = Path(__file__).parents[2] / f"docs/benchmarks/{page}.json"
     results = [result for result in json.loads(report.read_text())["results"] if result["method"] == method]
     assert results
