@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+import torch
 from torch.utils.data import Dataset
 from torch_geometric.data import Data
 
 from fairchem_crack import keys
+from fairchem_crack.io.labels import OptionalLabels
 from fairchem_crack.teacher.cache import PAIRS, CacheError, Record, TeacherCache
 from fairchem_crack.teacher.cached import CachedTeacher, attach, difference_of_teachers, look_up
+
+LABELS = (keys.ENERGY, keys.FORCES)
 
 
 class TeacherCaches(CachedTeacher):
@@ -29,7 +33,7 @@ class TeacherCaches(CachedTeacher):
                     f"--teacher-cache: {cache.directory} was made by another teacher than {self.cache.directory}: "
                     f"{difference}."
                 )
-            if lacking := [name for name in (keys.ENERGY, keys.FORCES) if name not in cache.plan.fields]:
+            if lacking := [name for name in LABELS if name not in cache.plan.fields]:
                 raise CacheError(f"--teacher-cache {cache.directory}: holds no {', '.join(lacking)} to compare.")
 
     @property
@@ -61,6 +65,30 @@ class TeacherCaches(CachedTeacher):
 
     def attach(self, system: Data, index: int, where: str, dataset: Dataset) -> None:
         """Add to a system what `__call__` reads of a batch: energy, forces and, where there are some, embeddings."""
-        fields = {keys.ENERGY, keys.FORCES, *([keys.NODE_EMBEDDING] if self.has_embeddings else [])}
+        fields = {*LABELS, *([keys.NODE_EMBEDDING] if self.has_embeddings else [])}
         record = self.record(system, index, where, dataset, {*fields, PAIRS})
         attach(system, record, fields, has_pairs=self.cache.plan.has_pairs)
+
+
+class LabelledByCaches(Dataset):
+    """A dataset of fairchem whose labels are a teacher's outputs; it needs none of its own. Read by the loader's workers.
+
+    Args:
+        dataset: its systems have `energy` and `forces` afterwards.
+        caches: of the teacher.
+        where: of the dataset, for messages.
+    """
+
+    def __init__(self, dataset: Dataset, caches: TeacherCaches, where: str) -> None:
+        self.dataset, self.caches, self.where = OptionalLabels(dataset, {name: name for name in LABELS}), caches, where
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Data:
+        """System `index`, its labels in float32, eV and eV/A."""
+        system = self.dataset[index]
+        values = self.caches.record(system, int(index), self.where, self.dataset, LABELS).values
+        system.energy = torch.tensor(values[keys.ENERGY], dtype=torch.float32).view(-1)
+        system.forces = torch.tensor(values[keys.FORCES], dtype=torch.float32)
+        return system

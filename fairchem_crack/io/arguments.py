@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Optional
 
 from fairchem_crack.io.trust import TRUST_HELP
 
 CACHE_HELP = "in place of --teacher: teacher caches of the data, one of each split for example"
+LABELS_HELP = "errors are differences from the teacher's outputs in --teacher-cache, whatever labels the data have"
 CALCULATOR = "a name that ASE knows (emt), or package.module:function that takes no argument and returns an ASE calculator"
 
 
@@ -54,6 +56,12 @@ def check_at_least(values: object, smallest: Mapping[str, int]) -> None:
         for value in _numbers(values, name):
             if value < bound:
                 raise ValueError(f"{_option(name)} {value}: expected at least {bound}.")
+
+
+def check_labels(labels: Optional[str], caches: Collection[object]) -> None:
+    """Raise ValueError where the labels are a teacher's, and there is no cache of them."""
+    if labels == "teacher" and not caches:
+        raise ValueError("--labels teacher: takes the teacher's outputs from caches of the data; expected --teacher-cache.")
 
 
 def check_positive(values: object, names: Iterable[str], *, or_zero: bool = False) -> None:

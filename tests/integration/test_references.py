@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import yaml
 from caches import write_cache as write_records
-from conftest import TERMS, distill_config, with_terms, write_edited
+from conftest import DATASET, TERMS, distill_config, with_terms, write_edited
 from fairchem.core.modules.normalization.element_references import create_element_references
 from fairchem.core.modules.normalization.normalizer import create_normalizer
-from tolerances import GAP_CLOSED, TOTAL_ENERGY
+from tolerances import GAP_CLOSED, REPEATED, TOTAL_ENERGY
 
 from fairchem_crack.commands.cli import main
+from fairchem_crack.evaluation.s2ef.evaluator import CheckpointEvaluator
 from fairchem_crack.io.datasets import Records
 from fairchem_crack.teacher.cache import Record, TeacherCache
 from fairchem_crack.teacher.cached import digest_of
@@ -215,3 +216,49 @@ def test_a_cached_teacher_is_evaluated_as_its_checkpoint(run, distilled, data, c
     report = json.loads((tmp_path / "page/report.json").read_text())
     assert report["models"]["teacher"]["speed"] is None and report["models"]["student"]["speed"] > 0
     assert report["relation_cosine"] is not None and "energy_mae" in report["metrics"]["val"]["teacher"]
+
+
+def test_errors_against_the_teacher_need_no_labels(run, distilled, data, caches, tmp_path, capsys):
+    """Those of the student are what it differs by from the records; the teacher has none, and the gap ends there."""
+    trained = run(distilled)
+    students = ["--checkpoint", str(trained.checkpoints / "best_checkpoint.pt")]
+    students += ["--undistilled", str(trained.checkpoints / "checkpoint.pt"), "--teacher-cache", str(caches["val"])]
+
+    def without_labels(index, system):
+        del system.y, system.force
+
+    gc.collect()
+    bare = write_edited(data / "val_id", tmp_path / "bare", without_labels)
+    gc.collect()
+    with pytest.raises(SystemExit, match=r"bare: expected systems with energy .* --teacher-cache with --labels teacher"):
+        call(capsys, "evaluate", *students, "--data", f"val={bare}", "--batch-sizes")
+    content = {}
+    for name, source in (("bare", bare), ("labelled", data / "val_id")):
+        output = ["--data", f"val={source}", "--labels", "teacher", "--batch-sizes", "--output", str(tmp_path / name)]
+        printed = call(capsys, "evaluate", *students, *output)
+        assert "Errors are differences from the teacher's outputs" in printed
+        content[name] = json.loads((tmp_path / f"{name}.json").read_text())
+    assert content["bare"]["rows"] == content["labelled"]["rows"] and content["bare"]["labels"] == "teacher"
+    rows = {row["role"]: row["metrics"] for row in content["bare"]["rows"]}
+    assert (rows["teacher"]["energy_mae"], rows["teacher"]["forces_mae"]) == (0, 0)
+    gc.collect()
+    evaluator = CheckpointEvaluator(trained.checkpoints / "best_checkpoint.pt", DATASET, batch_size=6)
+    predicted = np.load(evaluator.predict(data / "val_id", tmp_path / "predicted"))
+    del evaluator
+    cache = TeacherCache(caches["val"])
+    with Records({"src": str(data / "val_id")}) as systems:
+        held = {f"{system.sid}_{system.fid}": cache.get(digest_of(system)).values for system in systems.first(len(systems))}
+    errors = [abs(energy - float(held[name]["energy"])) for name, energy in zip(predicted["ids"], predicted["energy"])]
+    assert len(errors) == 6 and rows["student"]["energy_mae"] == pytest.approx(np.mean(errors), rel=1e-3)
+    flags = [str(tmp_path), "--name", "run", "--data", f"val={bare}", "--systems", "6", "--labels", "teacher"]
+    call(capsys, "report", *flags, "--teacher-cache", str(caches["val"]), "--output", str(tmp_path / "page"))
+    report = json.loads((tmp_path / "page/report.json").read_text())
+    assert report["facts"]["labels"] == "the teacher's outputs, from its caches"
+    assert report["metrics"]["val"]["teacher"]["energy_mae"] == 0
+    assert report["metrics"]["val"]["student"]["energy_mae"] == pytest.approx(rows["student"]["energy_mae"], rel=REPEATED)
+
+
+@pytest.mark.parametrize("command", [["evaluate", "--checkpoint", "a.pt", "--data", "val=here"], ["report", "runs"]])
+def test_labels_of_the_teacher_need_its_caches(command, teacher_checkpoint, capsys):
+    with pytest.raises(SystemExit, match=r"--labels teacher: takes the teacher's outputs from caches .* --teacher-cache"):
+        main([*command, "--teacher", str(teacher_checkpoint), "--labels", "teacher"])

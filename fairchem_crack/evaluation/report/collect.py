@@ -123,7 +123,14 @@ def collect(request: Request) -> Findings:
     device = torch.device("cuda" if torch.cuda.is_available() and not request.cpu else "cpu")
     caches = TeacherCaches(request.teacher_cache) if request.teacher_cache else None
     splits = [
-        load_split(name, options, systems=request.systems, free_atoms_only=request.free_atoms_only, caches=caches)
+        load_split(
+            name,
+            options,
+            systems=request.systems,
+            free_atoms_only=request.free_atoms_only,
+            caches=caches,
+            labels=request.labels,
+        )
         for name, options in request.data.items()
     ]
     of_teacher = request.teacher if caches is None else caches.checkpoint
@@ -251,6 +258,7 @@ def _facts(
         "run": f"{request.name} in {request.run_dir}",
         **roles,
         "data": data,
+        **({"labels": "the teacher's outputs, from its caches"} if request.labels == "teacher" else {}),
         "training": ", ".join(part for part in training if part) or "its config does not say",
         **({"loss terms": ", ".join(terms)} if terms else {}),
         "made": f"{datetime.now():%Y-%m-%d %H:%M} on {_device_name(device)}",

@@ -8,7 +8,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fairchem_crack.io.arguments import CACHE_HELP, add_import_and_trust
+from fairchem_crack.io.arguments import CACHE_HELP, LABELS_HELP, add_import_and_trust
 from fairchem_crack.io.files import write_bytes, write_json, write_text
 from fairchem_crack.plugins import load_plugins
 
@@ -31,6 +31,7 @@ def parser() -> argparse.ArgumentParser:
     teacher = made.add_mutually_exclusive_group(required=True)
     teacher.add_argument("--teacher", help="its checkpoint, or a name of fairchem's pretrained models")
     teacher.add_argument("--teacher-cache", type=Path, nargs="+", default=[], metavar="DIR", help=CACHE_HELP)
+    made.add_argument("--labels", choices=["teacher"], help=LABELS_HELP)
     made.add_argument(
         "--data",
         nargs="+",

@@ -12,9 +12,9 @@ from fairchem.core.common.utils import update_config
 
 from fairchem_crack import keys
 from fairchem_crack.evaluation.names import BEST, LAST, short_names
-from fairchem_crack.evaluation.s2ef.data import SELECTING, as_labelled, validation_options
+from fairchem_crack.evaluation.s2ef.data import SELECTING, as_labelled, validation_options, without_labels
 from fairchem_crack.evaluation.s2ef.evaluator import evaluated_outputs
-from fairchem_crack.io.arguments import named_values
+from fairchem_crack.io.arguments import check_labels, named_values
 from fairchem_crack.io.checkpoints import read_checkpoint
 from fairchem_crack.io.datasets import VAL_SETTINGS
 from fairchem_crack.training.config_checks import check_dataset
@@ -34,6 +34,7 @@ class Request:
         config: of the student's checkpoint.
         teacher: a checkpoint, or a name of fairchem's pretrained registry; None where its outputs are in caches.
         teacher_cache: these.
+        labels: "teacher" where their outputs are the labels, or "data".
         undistilled: a checkpoint of the same student, trained on labels only.
         also: further checkpoints to compare with, each by its `further_names`.
         data: fairchem's dataset options, `src` among them, of each split by its name.
@@ -52,6 +53,7 @@ class Request:
     config: dict[str, Any]
     teacher: Optional[str]
     teacher_cache: tuple[Path, ...]
+    labels: str
     undistilled: Optional[Path]
     also: dict[str, Path]
     data: dict[str, dict[str, Any]]
@@ -68,6 +70,7 @@ def make_request(
     *,
     teacher: str | None = None,
     teacher_cache: Sequence[Path] = (),
+    labels: str | None = None,
     name: str | None = None,
     data: Sequence[str] = (),
     undistilled: str | None = None,
@@ -81,6 +84,7 @@ def make_request(
     """Find every file of a report.
 
     Args:
+        labels: "teacher" for the outputs in its caches, in place of the labels of the data.
         name: None for the only run in `run_dir`.
         data: `NAME=SRC` each, or an `SRC` whose last component is its name; empty for `dataset.val` of the training.
         undistilled: a checkpoint, or the name of another run in `run_dir`.
@@ -95,6 +99,7 @@ def make_request(
     for option, value in (("--systems", systems), ("--batch-size", batch_size)):
         if value < 1:
             raise ValueError(f"{option}: expected at least 1, found {value}.")
+    check_labels(labels, teacher_cache)
     name = _run_name(run_dir, name)
     student = _checkpoint_of(run_dir, name)
     config = read_checkpoint(student)["config"]
@@ -111,9 +116,10 @@ def make_request(
         config=config,
         teacher=teacher,
         teacher_cache=tuple(teacher_cache),
+        labels=labels or "data",
         undistilled=None if undistilled is None else _given("--undistilled", undistilled, run_dir),
         also=further_names([_given("--also", given, run_dir) for given in also]),
-        data=_data(data, config, names),
+        data=_data(data, config, names, labels=labels or "data"),
         free_atoms_only=outputs[keys.FORCES]["eval_on_free_atoms"],
         systems=systems,
         batch_size=batch_size,
@@ -188,7 +194,9 @@ def _stability(file: Path, student: Path) -> dict[str, Any]:
     return content
 
 
-def _data(entries: Sequence[str], config: dict[str, Any], names: dict[str, str]) -> dict[str, dict[str, Any]]:
+def _data(
+    entries: Sequence[str], config: dict[str, Any], names: dict[str, str], *, labels: str
+) -> dict[str, dict[str, Any]]:
     shared = validation_options(update_config(config))
     data: dict[str, dict[str, Any]] = {}
     if not entries:
@@ -203,7 +211,8 @@ def _data(entries: Sequence[str], config: dict[str, Any], names: dict[str, str])
             check_dataset(name, options, options.get("format", "lmdb"))
         except (ValueError, OSError) as error:
             raise type(error)(f"--data: {error}" if entries else f"{error} Give the data with --data NAME=SRC.") from error
-        data[name] = as_labelled(options, names)
+        read = as_labelled(options, names)
+        data[name] = without_labels(read) if labels == "teacher" else read
     return data
 
 

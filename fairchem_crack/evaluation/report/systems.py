@@ -14,7 +14,7 @@ from fairchem.core.datasets import data_list_collater
 from torch_geometric.data import Batch, Data
 
 from fairchem_crack import keys
-from fairchem_crack.evaluation.teacher_caches import TeacherCaches
+from fairchem_crack.evaluation.teacher_caches import LabelledByCaches, TeacherCaches
 from fairchem_crack.io.datasets import Records
 from fairchem_crack.io.named_records import NamedRecords, free_atoms
 from fairchem_crack.io.samples import evenly_spaced
@@ -64,6 +64,7 @@ def load_split(
     systems: int,
     free_atoms_only: bool,
     caches: Optional[TeacherCaches] = None,
+    labels: str = "data",
 ) -> Split:
     """Read evenly spaced systems of a dataset.
 
@@ -72,6 +73,7 @@ def load_split(
         systems: at most so many.
         free_atoms_only: leave fixed atoms out of the evaluation, `outputs.forces.eval_on_free_atoms`.
         caches: whose outputs are attached to the systems.
+        labels: "teacher" for these outputs as labels, or "data".
 
     Raises:
         ValueError: the dataset cannot be read, is empty, or has no labels.
@@ -79,8 +81,9 @@ def load_split(
     try:
         with Records(options) as records:
             total, named = len(records), NamedRecords(records, name)
+            labelled = named if caches is None or labels == "data" else LabelledByCaches(named, caches, str(options["src"]))
             indices = evenly_spaced(total, systems)
-            chosen = [named[index] for index in indices]
+            chosen = [labelled[index] for index in indices]
             if caches is not None:
                 for system, index in zip(chosen, indices):
                     caches.attach(system, index, str(options["src"]), named)

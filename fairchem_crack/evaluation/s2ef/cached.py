@@ -17,16 +17,15 @@ from torch_geometric.data import Batch
 from fairchem_crack import keys
 from fairchem_crack.evaluation.s2ef.evaluator import METRICS, Atoms, SystemErrors, check_errors
 from fairchem_crack.evaluation.s2ef.runs import Evaluation
-from fairchem_crack.evaluation.teacher_caches import TeacherCaches
+from fairchem_crack.evaluation.teacher_caches import LABELS, LabelledByCaches, TeacherCaches
 from fairchem_crack.io.datasets import close_unused, open_dataset
 from fairchem_crack.io.named_records import NamedRecords, free_atoms
 
-LABELS = (keys.ENERGY, keys.FORCES)
 BATCH_SIZE = 64  # systems compared at once; it has no effect on the figures
 
 
 def evaluate_caches(
-    caches: TeacherCaches, data: Mapping[str, Path], dataset: Mapping[str, Any], *, atoms: Atoms
+    caches: TeacherCaches, data: Mapping[str, Path], dataset: Mapping[str, Any], *, atoms: Atoms, are_labels: bool = False
 ) -> Evaluation:
     """A teacher on every split, as `CheckpointEvaluator` evaluates a checkpoint.
 
@@ -34,6 +33,7 @@ def evaluate_caches(
         data: the path of each split.
         dataset: fairchem's options of the splits, all but `src`.
         atoms: whose forces are compared.
+        are_labels: the caches are what is compared with, too: all errors are 0.
 
     Raises:
         CacheError: a system of a split has no record.
@@ -42,17 +42,19 @@ def evaluate_caches(
     metrics, errors = {}, {}
     for split, src in data.items():
         close_unused()
-        metrics[split], errors[split] = _on_split(caches, {**copy.deepcopy(dict(dataset)), "src": str(src)}, atoms)
+        options = {**copy.deepcopy(dict(dataset)), "src": str(src)}
+        metrics[split], errors[split] = _on_split(caches, options, atoms, are_labels)
         check_errors(errors[split], f"{caches.checkpoint} on {src}")
     return Evaluation(caches.name, None, atoms, metrics, errors)
 
 
 def _on_split(
-    caches: TeacherCaches, options: dict[str, Any], atoms: Atoms
+    caches: TeacherCaches, options: dict[str, Any], atoms: Atoms, are_labels: bool
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """See `CheckpointEvaluator.metrics_and_errors`; the systems come in the same order."""
     src = options["src"]
-    records = NamedRecords(open_dataset(options), src)
+    records: Any = NamedRecords(open_dataset(options), src)
+    records = LabelledByCaches(records, caches, src) if are_labels else records
     evaluator, of_systems = Evaluator(eval_metrics=METRICS), SystemErrors()
     measured: dict[str, Any] = {}
     for start in range(0, len(records), BATCH_SIZE):

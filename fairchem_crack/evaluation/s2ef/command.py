@@ -15,8 +15,8 @@ from fairchem.core.common.utils import update_config
 
 from fairchem_crack.evaluation.names import short_names
 from fairchem_crack.evaluation.s2ef.cached import evaluate_caches
-from fairchem_crack.evaluation.s2ef.data import given_options, options_for, validation_options
-from fairchem_crack.evaluation.s2ef.evaluator import CheckpointEvaluator, evaluated_outputs, first_records
+from fairchem_crack.evaluation.s2ef.data import given_options, options_for, validation_options, without_labels
+from fairchem_crack.evaluation.s2ef.evaluator import CheckpointEvaluator, check_labelled, evaluated_outputs, first_records
 from fairchem_crack.evaluation.s2ef.gates import Outcome, gates_of, outcomes, stable_gate, verdict
 from fairchem_crack.evaluation.s2ef.leaderboard import Group, Row, Throughputs, as_csv, leaderboard
 from fairchem_crack.evaluation.s2ef.options import parser
@@ -27,7 +27,7 @@ from fairchem_crack.evaluation.s2ef.summary import REPEATS, summary
 from fairchem_crack.evaluation.speed.measure import throughput_by_size
 from fairchem_crack.evaluation.speed.runs import Model
 from fairchem_crack.evaluation.teacher_caches import TeacherCaches
-from fairchem_crack.io.arguments import check_at_least, check_positive, named_values
+from fairchem_crack.io.arguments import check_at_least, check_labels, check_positive, named_values
 from fairchem_crack.io.atoms import to_atoms
 from fairchem_crack.io.checkpoints import read_checkpoint
 from fairchem_crack.io.files import write_json, write_text
@@ -59,22 +59,25 @@ def evaluate(arguments: list[str]) -> None:
             cpu=options.cpu,
             processes=options.num_gpus,
             atoms=options.atoms,
+            label_caches=options.teacher_cache if options.labels else (),
             imports=options.imports,
         )
         if caches is not None:
             atoms = evaluations[options.checkpoint[0]].atoms
             groups.append(Group("teacher", "teacher", (caches.checkpoint,)))
-            evaluations[caches.checkpoint] = evaluate_caches(caches, data, dataset, atoms=atoms)
+            evaluations[caches.checkpoint] = evaluate_caches(
+                caches, data, dataset, atoms=atoms, are_labels=bool(options.labels)
+            )
         rows = leaderboard(evaluations, groups)
         throughput = _throughput(groups, data, dataset, options)
-        print(summary(rows, groups, evaluations, throughput))
+        print(summary(rows, groups, evaluations, throughput, labels=options.labels or "data"))
         of_gates = outcomes(gates, rows)
         if stability is not None:
             of_gates += stability_outcomes(stability, groups, starts, next(iter(data)), options)
         if of_gates:
             print(f"\n{verdict(of_gates)}")
         if options.output is not None:
-            _write(options.output, rows, groups, evaluations, throughput, of_gates)
+            _write(options.output, rows, groups, evaluations, throughput, of_gates, options.labels or "data")
         if options.submission is not None:
             test = splits_of(options.test, "--test")
             evaluator = CheckpointEvaluator(
@@ -126,6 +129,7 @@ def _check(options: argparse.Namespace, checkpoints: Sequence[Path], data: dict[
     check_gpus(options.num_gpus, cpu=options.cpu)
     if (options.submission is None) is not (options.test is None):
         raise ValueError("--submission and --test come together: the file, and the four splits to predict.")
+    check_labels(options.labels, options.teacher_cache)
     test = splits_of(options.test or [], "--test")
     for path in [*checkpoints, *data.values(), *test.values()]:
         if not path.exists():
@@ -135,8 +139,9 @@ def _check(options: argparse.Namespace, checkpoints: Sequence[Path], data: dict[
     dataset = dataset_of(options, data)
     for split, path in data.items():
         check_dataset(split, {"src": path}, dataset["format"])
-        first_records(path, dataset, 1)
-    return dataset
+        if not options.labels:
+            check_labelled(path, dataset)
+    return without_labels(dataset) if options.labels else dataset
 
 
 def splits_of(entries: Sequence[str], option: str) -> dict[str, Path]:
@@ -179,6 +184,7 @@ def _write(
     evaluations: dict[Path, Evaluation],
     throughput: Throughputs,
     of_gates: list[Outcome],
+    labels: str,
 ) -> None:
     from fairchem_crack.evaluation.s2ef.picture import draw
 
@@ -196,7 +202,8 @@ def _write(
         for group in groups
         for path in group.checkpoints
     }
-    content = {"rows": [asdict(row) for row in rows], "models": models, "gates": [asdict(gate) for gate in of_gates]}
+    gates = [asdict(gate) for gate in of_gates]
+    content = {"labels": labels, "rows": [asdict(row) for row in rows], "models": models, "gates": gates}
     write_json(output.with_name(f"{output.name}.json"), content)
     write_text(output.with_name(f"{output.name}.csv"), as_csv(rows, throughput))
     draw(rows, throughput, output.with_name(f"{output.name}.png"))

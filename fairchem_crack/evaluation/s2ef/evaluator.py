@@ -19,6 +19,7 @@ from fairchem_crack import keys
 from fairchem_crack.adapters import architecture
 from fairchem_crack.adapters.outputs import predicted
 from fairchem_crack.evaluation.s2ef.data import without_labels
+from fairchem_crack.evaluation.teacher_caches import LabelledByCaches, TeacherCaches
 from fairchem_crack.io.checkpoints import model_config, read_checkpoint, reading_safely
 from fairchem_crack.io.datasets import Records, close_unused
 from fairchem_crack.io.named_records import NAMED
@@ -96,7 +97,7 @@ def first_records(src: Path, dataset: dict, count: int) -> list[Any]:
     """At most `count` systems of a dataset, the first ones, as fairchem's records.
 
     Raises:
-        ValueError: they cannot be read, or have no energy and forces.
+        ValueError: they cannot be read, or there is none.
     """
     try:
         with Records({**dataset, "src": str(src)}) as content:
@@ -106,11 +107,19 @@ def first_records(src: Path, dataset: dict, count: int) -> list[Any]:
             f"{src}: its first systems cannot be read with energies and forces as {dataset['format']} ({error}). Evaluation "
             "needs labelled data."
         ) from error
-    missing = [name for name in ("energy", "forces") if records and name not in records[0]]
-    if missing or not records:
-        held = f"no {missing[0]}" if missing else "no system"
-        raise ValueError(f"{src}: expected systems with energy and forces, found {held}.")
+    if not records:
+        raise ValueError(f"{src}: expected systems with energy and forces, found no system.")
     return records
+
+
+def check_labelled(src: Path, dataset: dict) -> None:
+    """Raise ValueError for a dataset whose first system has no energy or no forces, or cannot be read."""
+    (first,) = first_records(src, dataset, 1)
+    if missing := [name for name in (keys.ENERGY, keys.FORCES) if name not in first]:
+        raise ValueError(
+            f"{src}: expected systems with energy and forces, found no {missing[0]}. A teacher's outputs for them do, too: "
+            "--teacher-cache with --labels teacher."
+        )
 
 
 def evaluated_outputs(config: dict, checkpoint: Path) -> tuple[dict[str, str], dict[str, dict]]:
@@ -195,6 +204,7 @@ class CheckpointEvaluator:
         batch_size: systems per forward.
         cpu: run on the CPU even where there is a GPU.
         device: number of the GPU.
+        labels: caches of a teacher, whose outputs are the labels; None for those of the data.
 
     Raises:
         ValueError: not a fairchem checkpoint of a model of energies and forces, or one of step 0.
@@ -209,6 +219,7 @@ class CheckpointEvaluator:
         cpu: bool = True,
         device: int = 0,
         atoms: Optional[Atoms] = None,
+        labels: Optional[TeacherCaches] = None,
     ) -> None:
         setup_imports()
         content = read_checkpoint(checkpoint)
@@ -218,7 +229,7 @@ class CheckpointEvaluator:
         if atoms is not None:
             outputs[keys.FORCES]["eval_on_free_atoms"] = atoms == "free"
         self.atoms: Atoms = "free" if outputs[keys.FORCES]["eval_on_free_atoms"] else "all"
-        self._checkpoint, self._dataset = checkpoint, dataset
+        self._checkpoint, self._dataset, self._labels = checkpoint, dataset, labels
         with reading_safely(attributes):  # its config may name a file of scale factors
             self._trainer = _Trainer(
                 task={},
@@ -258,6 +269,12 @@ class CheckpointEvaluator:
         self._trainer.load_datasets()
         return self._trainer.val_loader
 
+    def _take_labels(self, src: Path) -> None:
+        """Let the systems that were loaded have the labels of the teacher's caches, where they are given."""
+        if self._labels is not None:
+            dataset = LabelledByCaches(self._trainer.val_loader.dataset, self._labels, str(src))
+            self._trainer.val_loader = self._trainer.get_dataloader(dataset, self._trainer.val_sampler)
+
     def metrics(self, src: Path) -> dict[str, float]:
         """`energy_mae` (eV), `forces_mae` (eV/A, free atoms), `forces_cosine_similarity`,
         `energy_forces_within_threshold` (fraction) over the dataset at `src`."""
@@ -276,6 +293,7 @@ class CheckpointEvaluator:
             ValueError: an error is not finite.
         """
         self._load(src)
+        self._take_labels(src)
         self._as_in_a_fresh_process()
         self._trainer.system_errors = SystemErrors()
         validated = self._trainer.validate(disable_tqdm=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from fairchem_crack.io.arguments import CACHE_HELP, add_import_and_trust
+from fairchem_crack.io.arguments import CACHE_HELP, LABELS_HELP, add_import_and_trust
 
 
 def parser() -> argparse.ArgumentParser:
@@ -18,6 +18,7 @@ def parser() -> argparse.ArgumentParser:
     teacher = own.add_mutually_exclusive_group()
     teacher.add_argument("--teacher", type=Path, help="its checkpoint")
     teacher.add_argument("--teacher-cache", type=Path, nargs="+", default=[], metavar="DIR", help=CACHE_HELP)
+    own.add_argument("--labels", choices=["teacher"], help=LABELS_HELP)
     own.add_argument(
         "--undistilled",
         type=Path,
@@ -31,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
         help="the checkpoints are one student with several seeds, and so are the undistilled ones, in the same order: print "
         "means over the seeds; the interval of the gap closed then covers the seeds too",
     )
-    own.add_argument("--data", nargs="+", required=True, metavar="SPLIT=PATH", help="labelled splits")
+    own.add_argument("--data", nargs="+", required=True, metavar="SPLIT=PATH", help="labelled splits; with --labels, any")
     own.add_argument(
         "--format", help="of the data, as in dataset.val.format (default: ase_db for *.db and *.aselmdb, otherwise lmdb)"
     )

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from fairchem_crack.evaluation.s2ef.evaluator import Atoms, CheckpointEvaluator
+from fairchem_crack.evaluation.teacher_caches import TeacherCaches
 from fairchem_crack.io.denormals import without_denormals
 from fairchem_crack.io.processes import end_with_parent
 from fairchem_crack.io.progress import Progress
@@ -33,6 +34,7 @@ class Task:
     batch_size: int
     cpu: bool
     atoms: Optional[Atoms] = None
+    label_caches: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,7 @@ def evaluate_all(
     cpu: bool,
     processes: int,
     atoms: Optional[Atoms] = None,
+    label_caches: Sequence[Path] = (),
     imports: Sequence[str] = (),
 ) -> dict[Path, Evaluation]:
     """Every model on every split; in several processes, each on a GPU of its own, every pair of them is a task.
@@ -72,13 +75,16 @@ def evaluate_all(
         data: the path of each split.
         dataset: fairchem's options of the splits, all but `src`.
         atoms: whose forces are compared; None for what each checkpoint says.
+        label_caches: of a teacher, whose outputs are the labels; none for those of the data.
         imports: modules that every process imports.
 
     Raises:
         BrokenProcessPool: a process was killed.
     """
     shares = [data] if processes == 1 else [{split: path} for split, path in data.items()]
-    tasks = [Task(model, share, dataset, batch_size, cpu, atoms) for model in models for share in shares]
+    tasks = [
+        Task(model, share, dataset, batch_size, cpu, atoms, tuple(label_caches)) for model in models for share in shares
+    ]
     if processes == 1:
         done = [measure(task) for task in tasks]
     else:
@@ -115,7 +121,13 @@ def _start_process(devices: Any, cpu: bool, imports: Sequence[str]) -> None:
 def measure(task: Task) -> Evaluation:
     """Evaluate a checkpoint on some splits."""
     evaluator = CheckpointEvaluator(
-        task.checkpoint, task.dataset, batch_size=task.batch_size, cpu=task.cpu, device=_device, atoms=task.atoms
+        task.checkpoint,
+        task.dataset,
+        batch_size=task.batch_size,
+        cpu=task.cpu,
+        device=_device,
+        atoms=task.atoms,
+        labels=TeacherCaches(task.label_caches) if task.label_caches else None,
     )
     metrics, errors = {}, {}
     for split, src in task.data.items():

@@ -16,12 +16,19 @@ REPEATS = 3  # of a timed forward
 
 
 def summary(
-    rows: Sequence[Row], groups: Sequence[Group], evaluations: Mapping[Path, Evaluation], throughput: Throughputs
+    rows: Sequence[Row],
+    groups: Sequence[Group],
+    evaluations: Mapping[Path, Evaluation],
+    throughput: Throughputs,
+    *,
+    labels: str = "data",
 ) -> str:
-    """The whole text."""
+    """The whole text; `labels`: "data", or "teacher", whose outputs the errors are measured from."""
     has_seeds = any(len(group.checkpoints) > 1 for group in groups)
     over = "systems and, of the gap closed, over the seeds" if has_seeds else "systems"
     notes = [f"In brackets 95 % intervals over the {over}. {atoms_note(evaluations)}"]
+    if labels == "teacher":
+        notes.append("Errors are differences from the teacher's outputs, not from labels of the data: its own are 0.")
     if {group.role for group in groups} < {"student", "undistilled", "teacher"}:
         notes.append("No gap closed: it is measured from --undistilled to --teacher or --teacher-cache.")
     if throughput:
