@@ -83,6 +83,14 @@ def test_a_card_says_what_its_three_files_say(checkpoint, evaluation, tmp_path):
     assert cells(text, "crack-0") == ["crack-0", "20", "8", "200"] and "elsewhere" not in text
 
 
+@pytest.mark.parametrize("labels", [{}, {"labels": "data"}, {"labels": "teacher"}])
+def test_a_card_says_what_errors_are_measured_from(checkpoint, evaluation, tmp_path, labels):
+    """An evaluation of before has no word on it: it was the labels of the data."""
+    evaluation.write_text(json.dumps({**json.loads(evaluation.read_text()), **labels}))
+    text = make(tmp_path / "card.md", checkpoint=checkpoint, evaluation=evaluation)
+    assert ("differences from the outputs of its teacher" in text) == (labels == {"labels": "teacher"})
+
+
 def test_a_card_without_an_evaluation_says_so(checkpoint, tmp_path):
     text = make(tmp_path / "card.md", checkpoint=checkpoint)
     assert text.count("Not measured") == 2 and "distilled" not in text and "- loss: `energy` 4\n" in text

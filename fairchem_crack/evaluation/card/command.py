@@ -108,7 +108,8 @@ def read_evaluation(file: Path, checkpoint: Path) -> dict[str, Any]:
     name = {Path(path).resolve(): model["name"] for path, model in models.items()}.get(checkpoint.resolve())
     if name is None:
         raise ValueError(f"{where}: {checkpoint} is not in it; it has {', '.join(models)}.")
-    return {"name": name, "rows": [row for row in rows if row["model"] == name], "models": models}
+    labels = content.get("labels", "data")
+    return {"name": name, "rows": [row for row in rows if row["model"] == name], "models": models, "labels": labels}
 
 
 def read_config(file: Path) -> dict[str, Any]:
@@ -164,7 +165,8 @@ def _errors(evaluation: dict[str, Any]) -> str:
         gaps = [str(gap_cell(_interval(row["gaps"][name]))) if row["gaps"].get(name) else "" for name in ERRORS]
         rows.append([row["split"], *errors, *others, " / ".join(gaps).strip(" /")])
     headings = ["split", *(heading for heading, _ in METRICS.values()), "gap closed, energy / forces"]
-    return f"{_table(headings, rows)}\n\nIn brackets 95 % intervals over the systems."
+    since = " Errors are differences from the outputs of its teacher." if evaluation["labels"] == "teacher" else ""
+    return f"{_table(headings, rows)}\n\nIn brackets 95 % intervals over the systems.{since}"
 
 
 def _speed(evaluation: dict[str, Any]) -> str:
