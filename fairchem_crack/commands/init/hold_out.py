@@ -40,18 +40,18 @@ def hold_out(source: Path, count: int, output: Path) -> Iterator[tuple[Path, Pat
     for file in (train, val):
         if file.exists():
             raise ValueError(f"--output {output}: {file} is there already. Give another name, or remove it.")
-    rows = list(connect(source).select())
-    held = held_out(rows, count)
+    rows = connect(source)
+    held = held_out(rows.select(include_data=False), count)
     if not held:
         raise ValueError(
-            f"--hold-out {count}: {source} has {len(rows)} systems, but no {count} of them or fewer that can be held out. "
+            f"--hold-out {count}: {source} has {rows.count()} systems, but no {count} of them or fewer can be held out. "
             "Those with the same atoms in the same cell stay together, and half of all stay for training. Give the systems "
             "to validate on as --val."
         )
     output.parent.mkdir(parents=True, exist_ok=True)
     try:
-        _write(train, (row for row in rows if row.id not in held))
-        _write(val, (row for row in rows if row.id in held))
+        _write(train, (row for row in rows.select() if row.id not in held))
+        _write(val, (row for row in rows.select() if row.id in held))
         yield train, val
     except BaseException:
         for file in (train, val):
@@ -59,15 +59,16 @@ def hold_out(source: Path, count: int, output: Path) -> Iterator[tuple[Path, Pat
         raise
 
 
-def held_out(rows: list[Any], count: int) -> set[int]:
-    """The numbers of the rows held out: whole groups, in a random order, at most `count` and half of all rows."""
+def held_out(rows: Iterable[Any], count: int) -> set[int]:
+    """The ids of the rows held out: whole groups, in a random order, at most `count` and half of all rows."""
     groups: dict[tuple, list[int]] = {}
     for row in rows:
         groups.setdefault((row.numbers.tobytes(), np.round(row.cell, 3).tobytes(), row.pbc.tobytes()), []).append(row.id)
-    numbers, held = list(groups.values()), set[int]()
-    for index in np.random.default_rng(SEED).permutation(len(numbers)):
-        if len(held) + len(numbers[index]) <= min(count, len(rows) // 2):
-            held |= set(numbers[index])
+    ids, held = list(groups.values()), set[int]()
+    most = min(count, sum(map(len, ids)) // 2)
+    for index in np.random.default_rng(SEED).permutation(len(ids)):
+        if len(held) + len(ids[index]) <= most:
+            held |= set(ids[index])
     return held
 
 
