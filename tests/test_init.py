@@ -190,8 +190,9 @@ def test_frames_of_one_trajectory_are_on_one_side(teacher_checkpoint, tmp_path):
     with connect(source) as rows:
         for relaxation in range(12):
             first = oxide(rng)
-            for _ in range(5):
+            for number in range(5):
                 frame = first.copy()
+                frame.cell[0, 1] = (-1) ** number * 1e-17
                 frame.rattle(0.05, rng=rng)
                 frame.cell[2, 2] += relaxation / 10
                 frame.calc = SinglePointCalculator(frame, **first.calc.results)

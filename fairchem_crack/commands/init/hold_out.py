@@ -63,7 +63,8 @@ def held_out(rows: Iterable[Any], count: int) -> set[int]:
     """The ids of the rows held out: whole groups, in a random order, at most `count` and half of all rows."""
     groups: dict[tuple, list[int]] = {}
     for row in rows:
-        groups.setdefault((row.numbers.tobytes(), np.round(row.cell, 3).tobytes(), row.pbc.tobytes()), []).append(row.id)
+        cell = np.round(row.cell, 3) + 0.0  # -0.0 is another number by its bytes
+        groups.setdefault((row.numbers.tobytes(), cell.tobytes(), row.pbc.tobytes()), []).append(row.id)
     ids, held = list(groups.values()), set[int]()
     most = min(count, sum(map(len, ids)) // 2)
     for index in np.random.default_rng(SEED).permutation(len(ids)):
