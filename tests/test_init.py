@@ -227,7 +227,7 @@ def test_labels_of_a_cache_replace_those_of_the_data(data, teacher_checkpoint, t
         ({"--hold-out": "1", "--val": "good.db"}, "expected no --val, no --val-cache"),
         ({"--hold-out": "1", "--dataset": "nowhere.db"}, "--dataset nowhere.db: does not exist"),
         ({"--hold-out": "1", "--dataset": "lmdbs"}, r"--hold-out: divides an ASE database .* not lmdbs"),
-        ({"--hold-out": "1", "--dataset": "alike.db"}, "--hold-out 1: alike.db has 4 systems, but no 1 of them or fewer can be held out"),
+        ({"--hold-out": "1", "--dataset": "alike.db"}, "alike.db has 4 systems, but no 1 of them or fewer can be held out"),
         ({"--hold-out": "1", "--dataset": "bare.db"}, r"--dataset my_student_train.db: no system of a sample"),
         ({"--hold-out": "1", "--output": "there.yml"}, r"there_val\.db is there already"),
         ({"--labels": "teacher"}, "--labels teacher: expected a teacher cache of --dataset as --teacher"),
