@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import NamedTuple
 
-from benchmarks.accuracy.plan import EXPERIMENTS, Run, read_plan
+from benchmarks.accuracy.plan import EXPERIMENTS, UNDISTILLED, Run, read_plan
 from benchmarks.accuracy.summary import GAPS, GROUP, MEAN, Results
 from benchmarks.accuracy.training import Workspace
 from benchmarks.cache.report import by_shape
@@ -317,6 +317,23 @@ def _of_potential(teacher: str, student: str, method: str, split: str) -> dict:
     sought = {"student": student, "method": method, "split": split}
     (row,) = (row for row in load(f"foundation_{teacher}")["rows"] if sought.items() <= row.items())
     return row
+
+
+SCALES = ("4", "13", "40", "120")  # coefficients of the recipe's relations, the second last its own
+
+
+def scaled_recipe() -> list[list[float]]:
+    """By teacher, the mean of both errors of PaiNN relative to the undistilled student's, with the recipe times `SCALES`."""
+    of_ours = {row["method"]: row for (asked, _, _), row in SCREENED.items() if asked == "scale"}
+    named = {of.partition("@")[2] or "40": row for of, row in of_ours.items() if of != UNDISTILLED}
+    columns = GAPS.values()
+    ours = [mean(named[scale][name][0] / of_ours[UNDISTILLED][name][0] for name in columns) for scale in SCALES]
+    tables = {"foundation": "all", "foundation_nequix": "all", "foundation_chgnet": "all_without_vectors"}
+    tuned = (
+        {f"{row['coefficient']:g}": row["criterion"] for row in load(page)["tuning"] if row["method"] == method}
+        for page, method in tables.items()
+    )
+    return [ours, *([candidates[scale] for scale in SCALES] for candidates in tuned)]
 
 
 def relaxed_by_students(column: str) -> list[float]:

@@ -39,7 +39,7 @@ POTENTIALS = {
         "Nequix-OAM-1",
         "Nequix-OAM-1 (`nequix[torch]`; its weights, of 0.7M parameters, are in its public repository)",
         "All coefficients are those of the [benchmark with SevenNet-0](foundation.md), on the same systems: nothing was "
-        "tuned for this teacher.",
+        "tuned for this teacher. What other weights of all terms together give is [below](#coefficients).",
         EXPERIMENTS.with_name("nequix.yml"),
         f"{NAME}_nequix",
     ),
@@ -47,7 +47,8 @@ POTENTIALS = {
         "CHGNet",
         "CHGNet 0.3.0 (`chgnet`; its weights are in the package)",
         "All coefficients are those of the [benchmark with SevenNet-0](foundation.md), on the same systems: nothing was "
-        "tuned for this teacher, which has no l=1 embedding.",
+        "tuned for this teacher, which has no l=1 embedding. What other weights of all terms together give is "
+        "[below](#coefficients).",
         EXPERIMENTS.with_name("chgnet.yml"),
         f"{NAME}_chgnet",
     ),
