@@ -68,12 +68,13 @@ def examine_agreement(check: Check) -> str:
     line = f"teacher on the labels of the sample: energy MAE {energies.error:.3g} eV, force MAE {error:.3g} eV/A"
     if error < size:
         line += f" (zero forces have {size:.3g})"
-    else:
-        line += _warning(f"zero forces have {size:.3g}. Was the teacher trained on data of this kind, in this unit?")
-    if not energies.is_plausible and check.distill and check.distill.labels == "teacher":
-        shows = "and is validated on them" if check.distill.teacher.val_cache else "so that validation shows the difference"
+    learned = check.distill if check.distill and check.distill.labels == "teacher" else None
+    if not energies.is_plausible and learned:
+        shows = "and is validated on them" if learned.teacher.val_cache else "so that validation shows the difference"
         line += f"; the student learns the teacher's energies, {shows}"
-    elif not energies.is_plausible:
+    if error >= size:
+        line += _warning(f"zero forces have {size:.3g}. Was the teacher trained on data of this kind, in this unit?")
+    if not energies.is_plausible and not learned:
         compared = [term.key for term in check.terms if keys.ENERGY in teacher_fields(term)]
         line += _warning(explanation(energies, compared))
     return line
