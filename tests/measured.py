@@ -256,6 +256,29 @@ def best_screened(method: str, question: str) -> list[float]:
     return min(screened(name, question) for name in candidates)
 
 
+def best_of_candidates() -> dict[tuple[str, str], str]:
+    """Of the paper in small: by start and term, the candidate with the smallest mean of both errors, with seed 0.
+
+    It has three seeds; each term has four candidates, one more where the best of these was at the end.
+    """
+    results = Results(Workspace(ROOT / "docs/benchmarks/accuracy"), "relations")
+    rows = {
+        run.method: of_splits["val_id"]
+        for run, of_splits in results.rows.items()
+        if (run.student, run.seed) == ("equiformer_v2_1", 0)
+    }
+    chosen = {}
+    for start in ("paper", "init"):
+        for term in ("n2n_l0", "n2n", "crack", "infonce", "crack_n2n"):
+            endings = ("", "_tuned", "_l0_tuned") if term == "crack_n2n" else ("",)
+            names = [name for name in rows if name.partition("@")[0] in {f"{start}_{term}{ending}" for ending in endings}]
+            assert len(names) == 4 + (term == "n2n"), names
+            best = min(names, key=lambda name: mean(rows[name][e] / rows[UNDISTILLED][e] for e in GAPS.values()))
+            assert SCREENED["paper_tuned", "equiformer_v2_1", best]["seeds"] == 3
+            chosen[start, term] = best
+    return chosen
+
+
 def missed(method: str) -> list[float]:
     """What the best affine map from PaiNN's embedding leaves of the teacher's variance, between and within systems."""
     return [EMBEDDED[method][f"{part}_fitted"] for part in ("system", "within")]
