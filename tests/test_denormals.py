@@ -69,7 +69,7 @@ def test_commands_that_run_models_flush_them(before, monkeypatch):
         (cache_teacher, "_rank", "load_plugins"),
         (exploration, "_share", "load_plugins"),
         (making, "_in_process", "load_plugins"),
-        (runs, "measure", "CheckpointEvaluator"),
+        (runs, "measure", "TeacherCaches"),
     ],
 )
 def test_their_processes_flush_them(before, monkeypatch, module, name, first):
