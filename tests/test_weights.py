@@ -168,3 +168,12 @@ def test_weights_that_do_not_fit_teacher_or_data_are_refused():
         with pytest.raises(ValueError, match=message):
             check_tags([term], batch, "here")
             check_tag_weights([term], batch)
+
+
+def test_weights_that_are_the_same_for_all_atoms_are_warned_of(caplog):
+    term = TermConfig(keys.NODE_EMBEDDINGS, "mse", 1.0, tag_weights=TagWeights(subsurface=0.2, surface=0.2))
+    warning = "node_embeddings.tag_weights: the weights of all atoms of a sample of dataset.train are 0.2"
+    for tags, is_warned in (([0, 0], True), ([0, 1], True), ([0, 2], False)):
+        caplog.clear()
+        check_tag_weights([term], Batch.from_data_list([Data(pos=torch.zeros(2, 3), tags=torch.tensor(tags))]))
+        assert (warning in caplog.text) == ("atoms.set_tags" in caplog.text) == is_warned

@@ -140,13 +140,21 @@ def check_tags(terms: Iterable[TermConfig], batch: Batch, where: str) -> None:
 
 
 def check_tag_weights(terms: Iterable[TermConfig], batch: Batch) -> None:
-    """Raise ValueError for `tag_weights` that are 0 for every atom of a sample."""
+    """Raise ValueError for `tag_weights` that are 0 for every atom of a sample; warn where they are the same for all."""
     for option, weights in _tag_weights(terms):
         tags = batch.tags.unique().long().tolist()
-        if not any(weights[tag] for tag in tags):
+        found = {weights[tag] for tag in tags}
+        named = ", ".join(map(str, tags))
+        if not any(found):
             raise ValueError(
                 f"{option}: the weights of all atoms of a sample of dataset.train are 0; their tags are "
-                f"{', '.join(map(str, tags))}. Give one of these a weight above 0."
+                f"{named}. Give one of these a weight above 0."
+            )
+        if len(found) == 1 and distutils.is_master():
+            logging.warning(
+                f"{option}: the weights of all atoms of a sample of dataset.train are {found.pop():g}; their tags are "
+                f"{named}. So the option only multiplies the coefficient. Data without tags, such as most ASE databases, "
+                "have 0 for every atom: set them with atoms.set_tags, or leave the option out."
             )
 
 
