@@ -173,7 +173,9 @@ def test_hold_out_divides_one_database(teacher_checkpoint, tmp_path, capsys):
     assert (train, val) == tuple(str(tmp_path / "deep" / f"mine_{split}.db") for split in ("train", "val"))
     parts = [{row.data["sid"]: row for row in connect(file).select()} for file in (train, val)]
     assert 1 <= len(parts[1]) <= 10 and not parts[0].keys() & parts[1].keys()
-    assert f"Held out for validation: {len(parts[1])} systems, {val}" in capsys.readouterr().out
+    of_all, of_val = (len({row.formula for row in connect(file).select()}) for file in (source, val))
+    held = f"{len(parts[1])} of 40 systems, {of_val} of {of_all} compositions"
+    assert f"Held out for validation: {held}, {val}; trained on: {train}." in capsys.readouterr().out
     before = {row.data["sid"]: row for row in connect(source).select()}
     after = {**parts[0], **parts[1]}
     assert before.keys() == after.keys()
@@ -183,26 +185,22 @@ def test_hold_out_divides_one_database(teacher_checkpoint, tmp_path, capsys):
         assert row.energy == before[sid].energy and np.array_equal(row.forces, before[sid].forces)
 
 
-def test_frames_of_one_trajectory_are_on_one_side(teacher_checkpoint, tmp_path):
-    """Else the student would be validated on frames next to those that it was trained on."""
+def test_systems_of_one_composition_are_on_one_side(teacher_checkpoint, tmp_path):
+    """Else the student would be validated on frames and volumes next to those that it was trained on."""
     source = tmp_path / "relaxations.db"
     rng = np.random.default_rng(0)
     with connect(source) as rows:
-        for relaxation in range(12):
+        for _ in range(12):
             first = oxide(rng)
             for number in range(5):
-                frame = first.copy()
-                frame.cell[0, 1] = (-1) ** number * 1e-17
-                frame.rattle(0.05, rng=rng)
-                frame.cell[2, 2] += relaxation / 10
+                frame = first[rng.permutation(len(first))]
+                frame.set_cell(frame.cell * (1 + number / 50), scale_atoms=True)
                 frame.calc = SinglePointCalculator(frame, **first.calc.results)
-                rows.write(frame, key_value_pairs={"relaxation": relaxation})
+                rows.write(frame)
     given = ["--dataset", source, "--hold-out", 13, "--student", "painn", "--teacher", teacher_checkpoint]
     config = init(*given, output=tmp_path / "mine.yml")
-    train, val = (
-        [row.relaxation for row in connect(config["dataset"][split]["src"]).select()] for split in ("train", "val")
-    )
-    assert (len(train), len(val)) == (50, 10) and not set(train) & set(val)
+    train, val = ([row.formula for row in connect(config["dataset"][split]["src"]).select()] for split in ("train", "val"))
+    assert len(train) + len(val) == 60 and 5 <= len(val) <= 13 and not set(train) & set(val)
 
 
 def test_labels_of_a_cache_replace_those_of_the_data(data, teacher_checkpoint, tmp_path, capsys):
@@ -227,7 +225,7 @@ def test_labels_of_a_cache_replace_those_of_the_data(data, teacher_checkpoint, t
         ({"--hold-out": "1", "--val": "good.db"}, "expected no --val, no --val-cache"),
         ({"--hold-out": "1", "--dataset": "nowhere.db"}, "--dataset nowhere.db: does not exist"),
         ({"--hold-out": "1", "--dataset": "lmdbs"}, r"--hold-out: divides an ASE database .* not lmdbs"),
-        ({"--hold-out": "1", "--dataset": "alike.db"}, "alike.db has 4 systems, but no 1 of them or fewer can be held out"),
+        ({"--hold-out": "1", "--dataset": "alike.db"}, "alike.db has 4 systems of 1 compositions, at least 4"),
         ({"--hold-out": "1", "--dataset": "bare.db"}, r"--dataset my_student_train.db: no system of a sample"),
         ({"--hold-out": "1", "--output": "there.yml"}, r"there_val\.db is there already"),
         ({"--labels": "teacher"}, "--labels teacher: expected a teacher cache of --dataset as --teacher"),

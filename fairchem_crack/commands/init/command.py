@@ -72,10 +72,12 @@ def init(arguments: list[str]) -> None:
     if options.hold_out is not None and (options.val is not None or options.val_cache is not None):
         raise ValueError("--hold-out: takes the systems to validate on from --dataset; expected no --val, no --val-cache.")
     with ExitStack() as parts:
+        division = None
         if options.hold_out is not None:
-            options.dataset, options.val = parts.enter_context(hold_out(options.dataset, options.hold_out, output))
+            division = parts.enter_context(hold_out(options.dataset, options.hold_out, output))
+            options.dataset, options.val = division.train, division.val
         data = look_at(options.dataset, options.systems, teacher.cache, whose=options.labels)
-        if options.hold_out is not None and teacher.cache is not None and data.labels != "data":
+        if division is not None and teacher.cache is not None and data.labels != "data":
             options.val_cache = options.teacher
         val_cache = None if options.val_cache is None else TeacherCache(Path(options.val_cache))
         val = None if options.val is None else look_at(options.val, 2, val_cache, option="--val", whose=options.labels)
@@ -89,6 +91,6 @@ def init(arguments: list[str]) -> None:
         chosen = recipe(options.student, data, teacher)
         write_text(output, page(data, val, teacher, chosen, references, options.val_cache))
     print("\n".join([f"Data: {data.summary}.", f"Teacher: {teacher.summary}.", f"Student: {chosen.summary}."]))
-    if options.hold_out is not None and val is not None:
-        print(f"Held out for validation: {val.systems} systems, {options.val}; trained on: {options.dataset}.")
+    if division is not None:
+        print(f"Held out for validation: {division.summary}, {division.val}; trained on: {division.train}.")
     print((NEXT if teacher.cache is None else NEXT_WITH_CACHE).format(output=output))

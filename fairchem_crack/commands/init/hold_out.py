@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from ase.db import connect
@@ -15,20 +15,29 @@ from fairchem_crack.io.files import whole
 SEED = 0
 
 
-@contextmanager
-def hold_out(source: Path, count: int, output: Path) -> Iterator[tuple[Path, Path]]:
-    """Write the systems to train on, and those held out, beside the YAML; the two files, which an error removes again.
+class Division(NamedTuple):
+    """The databases of the systems to train on and to validate on, and how much of all the latter are."""
 
-    Systems that have the same atoms in the same cell, as the frames of a relaxation and the placements of an adsorbate on a
-    slab have, are on the same side. They are drawn at random, always the same of the same database.
+    train: Path
+    val: Path
+    summary: str
+
+
+@contextmanager
+def hold_out(source: Path, count: int, output: Path) -> Iterator[Division]:
+    """Write the systems to train on, and those held out, beside the YAML; an error removes the two files again.
+
+    Systems of one composition are on the same side: so the frames of a relaxation are, also where its cell changes, the
+    volumes of a crystal, and the places of an adsorbate on a slab. Else the student would be validated on structures next to
+    those that it was trained on. They are drawn at random, always the same of the same database.
 
     Args:
-        count: systems to hold out at most; as many as do not divide such a group.
+        count: systems to hold out at most; as many as do not divide a composition.
         output: the YAML, whose name theirs begin with.
 
     Raises:
         FileNotFoundError: there is no such database.
-        ValueError: not one database that ASE writes, too few systems or too alike, or a file is there already.
+        ValueError: not one database that ASE writes, too few compositions, or a file is there already.
     """
     if source.suffix != ".db":
         raise ValueError(
@@ -41,35 +50,43 @@ def hold_out(source: Path, count: int, output: Path) -> Iterator[tuple[Path, Pat
         if file.exists():
             raise ValueError(f"--output {output}: {file} is there already. Give another name, or remove it.")
     rows = connect(source)
-    held = held_out(rows.select(include_data=False), count)
+    compositions = by_composition(rows.select(include_data=False))
+    held = held_out(compositions, count)
     if not held:
+        sizes = [len(ids) for ids in compositions]
         raise ValueError(
-            f"--hold-out {count}: {source} has {rows.count()} systems, but no {count} of them or fewer can be held out. "
-            "Those with the same atoms in the same cell stay together, and half of all stay for training. Give the systems "
-            "to validate on as --val."
+            f"--hold-out {count}: expected a composition of at most {count} systems, and of at most half of all; {source} "
+            f"has {sum(sizes)} systems of {len(sizes)} compositions, at least {min(sizes, default=0)} of each. Systems of "
+            "one composition stay together. Give another number, or the systems to validate on as --val."
         )
+    chosen = sum(not held.isdisjoint(ids) for ids in compositions)
+    summary = f"{len(held)} of {rows.count()} systems, {chosen} of {len(compositions)} compositions"
     output.parent.mkdir(parents=True, exist_ok=True)
     try:
         _write(train, (row for row in rows.select() if row.id not in held))
         _write(val, (row for row in rows.select() if row.id in held))
-        yield train, val
+        yield Division(train, val, summary)
     except BaseException:
         for file in (train, val):
             file.unlink(missing_ok=True)
         raise
 
 
-def held_out(rows: Iterable[Any], count: int) -> set[int]:
-    """The ids of the rows held out: whole groups, in a random order, at most `count` and half of all rows."""
-    groups: dict[tuple, list[int]] = {}
+def by_composition(rows: Iterable[Any]) -> list[list[int]]:
+    """The ids of the rows that have as many atoms of each element."""
+    groups: dict[bytes, list[int]] = {}
     for row in rows:
-        cell = np.round(row.cell, 3) + 0.0  # -0.0 is another number by its bytes
-        groups.setdefault((row.numbers.tobytes(), cell.tobytes(), row.pbc.tobytes()), []).append(row.id)
-    ids, held = list(groups.values()), set[int]()
-    most = min(count, sum(map(len, ids)) // 2)
-    for index in np.random.default_rng(SEED).permutation(len(ids)):
-        if len(held) + len(ids[index]) <= most:
-            held |= set(ids[index])
+        groups.setdefault(np.sort(row.numbers).tobytes(), []).append(row.id)
+    return list(groups.values())
+
+
+def held_out(groups: list[list[int]], count: int) -> set[int]:
+    """Ids of whole groups, in a random order: at most `count`, and at most half of all."""
+    held = set[int]()
+    most = min(count, sum(map(len, groups)) // 2)
+    for index in np.random.default_rng(SEED).permutation(len(groups)):
+        if len(held) + len(groups[index]) <= most:
+            held |= set(groups[index])
     return held
 
 
