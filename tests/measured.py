@@ -245,9 +245,32 @@ DERIVATIVES = "fifth_responses_40"
 EMBEDDED = {row["method"]: row for row in load("relations")["embeddings"] if row["train_systems"] == 300}
 
 
+def mean_errors(row: dict) -> list[float]:
+    """Energy MAE in eV, force MAE in eV/A."""
+    return [row[name][0] for name in GAPS.values()]
+
+
 def screened(method: str, question: str = "weights", student: str = "painn") -> list[float]:
-    """Energy MAE in eV, force MAE in eV/A, on val_id."""
-    return [SCREENED[question, student, method][name][0] for name in ("energy_mae", "forces_mae")]
+    """The `mean_errors` on val_id."""
+    return mean_errors(SCREENED[question, student, method])
+
+
+CONFIRMED = {method: row for (asked, _, method), row in SCREENED.items() if asked == "confirmed"}
+OF_SIZES = {
+    (row["method"], row["train_systems"], row["budget"]): row
+    for row in load("relations")["rows"]
+    if row["question"] == "systems"
+}
+
+
+def smaller(row: dict) -> list[float]:
+    """How much smaller than the reference's the errors of energy and forces are, in percent: estimates and ends."""
+    return [100 * end for name in GAPS for end in row[f"less_{name}"]]
+
+
+def larger(row: dict) -> list[float]:
+    """How much larger they are."""
+    return [-100 * row[f"less_{name}"][end] for name in GAPS for end in (0, 2, 1)]
 
 
 def best_screened(method: str, question: str) -> list[float]:
