@@ -53,9 +53,9 @@ QUESTIONS = {
     "paper": Question(
         "The paper in small",
         "EquiformerV2 of one or two blocks from one of six, from scratch (`paper_`) or from the teacher's first blocks "
-        "(`init_`), at the published weights, and for two blocks n2n at others (`@`). The rows of `init_` with two blocks "
-        "are of an earlier version, which measured where the projections start before it copied the blocks, and counted the "
-        "gradients of frozen parts in the clipped norm.",
+        "(`init_`), at the published weights, and for two blocks n2n at others (`@`). Two blocks have one seed; their rows "
+        "of `init_` with `_atoms` are of an earlier version, which measured where the projections start before it copied "
+        "the blocks, and counted the gradients of frozen parts in the clipped norm.",
         "paper_n2n",
         OF_PAPER,
     ),
