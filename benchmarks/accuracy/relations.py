@@ -18,7 +18,7 @@ TABLE, SPLIT = "relations", "val_id"
 CHOICE = "choice"  # ends the names of budgets of the runs by which a recipe was chosen
 COSTED = ("recipe", "recipe_gemnet_dT")  # the sections that say what a step costs
 PARTS = {"system": "system", "within": "within", "system_fitted": "system, fitted", "within_fitted": "within, fitted"}
-VARIED = ("student", "train_systems", "steps")  # columns where a section has several
+VARIED = ("student", "train_systems")  # columns where a section has several
 
 
 class Question(NamedTuple):
@@ -107,7 +107,7 @@ QUESTIONS = {
         "One pass over 100 to 3000 systems with labels, and 380, 1140 and 3420 steps, which are rounded to whole passes; "
         "`labelled`: on nine generated structures of each of 300 systems, with the teacher's labels.",
         "n2n",
-        dict.fromkeys(("labelled", "labelled_crack"), "labelled_n2n"),
+        dict.fromkeys(("labelled", "labelled_crack", "labelled_n2n"), "labelled_n2n"),
     ),
     "generated": Question(
         "On structures that the teacher labelled",
@@ -154,7 +154,7 @@ QUESTIONS = {
 }
 INTRO = """# When relations help
 
-A screening on the demo's data: {steps} steps, evaluated on val_id, seeds as the tables say. What each method is, is in
+A screening on the demo's data, evaluated on val_id; steps and seeds as the tables say. What each method is, is in
 `benchmarks/accuracy/experiments.yml`; method@40 has the coefficient 40. Training, metrics and the gap closed are those of
 [the accuracy benchmark](accuracy.md). Less than reference: (reference - method) / reference of an error, on the same seeds.
 In brackets 95 % intervals: of a mean by t over seeds; of a gap or a difference by a paired bootstrap over seeds and systems,
@@ -208,7 +208,7 @@ def embeddings(workspace: Workspace) -> list[dict[str, Any]]:
 
 def table(rows: list[dict]) -> list[str]:
     """A line for each of these rows."""
-    varied = [name for name in VARIED if len({row[name] for row in rows}) > 1]
+    varied = [*(name for name in VARIED if len({row[name] for row in rows}) > 1), "steps"]
     has_costs = any("step_cost" in row for row in rows)
     lines = []
     for row in rows:
@@ -234,8 +234,7 @@ def embeddings_table(rows: list[dict]) -> list[str]:
 
 def page(content: dict[str, Any]) -> str:
     """The page of these `figures`, and of nothing else."""
-    steps = dict.fromkeys(str(row["steps"]) for row in content["rows"])
-    lines = [INTRO.format(steps=", ".join(steps))]
+    lines = [INTRO]
     for name, question in QUESTIONS.items():
         rows = [row for row in content["rows"] if row["question"] == name]
         if sum("less_energy" in row for row in rows) < 2:
