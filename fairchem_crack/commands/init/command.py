@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
     own.add_argument("--val", type=Path, metavar="PATH", help="the same of other systems, to choose the best checkpoint by")
     own.add_argument("--val-cache", metavar="DIR", help="a cache of the teacher's outputs for --val, where it has no labels")
     own.add_argument(
-        "--hold-out", type=int, metavar="N", help="in place of --val: hold out N systems of an ASE database, at random"
+        "--hold-out", type=int, metavar="N", help="in place of --val: at most N systems of an ASE database, by composition"
     )
     own.add_argument(
         "--labels",
